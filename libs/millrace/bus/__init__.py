@@ -1,0 +1,1 @@
+"""NATS: the durable intake queue, registrations and ownership in KV buckets, loads, aborts."""

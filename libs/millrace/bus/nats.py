@@ -1,0 +1,382 @@
+"""The bus over a real NATS server with JetStream."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import TypeVar
+
+import nats
+import nats.errors
+import nats.js.errors
+from google.protobuf.message import DecodeError, Message
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from nats.js.kv import KeyValue
+
+from millrace.core.errors import (
+    ConfigError,
+    MillraceError,
+    Overloaded,
+    PayloadTooLarge,
+    Unavailable,
+)
+from millrace.core.membership import SchedulerOwner, WorkerLoad, WorkerRegistration
+from millrace.core.model import model_slug
+from millrace.core.request import Priority, QueuedRequest
+from millrace.internal.v1 import bus_pb2
+from millrace.wire.convert import (
+    queued_request_from_proto,
+    queued_request_to_proto,
+    scheduler_owner_from_proto,
+    scheduler_owner_to_proto,
+    worker_load_to_proto,
+    worker_registration_from_proto,
+    worker_registration_to_proto,
+)
+
+from .base import Bus, HeldRequest, WorkQueue
+from .setup import ENTRY_TTL_S, verify_jetstream
+from .subjects import (
+    ALL_ABORTS,
+    OWNERS_BUCKET,
+    REQUEST_STREAM,
+    WORKERS_BUCKET,
+    abort_subject,
+    load_subject,
+    request_consumer,
+    request_subject,
+)
+
+_log = logging.getLogger(__name__)
+
+PUBLISH_TIMEOUT_S = 5.0
+PING_INTERVAL_S = 5
+RECONNECT_WAIT_S = 0.2
+# Room for the subject, the headers and the protocol's own words beside the payload.
+HEADER_ALLOWANCE_BYTES = 4096
+# JetStream: maximum messages, messages per subject, or bytes exceeded.
+QUEUE_FULL_CODES = frozenset({10047, 10054, 10077})
+MESSAGE_ID_HEADER = "Nats-Msg-Id"
+TRACEPARENT_HEADER = "traceparent"
+
+Entry = TypeVar("Entry")
+
+
+async def connect_bus(url: str, *, name: str, timeout_s: float = 10.0) -> NatsBus:
+    """Connects and verifies what `millrace bus init` made; keeps trying for `timeout_s`.
+
+    Raises `ConfigError` where the server does not answer, or lacks JetStream, stream or bucket.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            client = await nats.connect(
+                url,
+                name=name,
+                connect_timeout=2,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=RECONNECT_WAIT_S,
+                ping_interval=PING_INTERVAL_S,
+                max_outstanding_pings=2,
+                inbox_prefix=f"_INBOX_{name}".encode(),
+                error_cb=_log_error,
+                disconnected_cb=_log_disconnect,
+                reconnected_cb=_log_reconnect,
+            )
+            break
+        except (OSError, nats.errors.Error, TimeoutError) as exc:
+            if time.monotonic() > deadline:
+                raise ConfigError(f"no NATS server answers at {url}: {exc}") from exc
+            await asyncio.sleep(0.1)
+    try:
+        return await _verified_bus(client, url)
+    except BaseException:
+        await client.close()
+        raise
+
+
+async def _verified_bus(client: Client, url: str) -> NatsBus:
+    jetstream = client.jetstream(timeout=PUBLISH_TIMEOUT_S)
+    await verify_jetstream(jetstream, url)
+    try:
+        await jetstream.stream_info(REQUEST_STREAM)
+        workers = await jetstream.key_value(WORKERS_BUCKET)
+        owners = await jetstream.key_value(OWNERS_BUCKET)
+    except nats.js.errors.NotFoundError as exc:
+        raise ConfigError(
+            f"the NATS server at {url} has no stream {REQUEST_STREAM} or no buckets "
+            f"{WORKERS_BUCKET}, {OWNERS_BUCKET}; run `millrace bus init`"
+        ) from exc
+    return NatsBus(client, jetstream, workers, owners)
+
+
+async def _log_error(exc: Exception) -> None:
+    _log.warning("nats: %s: %s", type(exc).__name__, exc)
+
+
+async def _log_disconnect() -> None:
+    _log.warning("nats: disconnected")
+
+
+async def _log_reconnect() -> None:
+    _log.info("nats: connected again")
+
+
+class NatsBus(Bus):
+    """One connection; made by `connect_bus`."""
+
+    def __init__(
+        self, client: Client, jetstream: JetStreamContext, workers: KeyValue, owners: KeyValue
+    ) -> None:
+        self._client = client
+        self._jetstream = jetstream
+        self._workers = workers
+        self._owners = owners
+
+    @property
+    def is_connected(self) -> bool:
+        """True while the server answers."""
+        return bool(self._client.is_connected)
+
+    async def publish_request(self, request: QueuedRequest, headers: Mapping[str, str]) -> None:
+        """See `Bus`."""
+        payload = queued_request_to_proto(request).SerializeToString()
+        limit = self._client.max_payload - HEADER_ALLOWANCE_BYTES
+        if len(payload) > limit:
+            raise PayloadTooLarge(
+                f"the request has {len(payload)} bytes on the queue; the limit is {limit}",
+                metadata={"value": str(len(payload)), "max": str(limit)},
+            )
+        try:
+            await self._jetstream.publish(
+                request_subject(request.model, request.priority),
+                payload,
+                timeout=PUBLISH_TIMEOUT_S,
+                stream=REQUEST_STREAM,
+                headers={**headers, MESSAGE_ID_HEADER: request.request_id},
+            )
+        except Exception as exc:
+            raise _publish_error(exc) from exc
+
+    async def work_queue(self, model: str, priority: Priority) -> WorkQueue:
+        """See `Bus`."""
+        durable = request_consumer(model, priority)
+        try:
+            await self._jetstream.consumer_info(REQUEST_STREAM, durable)
+        except nats.js.errors.NotFoundError as exc:
+            raise ConfigError(
+                f"no consumer {durable} for model {model!r}; "
+                f"run `millrace bus init --model {model}`"
+            ) from exc
+        subscription = await self._jetstream.pull_subscribe_bind(durable, REQUEST_STREAM)
+        return NatsWorkQueue(subscription)
+
+    async def publish_abort(self, request_id: str) -> None:
+        """See `Bus`."""
+        await self._client.publish(
+            abort_subject(request_id),
+            bus_pb2.Cancellation(request_id=request_id).SerializeToString(),
+        )
+
+    async def aborts(self) -> AsyncIterator[str]:
+        """See `Bus`."""
+        subscription = await self._client.subscribe(ALL_ABORTS)
+        try:
+            async for message in subscription.messages:
+                yield message.subject.rsplit(".", 1)[1]
+        finally:
+            await _unsubscribe(subscription.unsubscribe)
+
+    async def register_worker(self, registration: WorkerRegistration) -> None:
+        """See `Bus`."""
+        await self._put(
+            self._workers, registration.worker_id, worker_registration_to_proto(registration)
+        )
+
+    async def unregister_worker(self, worker_id: str) -> None:
+        """See `Bus`."""
+        await self._workers.delete(worker_id)
+
+    async def publish_load(self, load: WorkerLoad) -> None:
+        """See `Bus`."""
+        await self._client.publish(
+            load_subject(load.worker_id), worker_load_to_proto(load).SerializeToString()
+        )
+
+    async def workers(self) -> AsyncIterator[tuple[str, WorkerRegistration | None]]:
+        """See `Bus`."""
+        entries = _entries(
+            self._workers,
+            lambda raw: worker_registration_from_proto(bus_pb2.WorkerRegistration.FromString(raw)),
+        )
+        async for key, entry in entries:
+            yield key, entry
+
+    async def claim_ownership(self, owner: SchedulerOwner) -> int | None:
+        """See `Bus`."""
+        key = model_slug(owner.model)
+        try:
+            entry = await self._owners.get(key)
+        except nats.js.errors.KeyNotFoundError:
+            revision, previous = 0, None
+        else:
+            revision = entry.revision or 0
+            previous = scheduler_owner_from_proto(
+                bus_pb2.SchedulerOwner.FromString(entry.value or b"")
+            )
+        epoch = owner.owner_epoch
+        if previous is not None and previous.scheduler_id:
+            if previous.scheduler_id != owner.scheduler_id:
+                return None
+            epoch = max(previous.owner_epoch, epoch)
+        elif previous is not None:
+            epoch = max(previous.owner_epoch + 1, epoch)
+        claimed = SchedulerOwner(owner.scheduler_id, epoch, owner.advertise_address, owner.model)
+        value = scheduler_owner_to_proto(claimed).SerializeToString()
+        try:
+            if previous is None:
+                await self._owners.create(key, value)
+            else:
+                await self._owners.update(key, value, last=revision)
+        except nats.js.errors.KeyWrongLastSequenceError:
+            return None
+        return epoch
+
+    async def release_ownership(self, owner: SchedulerOwner) -> None:
+        """Leaves the epoch behind without a holder, so that the next one is higher."""
+        key = model_slug(owner.model)
+        entry = await self._owners.get(key)
+        held = scheduler_owner_from_proto(bus_pb2.SchedulerOwner.FromString(entry.value or b""))
+        if held.scheduler_id != owner.scheduler_id:
+            return
+        vacant = SchedulerOwner("", held.owner_epoch, "", owner.model)
+        await self._owners.update(
+            key, scheduler_owner_to_proto(vacant).SerializeToString(), last=entry.revision
+        )
+
+    async def owners(self) -> AsyncIterator[tuple[str, SchedulerOwner | None]]:
+        """See `Bus`."""
+        entries = _entries(
+            self._owners,
+            lambda raw: scheduler_owner_from_proto(bus_pb2.SchedulerOwner.FromString(raw)),
+        )
+        async for key, entry in entries:
+            yield key, entry if entry is not None and entry.scheduler_id else None
+
+    async def close(self) -> None:
+        """See `Bus`."""
+        await self._client.close()
+
+    async def _put(self, bucket: KeyValue, key: str, message: Message) -> None:
+        try:
+            await bucket.put(key, message.SerializeToString())
+        except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as exc:
+            raise Unavailable(f"the message bus does not answer: {exc}") from exc
+
+
+def _publish_error(exc: Exception) -> MillraceError:
+    if isinstance(exc, nats.js.errors.APIError) and exc.err_code in QUEUE_FULL_CODES:
+        return Overloaded("the intake queue is full", retry_after_s=1.0)
+    if isinstance(exc, nats.errors.MaxPayloadError):
+        return PayloadTooLarge("the request is larger than the message bus takes")
+    if isinstance(exc, (nats.errors.Error, nats.js.errors.Error, TimeoutError, OSError)):
+        return Unavailable(
+            f"the intake queue does not answer: {type(exc).__name__}", retry_after_s=1.0
+        )
+    raise exc
+
+
+async def _unsubscribe(unsubscribe: Callable[[], object]) -> None:
+    try:
+        result = unsubscribe()
+        if asyncio.iscoroutine(result):
+            await result
+    except (nats.errors.Error, ValueError) as exc:
+        _log.debug("nats: unsubscribe: %s", exc)
+
+
+async def _entries(
+    bucket: KeyValue, decode: Callable[[bytes], Entry]
+) -> AsyncIterator[tuple[str, Entry | None]]:
+    """Watches a bucket; an entry not renewed within its time to live counts as gone.
+
+    The server drops expired entries without telling, hence the clock on this side. A renewal that
+    changes nothing is not passed on.
+    """
+    raw_by_key: dict[str, bytes] = {}
+    seen_s: dict[str, float] = {}
+    watcher = await bucket.watchall()
+    try:
+        while True:
+            try:
+                update = await watcher.updates(timeout=1.0)  # type: ignore[no-untyped-call]
+            except (TimeoutError, nats.errors.TimeoutError):
+                update = None
+            now_s = time.monotonic()
+            if update is not None and update.key is not None:
+                key, raw = update.key, update.value or b""
+                if update.operation in ("DEL", "PURGE"):
+                    seen_s[key] = -1.0
+                else:
+                    is_new = raw_by_key.get(key) != raw
+                    raw_by_key[key], seen_s[key] = raw, now_s
+                    if is_new:
+                        yield key, decode(raw)
+            for key in [key for key, seen in seen_s.items() if now_s - seen > ENTRY_TTL_S]:
+                del seen_s[key]
+                if raw_by_key.pop(key, None) is not None:
+                    yield key, None
+    finally:
+        await _unsubscribe(watcher.stop)
+
+
+class NatsWorkQueue(WorkQueue):
+    """A durable pull consumer."""
+
+    def __init__(self, subscription: JetStreamContext.PullSubscription) -> None:
+        self._subscription = subscription
+
+    async def fetch(self, max_requests: int, timeout_s: float) -> list[HeldRequest]:
+        """See `WorkQueue`."""
+        try:
+            messages = await self._subscription.fetch(max_requests, timeout=timeout_s)
+        except (TimeoutError, nats.errors.TimeoutError):
+            return []
+        except (nats.errors.Error, nats.js.errors.Error) as exc:
+            raise Unavailable(f"the intake queue does not answer: {exc}") from exc
+        return [NatsHeldRequest(message) for message in messages]
+
+
+class NatsHeldRequest(HeldRequest):
+    """A JetStream message that is neither acknowledged nor given back yet."""
+
+    def __init__(self, message: Msg) -> None:
+        self._message = message
+        self.num_delivered = message.metadata.num_delivered or 1
+        self.request: QueuedRequest | None = None
+        try:
+            proto = bus_pb2.QueuedRequest.FromString(message.data)
+            traceparent = (message.headers or {}).get(TRACEPARENT_HEADER, "")
+            self.request = queued_request_from_proto(proto, traceparent)
+        except (DecodeError, ValueError) as exc:
+            _log.error("intake: unreadable request of %d bytes: %s", len(message.data), exc)
+
+    async def in_progress(self) -> None:
+        """See `HeldRequest`."""
+        await self._message.in_progress()
+
+    async def acknowledge(self) -> None:
+        """See `HeldRequest`."""
+        await self._message.ack_sync(timeout=PUBLISH_TIMEOUT_S)
+
+    async def give_back(self, delay_s: float = 0.0) -> None:
+        """See `HeldRequest`."""
+        await self._message.nak(delay=delay_s or None)
+
+    async def discard(self) -> None:
+        """See `HeldRequest`."""
+        await self._message.term()

@@ -1,0 +1,1 @@
+"""Settings: declared once in frozen dataclasses, read from flags, environment and one file."""

@@ -1,0 +1,296 @@
+"""One declaration per setting: a frozen dataclass becomes flags, variables, file keys and help.
+
+Precedence: `--field-name`, then `MILLRACE_<SERVICE>_<FIELD>`, then the table `[service]` of one
+TOML file, then the default. The file is the one that `--config` or MILLRACE_CONFIG names, else
+`millrace.toml` in MILLRACE_HOME where there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import sys
+import tomllib
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from millrace.core.errors import ConfigError
+
+from .environment import current_environment
+from .home import millrace_home
+from .values import format_value, parse_text, parse_toml, split_optional, type_label
+
+T = TypeVar("T")
+
+ENV_PREFIX = "MILLRACE_"
+TABLES = ("up", "gateway", "tokenizer", "scheduler", "worker", "cache", "collector")
+_METADATA_KEY = "millrace.setting"
+
+
+@dataclass(frozen=True, slots=True)
+class SettingDoc:
+    """What a declaration says beside type and default."""
+
+    help: str
+    unit: str = ""
+    is_secret: bool = False
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SettingValue:
+    """A setting's value in force and where it comes from: flag, env, file or default."""
+
+    name: str
+    value: Any
+    origin: str
+    env: str
+    help: str
+    unit: str = ""
+    flag: str = ""
+    is_secret: bool = False
+
+    @property
+    def text(self) -> str:
+        """The value as text; a secret shows only that it is set."""
+        if self.is_secret and self.value:
+            return "********"
+        return format_value(self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class _Setting:
+    name: str
+    hint: Any
+    doc: SettingDoc
+    default: Any
+    service: str
+
+    @property
+    def env(self) -> str:
+        return f"{ENV_PREFIX}{self.service}_{self.name}".upper().replace("-", "_")
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+
+def setting(
+    default: Any = MISSING,
+    *,
+    help: str,
+    unit: str = "",
+    secret: bool = False,
+    choices: tuple[str, ...] = (),
+    default_factory: Callable[[], Any] | None = None,
+) -> Any:
+    """Declares a field of a settings dataclass."""
+    metadata = {_METADATA_KEY: SettingDoc(help, unit, secret, choices)}
+    if default_factory is not None:
+        return dataclasses.field(default_factory=default_factory, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def load_config(
+    cls: type[T],
+    service: str,
+    argv: Sequence[str] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+    prog: str | None = None,
+) -> T:
+    """Builds `cls` from flags, environment, file and defaults; `--help` prints and exits.
+
+    `argv` None takes the process's own. Raises `ConfigError` naming the setting and the nearest
+    known name or the allowed values.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    parser = _Parser(prog=prog or f"python -m millrace.{service}", description=cls.__doc__)
+    add_flags(parser, cls, service)
+    namespace, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        flags = [item.flag for item in _settings(cls, service)] + ["--config", "--help"]
+        raise ConfigError(_unknown("flag", unknown[0].split("=")[0], flags))
+    return config_from_flags(cls, service, namespace, environ=environ)
+
+
+def explain_config(
+    cls: type[Any],
+    service: str,
+    argv: Sequence[str] | None = None,
+    *,
+    environ: Mapping[str, str] | None = None,
+) -> list[SettingValue]:
+    """Every setting with its value and origin; `argv` None means no flags."""
+    parser = _Parser(add_help=False)
+    add_flags(parser, cls, service)
+    namespace = parser.parse_args(list(argv or ()))
+    return _resolve(cls, service, namespace, environ)
+
+
+def config_from_flags(
+    cls: type[T],
+    service: str,
+    namespace: argparse.Namespace,
+    *,
+    environ: Mapping[str, str] | None = None,
+) -> T:
+    """As `load_config`, for flags that a parser with `add_flags` has read already."""
+    values = _resolve(cls, service, namespace, environ)
+    return cls(**{item.name: item.value for item in values})
+
+
+def add_flags(parser: argparse.ArgumentParser, cls: type[Any], service: str) -> None:
+    """Adds `--config` and a flag per setting, and the table of them as the parser's help."""
+    settings = _settings(cls, service)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _help_table(settings)
+    parser.add_argument("--config", default=None, help=argparse.SUPPRESS)
+    for item in settings:
+        base, _ = split_optional(item.hint)
+        if base is bool:
+            parser.add_argument(
+                item.flag, nargs="?", const="true", default=None, help=argparse.SUPPRESS
+            )
+            negated = "--no-" + item.flag[2:]
+            parser.add_argument(
+                negated, dest=item.name, action="store_const", const="false", help=argparse.SUPPRESS
+            )
+        else:
+            parser.add_argument(item.flag, default=None, help=argparse.SUPPRESS)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises instead of exiting, so that a wrong flag is a `ConfigError` like everything else."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, usage="%(prog)s [--flag value ...]", **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message)
+
+
+def _settings(cls: type[Any], service: str) -> list[_Setting]:
+    hints = typing.get_type_hints(cls)
+    found = []
+    for field in dataclasses.fields(cls):
+        doc = field.metadata.get(_METADATA_KEY)
+        if doc is None:
+            raise TypeError(f"{cls.__name__}.{field.name} is not declared with setting()")
+        type_label(hints[field.name])
+        default = field.default
+        if field.default_factory is not MISSING:
+            default = field.default_factory()
+        found.append(_Setting(field.name, hints[field.name], doc, default, service))
+    return found
+
+
+def _resolve(
+    cls: type[Any],
+    service: str,
+    namespace: argparse.Namespace,
+    environ: Mapping[str, str] | None,
+) -> list[SettingValue]:
+    environ = current_environment() if environ is None else environ
+    settings = _settings(cls, service)
+    _refuse_unknown_variables(settings, service, environ)
+    path, table = _read_file(namespace.config, service, environ)
+    if unknown := [key for key in table if key not in {item.name for item in settings}]:
+        known = [item.name for item in settings]
+        raise ConfigError(f"{path}: {_unknown(f'key of [{service}]', unknown[0], known)}")
+    return [_resolve_one(item, namespace, environ, path, table) for item in settings]
+
+
+def _resolve_one(
+    item: _Setting,
+    namespace: argparse.Namespace,
+    environ: Mapping[str, str],
+    path: Path | None,
+    table: Mapping[str, Any],
+) -> SettingValue:
+    given = getattr(namespace, item.name, None)
+    if given is not None:
+        value, origin = _checked(item, item.flag, given, parse_text), "flag"
+    elif item.env in environ:
+        value, origin = _checked(item, item.env, environ[item.env], parse_text), "env"
+    elif item.name in table:
+        where = f"{path}: {item.service}.{item.name}"
+        value, origin = _checked(item, where, table[item.name], parse_toml), "file"
+    elif item.default is MISSING:
+        raise ConfigError(f"{item.flag} (or {item.env}) is required: {item.doc.help}")
+    else:
+        value, origin = item.default, "default"
+    doc = item.doc
+    return SettingValue(
+        item.name, value, origin, item.env, doc.help, doc.unit, item.flag, doc.is_secret
+    )
+
+
+def _checked(item: _Setting, where: str, raw: Any, parse: Callable[[Any, Any], Any]) -> Any:
+    shown = "the given value" if item.doc.is_secret else repr(raw)
+    try:
+        value = parse(raw, item.hint)
+    except ValueError as exc:
+        label = type_label(item.hint)
+        raise ConfigError(f"{where}: {shown} is not of the kind: {label}", field=item.name) from exc
+    if item.doc.choices and value is not None:
+        for single in value if isinstance(value, tuple) else (value,):
+            if single not in item.doc.choices:
+                allowed = ", ".join(item.doc.choices)
+                raise ConfigError(f"{where}: {shown} is not one of {allowed}", field=item.name)
+    return value
+
+
+def _refuse_unknown_variables(
+    settings: Sequence[_Setting], service: str, environ: Mapping[str, str]
+) -> None:
+    prefix = f"{ENV_PREFIX}{service}_".upper().replace("-", "_")
+    known = [item.env for item in settings]
+    for name in environ:
+        if name.startswith(prefix) and name not in known:
+            raise ConfigError(_unknown("variable", name, known))
+
+
+def _read_file(
+    named: str | None, service: str, environ: Mapping[str, str]
+) -> tuple[Path | None, dict[str, Any]]:
+    named = named or environ.get("MILLRACE_CONFIG")
+    path = Path(named).expanduser() if named else millrace_home(environ).config_file
+    if not named and not path.is_file():
+        return None, {}
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ConfigError(f"{path}: cannot be read: {exc.strerror}") from exc
+    except ValueError as exc:
+        raise ConfigError(f"{path}: is not TOML: {exc}") from exc
+    tables = sorted({*TABLES, service})
+    for name, table in document.items():
+        if name not in tables:
+            raise ConfigError(f"{path}: {_unknown('table', name, tables)}")
+        if not isinstance(table, dict):
+            raise ConfigError(f"{path}: {name} must be a table: [{name}]")
+    return path, document.get(service, {})
+
+
+def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
+    hint = f"; did you mean {nearest[0]}?" if nearest else ""
+    return f"unknown {kind} {name}{hint}"
+
+
+def _help_table(settings: Sequence[_Setting]) -> str:
+    lines = ["settings (flag, variable, default):"]
+    for item in settings:
+        default = "required" if item.default is MISSING else format_value(item.default) or '""'
+        unit = f" {item.doc.unit}" if item.doc.unit else ""
+        choices = f" (one of {', '.join(item.doc.choices)})" if item.doc.choices else ""
+        lines.append(f"  {item.flag:<28} {item.env:<44} {default}{unit}")
+        lines.append(f"      {item.doc.help}{choices}")
+    lines.append("  --config FILE                MILLRACE_CONFIG")
+    lines.append("      TOML file with a table per service.")
+    return "\n".join(lines).replace("%", "%%")

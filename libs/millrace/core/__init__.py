@@ -1,0 +1,1 @@
+"""Domain types: standard library only, imported by everything, importing nothing of ours."""

@@ -1,0 +1,97 @@
+"""What scheduler and engine agree on: the plan of one step, and what came of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from .sampling import SamplingSpec
+from .tokens import FinishReason, TokenLogprobs
+
+PROTOCOL_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """A sequence takes a row.
+
+    `token_ids` is the prompt and any output so far; the K/V of its first `num_cached_tokens` (a
+    multiple of the block size, at most len(token_ids) - 1) already lies in `blocks`. The row is
+    in prefill until chunks have brought it to the end of `token_ids`, where it samples; from then
+    on it decodes one token in every step. It ends when prompt and output have `max_len` tokens.
+    """
+
+    row: int
+    row_epoch: int
+    token_ids: list[int]
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    choice: int
+    blocks: list[int]
+    sampling: SamplingSpec
+    stop_token_ids: tuple[int, ...]
+    max_len: int
+    sync: bool = False
+    traceparent: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """A live row continues as a second one with block table `blocks`, sharing its full blocks.
+
+    A partly filled last block is copied by `copy_blocks` of the same plan.
+    """
+
+    from_row: int
+    to_row: int
+    to_row_epoch: int
+    choice: int
+    blocks: list[int]
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """One step, as a difference to the last one.
+
+    Order inside: release, copy, fork, admit, grant, execute. Rows that are past their prefill
+    decode without being named, unless held. `grants` are (row, block) pairs, `copy_blocks`
+    (from, to) pairs, `chunks` (row, number of tokens) pairs for rows in prefill.
+    """
+
+    plan_id: int
+    release_rows: list[int] = field(default_factory=list)
+    copy_blocks: list[tuple[int, int]] = field(default_factory=list)
+    forks: list[Fork] = field(default_factory=list)
+    hold_rows: list[int] = field(default_factory=list)
+    admissions: list[Admission] = field(default_factory=list)
+    grants: list[tuple[int, int]] = field(default_factory=list)
+    chunks: list[tuple[int, int]] = field(default_factory=list)
+    lease_steps: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RowToken:
+    """A token that a row sampled; `finish` is set on the row's last one."""
+
+    row: int
+    row_epoch: int
+    token_id: int
+    finish: FinishReason = FinishReason.NONE
+    logprobs: TokenLogprobs | None = None
+
+
+@dataclass(slots=True)
+class StepResult:
+    """What one step did. `starved_rows` were live but had no block for their next token."""
+
+    step_id: int
+    plan_id: int
+    tokens: list[RowToken] = field(default_factory=list)
+    starved_rows: list[int] = field(default_factory=list)
+    failed_rows: list[int] = field(default_factory=list)
+    failure: str = ""
+    num_tokens: int = 0
+    num_decode_rows: int = 0
+    started_unix_ns: int = 0
+    step_ns: int = 0
+    forward_ns: int = 0
+    sample_ns: int = 0

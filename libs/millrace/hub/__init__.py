@@ -1,0 +1,1 @@
+"""Models: the catalogue, fetching, importing and how much memory they need."""

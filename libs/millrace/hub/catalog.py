@@ -1,0 +1,105 @@
+"""The catalogue: which models are on this machine, and which one a name means.
+
+Every entry is a folder under MILLRACE_HOME/models with a manifest.json. Nothing here imports torch,
+transformers or the hub's client, or touches the network.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from millrace.config.home import Home, millrace_home
+from millrace.core.errors import Conflict, UnknownModel
+
+from .entry import ModelEntry, entry_of, entry_of_folder
+from .manifest import MANIFEST_NAME, Manifest, folder_name
+
+DEFAULT_MODEL = "smollm2-135m-instruct"
+DEFAULT_ALIAS = "smollm2"
+_MAX_NEAREST = 3
+
+
+def resolve_model(model: str, home: Home | None = None) -> ModelEntry:
+    """The entry that `model` names: a name, an alias, a hub id already fetched, or a folder.
+
+    Raises UnknownModel with the command that would fetch it, UnsupportedModel for a folder that
+    is not a model.
+    """
+    home = home or millrace_home()
+    found = find_manifest(model, home)
+    if found is not None:
+        return entry_of(*found)
+    if looks_like_path(model):
+        path = Path(model).expanduser().absolute()
+        if path.is_dir():
+            return entry_of_folder(path)
+        raise UnknownModel(f"model folder {path} does not exist", field="model")
+    raise UnknownModel(_unknown_message(model, home), field="model")
+
+
+def find_manifest(model: str, home: Home) -> tuple[Manifest, Path] | None:
+    """Manifest and folder of the entry called `model`, by name before alias."""
+    direct = home.models / folder_name(model)
+    if not looks_like_path(model) and (direct / MANIFEST_NAME).is_file():
+        manifest = Manifest.load(direct)
+        if manifest.name == model:
+            return manifest, direct
+    for manifest, folder in manifests(home):
+        if model == manifest.name or model in manifest.aliases:
+            return manifest, folder
+    return None
+
+
+def manifests(home: Home) -> Iterator[tuple[Manifest, Path]]:
+    """Every manifest of the catalogue with its folder, by folder name."""
+    if not home.models.is_dir():
+        return
+    for folder in sorted(home.models.iterdir()):
+        if not folder.name.startswith(".") and (folder / MANIFEST_NAME).is_file():
+            yield Manifest.load(folder), folder
+
+
+def looks_like_path(model: str) -> bool:
+    """True for an absolute path and for one that starts with ./, ../ or ~."""
+    return os.path.isabs(model) or model.startswith(("./", "../", "~")) or model in (".", "..")
+
+
+def known_names(home: Home) -> list[str]:
+    """Names and aliases here, and those of the default model."""
+    names = {DEFAULT_MODEL, DEFAULT_ALIAS}
+    for manifest, _ in manifests(home):
+        names.update((manifest.name, *manifest.aliases))
+    return sorted(names)
+
+
+def check_names_free(home: Home, name: str, aliases: tuple[str, ...]) -> None:
+    """Raises Conflict where one of the names belongs to a model already."""
+    for wanted in (name, *aliases):
+        found = find_manifest(wanted, home)
+        if found is not None:
+            raise Conflict(
+                f"{wanted!r} is taken by the model {found[0].name} ({found[0].source}); choose "
+                f"another with --name, or first: millrace models remove {found[0].name}",
+                field="name",
+            )
+
+
+def _unknown_message(model: str, home: Home) -> str:
+    if model in (DEFAULT_MODEL, DEFAULT_ALIAS):
+        return f"model {model!r} is not on this machine yet; fetch it: millrace models pull {model}"
+    parts = [f"model {model!r} is not on this machine"]
+    nearest = difflib.get_close_matches(model, known_names(home), _MAX_NEAREST, cutoff=0.5)
+    if nearest:
+        parts.append(f"nearest known: {', '.join(nearest)}")
+    if "/" in model:
+        parts.append(f"fetch it: millrace models pull {model}")
+    else:
+        target = nearest[0] if nearest else DEFAULT_MODEL
+        parts.append(
+            f"fetch a model: millrace models pull {target} (or the hub's ORG/NAME); "
+            "a folder is given as ./FOLDER"
+        )
+    return "; ".join(parts)

@@ -1,0 +1,1 @@
+"""Wires between our own services; no promise to anyone outside."""

@@ -1,0 +1,1 @@
+"""Generated stubs of the internal wires, package `millrace.internal.v1`."""

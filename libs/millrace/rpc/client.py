@@ -1,0 +1,36 @@
+"""How every service opens a channel: message limits, keepalive, trace context."""
+
+from __future__ import annotations
+
+import grpc
+
+from .interceptors import client_interceptors
+
+MAX_MESSAGE_BYTES = 16 << 20
+KEEPALIVE_TIME_MS = 10_000
+KEEPALIVE_TIMEOUT_MS = 5_000
+
+
+def message_limits(max_message_bytes: int) -> list[tuple[str, int]]:
+    """Both directions: gRPC's own default of 4 MiB on receive is too small for long prompts."""
+    return [
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+    ]
+
+
+def open_channel(address: str, *, max_message_bytes: int = MAX_MESSAGE_BYTES) -> grpc.aio.Channel:
+    """A channel to `host:port`; connects on first use and again by itself after a loss."""
+    options: list[tuple[str, int]] = [
+        *message_limits(max_message_bytes),
+        ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 2_000),
+        # Peers restart on the same port: an old subchannel must not be shared between channels.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    return grpc.aio.insecure_channel(address, options=options, interceptors=client_interceptors())

@@ -1,0 +1,74 @@
+"""The life of a gRPC server: health, reflection, errors as statuses, an orderly end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from millrace.core.errors import ConfigError
+
+from .client import KEEPALIVE_TIME_MS, MAX_MESSAGE_BYTES, message_limits
+from .interceptors import server_interceptors
+
+AddToServer = Callable[[Any, grpc.aio.Server], None]
+
+
+class RpcServer:
+    """A grpc.aio server with the standard health and reflection services.
+
+    Its health is NOT_SERVING until `start`, and again from `stop` on.
+    """
+
+    def __init__(
+        self, service: str, host: str, port: int, *, max_message_bytes: int = MAX_MESSAGE_BYTES
+    ) -> None:
+        self.service = service
+        self._host = host
+        self._port = port
+        self._names = [health.SERVICE_NAME, reflection.SERVICE_NAME]
+        self._server = grpc.aio.server(
+            interceptors=server_interceptors(),
+            options=[
+                *message_limits(max_message_bytes),
+                ("grpc.so_reuseport", 0),
+                ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_TIME_MS // 2),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_TIME_MS // 2),
+                ("grpc.http2.max_ping_strikes", 0),
+            ],
+        )
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+
+    def add(self, add_to_server: AddToServer, servicer: object, full_name: str) -> None:
+        """Serves `servicer` under the proto name `full_name`."""
+        add_to_server(servicer, self._server)
+        self._names.append(full_name)
+
+    async def start(self) -> str:
+        """Binds, serves, and returns `host:port`. Raises `ConfigError` where the port is taken."""
+        reflection.enable_server_reflection(self._names, self._server)
+        try:
+            port = self._server.add_insecure_port(f"{self._host}:{self._port}")
+        except RuntimeError as exc:
+            raise ConfigError(
+                f"{self.service} cannot listen on {self._host}:{self._port}; is the port in use?"
+            ) from exc
+        await self._server.start()
+        await self.set_serving(True)
+        return f"{self._host}:{port}"
+
+    async def set_serving(self, is_serving: bool) -> None:
+        """Says by the health service whether calls are welcome."""
+        serving = health_pb2.HealthCheckResponse.SERVING
+        not_serving = health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", *self._names):
+            await self._health.set(name, serving if is_serving else not_serving)
+
+    async def stop(self, grace_s: float = 5.0) -> None:
+        """Refuses new calls, gives running ones `grace_s`, then ends."""
+        await self.set_serving(False)
+        await self._server.stop(grace_s)

@@ -1,0 +1,1 @@
+"""Traces, metrics and logs: the names, the set-up, the propagation and the local span store."""

@@ -1,0 +1,1 @@
+"""Where protobuf messages become core types, and errors become statuses."""

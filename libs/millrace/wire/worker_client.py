@@ -1,0 +1,96 @@
+"""The scheduler's end of `Execute`: plans in, results out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import grpc
+
+from millrace.core.errors import Unavailable
+from millrace.core.model import ModelInfo
+from millrace.core.step import PROTOCOL_VERSION, StepPlan, StepResult
+from millrace.internal.v1 import worker_pb2, worker_pb2_grpc
+
+from .convert import model_info_from_proto, step_plan_to_proto, step_result_from_proto
+from .status import error_from_rpc
+
+OPEN_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What a worker says when a scheduler has claimed it: it is empty and ready."""
+
+    boot_id: str
+    model: ModelInfo
+    num_blocks: int
+    block_size: int
+    max_num_seqs: int
+
+
+class ExecuteStream:
+    """One open stream; made by `open`."""
+
+    def __init__(
+        self,
+        call: grpc.aio.StreamStreamCall[worker_pb2.ExecuteRequest, worker_pb2.ExecuteResponse],
+        opened: Opened,
+    ) -> None:
+        self._call = call
+        self.opened = opened
+
+    @classmethod
+    async def open(
+        cls, channel: grpc.aio.Channel, owner_epoch: int, scheduler_id: str
+    ) -> ExecuteStream:
+        """Claims the worker. Raises its error, or `Unavailable` where it does not answer."""
+        call = worker_pb2_grpc.WorkerServiceStub(channel).Execute()
+        request = worker_pb2.ExecuteRequest(
+            open=worker_pb2.Open(
+                owner_epoch=owner_epoch, protocol=PROTOCOL_VERSION, scheduler_id=scheduler_id
+            )
+        )
+        try:
+            async with asyncio.timeout(OPEN_TIMEOUT_S):
+                await call.write(request)
+                response = await call.read()
+        except grpc.aio.AioRpcError as exc:
+            raise error_from_rpc(exc) from exc
+        except TimeoutError as exc:
+            call.cancel()
+            raise Unavailable("the worker does not answer") from exc
+        if not isinstance(response, worker_pb2.ExecuteResponse):
+            raise Unavailable("the worker closed the stream")
+        message = response.opened
+        return cls(
+            call,
+            Opened(
+                boot_id=message.boot_id,
+                model=model_info_from_proto(message.model),
+                num_blocks=message.num_blocks,
+                block_size=message.block_size,
+                max_num_seqs=message.max_num_seqs,
+            ),
+        )
+
+    async def send(self, plan: StepPlan) -> None:
+        """Raises `Unavailable` where the stream is broken."""
+        try:
+            await self._call.write(worker_pb2.ExecuteRequest(plan=step_plan_to_proto(plan)))
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as exc:
+            raise Unavailable("the worker is gone") from exc
+
+    async def results(self) -> AsyncIterator[StepResult]:
+        """In the order of the steps; raises the worker's error where the stream breaks."""
+        try:
+            async for response in self._call:
+                if response.WhichOneof("message") == "result":
+                    yield step_result_from_proto(response.result)
+        except grpc.aio.AioRpcError as exc:
+            raise error_from_rpc(exc) from exc
+
+    def close(self) -> None:
+        """Ends the stream; safe to repeat."""
+        self._call.cancel()
