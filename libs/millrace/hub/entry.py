@@ -11,6 +11,7 @@ from typing import Any
 from millrace.core.errors import UnsupportedModel
 
 from .manifest import Manifest, check_is_model, model_files, quick_revision
+from .route import decide_route, remembered_route
 
 _LENGTH_KEYS = (
     "max_position_embeddings",
@@ -49,22 +50,28 @@ def entry_of(manifest: Manifest, folder: Path) -> ModelEntry:
             f"model {manifest.name}: its folder {path} is gone; put it back, or forget the model: "
             f"millrace models remove {manifest.name}"
         )
-    revision = manifest.revision if _is_unchanged(manifest, path) else quick_revision(path)
+    config = read_config(path)
+    is_unchanged = _is_unchanged(manifest, path)
     return _entry(
         path,
+        config,
+        remembered_route(manifest, config) if is_unchanged else decide_route(config),
         name=manifest.name,
         aliases=manifest.aliases,
-        revision=revision,
+        revision=manifest.revision if is_unchanged else quick_revision(path),
         license=manifest.license,
         size_bytes=manifest.size_bytes,
     )
 
 
 def entry_of_folder(path: Path) -> ModelEntry:
-    """The entry of a folder that nobody registered. Raises UnsupportedModel where it is no model."""
+    """The entry of a folder that nobody registered. Raises UnsupportedModel for any other."""
     check_is_model(path)
+    config = read_config(path)
     return _entry(
         path,
+        config,
+        decide_route(config),
         name=path.name,
         aliases=(),
         revision=quick_revision(path),
@@ -75,6 +82,8 @@ def entry_of_folder(path: Path) -> ModelEntry:
 
 def _entry(
     path: Path,
+    config: Mapping[str, Any],
+    route: tuple[str, str],
     *,
     name: str,
     aliases: tuple[str, ...],
@@ -82,8 +91,6 @@ def _entry(
     license: str,
     size_bytes: int,
 ) -> ModelEntry:
-    config = read_config(path)
-    route, refusal = _route_of(config)
     return ModelEntry(
         name=name,
         aliases=aliases,
@@ -92,8 +99,8 @@ def _entry(
         license=license,
         size_bytes=size_bytes,
         architecture=architecture_of(config),
-        route=route,
-        refusal=refusal,
+        route=route[0],
+        refusal=route[1],
         max_model_len=max_model_len_of(config),
     )
 
@@ -110,13 +117,6 @@ def _is_unchanged(manifest: Manifest, path: Path) -> bool:
         if file.mtime_ns and status.st_mtime_ns != file.mtime_ns:
             return False
     return True
-
-
-def _route_of(config: Mapping[str, Any]) -> tuple[str, str]:
-    # Here, so that the catalogue can be read where the engine is not installed.
-    from millrace.engine.routes import route_of
-
-    return route_of(config)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

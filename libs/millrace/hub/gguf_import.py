@@ -19,13 +19,14 @@ from .bfloat16 import to_bfloat16_bits
 from .gguf_tokenizer import tokenizer_config_json, tokenizer_json
 from .progress import Progress
 from .safetensors_file import write_safetensors
+from .staging import check_disk
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from gguf import GGUFReader, ReaderTensor
 
-# GGUF architecture -> (model_type, class, projections have biases).
+# GGUF architecture -> model_type and class of the checkpoint.
 _ARCHITECTURES = {
     "llama": ("llama", "LlamaForCausalLM"),
     "qwen2": ("qwen2", "Qwen2ForCausalLM"),
@@ -52,11 +53,13 @@ _IN_LAYER = {
 _LAYER_NAME = re.compile(r"blk\.(\d+)\.([a-z_]+)\.(weight|bias)")
 
 
-def convert_gguf(source: Path, destination: Path, *, stream: TextIO | None = None) -> None:
+def convert_gguf(source: Path, destination: Path, *, stream: TextIO | None = None) -> str:
     """Write the model of `source` into the existing folder `destination`.
 
+    Returns the licence that the file names, "" where it names none.
+
     Raises UnsupportedModel for an architecture, tensor or tokenizer without an exact counterpart,
-    ConfigError where the `gguf` package is missing.
+    ConfigError where the `gguf` package is missing or the disk is too full.
     """
     reader = _open(source)
     metadata = _Metadata(reader, source)
@@ -70,6 +73,7 @@ def convert_gguf(source: Path, destination: Path, *, stream: TextIO | None = Non
         tokenizer_config_json(metadata, config["max_position_embeddings"]),
     )
     _write_weights(reader, config, destination / "model.safetensors", stream)
+    return str(metadata.get("general.license", ""))
 
 
 def _open(source: Path) -> GGUFReader:
@@ -196,7 +200,7 @@ def _special_ids(metadata: Mapping[str, Any]) -> dict[str, int]:
 
 def generation_config_json(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """generation_config.json: the ids that start, pad and end a text."""
-    ids: dict[str, Any] = dict(_special_ids(metadata))
+    ids: dict[str, Any] = {**_special_ids(metadata)}
     eos_ids = [ids["eos_token_id"]] if "eos_token_id" in ids else []
     for key in ("eot_token_id", "eom_token_id"):
         token_id = metadata.get(f"tokenizer.ggml.{key}")
@@ -204,7 +208,7 @@ def generation_config_json(metadata: Mapping[str, Any]) -> dict[str, Any]:
             eos_ids.append(int(token_id))
     if len(eos_ids) > 1:
         ids["eos_token_id"] = eos_ids
-    return {"_from_model_config": True} | ids
+    return ids
 
 
 def _write_weights(
@@ -216,6 +220,8 @@ def _write_weights(
         (name, "BF16", tuple(int(n) for n in reversed(t.shape)))
         for t, name in tensors
     ]
+    num_elements = sum(int(t.n_elements) for t, _ in tensors)
+    check_disk(path.parent, 2 * num_elements, "the converted model")
     total = sum(int(t.n_bytes) for t, _ in tensors)
     progress = Progress("converting weights", total, stream)
 
@@ -223,7 +229,7 @@ def _write_weights(
         for (tensor, name), (_, _, shape) in zip(tensors, layout, strict=True):
             values = _dequantized(tensor).reshape(shape)
             values = _in_checkpoint_order(values, name, config)
-            yield memoryview(to_bfloat16_bits(values)).cast("B")
+            yield to_bfloat16_bits(values).data
             progress.advance(int(tensor.n_bytes))
 
     write_safetensors(path, layout, contents())
@@ -264,9 +270,7 @@ def _in_checkpoint_order(
     return values
 
 
-def unpermute_rotary(
-    values: npt.NDArray[np.float32], num_heads: int
-) -> npt.NDArray[np.float32]:
+def unpermute_rotary(values: npt.NDArray[np.float32], num_heads: int) -> npt.NDArray[np.float32]:
     """Put each head's rotary halves one after the other again.
 
     values: [num_heads * head_dim, ...] with rows of a head as (x0, y0, x1, y1, ...); returned with

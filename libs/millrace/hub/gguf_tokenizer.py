@@ -16,7 +16,9 @@ _CONTROL = 3
 _USER_DEFINED = 4
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_WORDS_AND_SPACES = r"[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_WORDS_AND_SPACES = (
+    r"[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _LLAMA3_SPLIT = _CONTRACTIONS + "|" + _WORDS_AND_SPACES % r"\p{N}{1,3}"
 _QWEN2_SPLIT = _CONTRACTIONS + "|" + _WORDS_AND_SPACES % r"\p{N}"
 

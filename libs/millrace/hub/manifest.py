@@ -36,7 +36,11 @@ class ModelFile:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """One entry of the catalogue. `folder` names an outside folder that was only registered."""
+    """One entry of the catalogue.
+
+    folder: an outside folder that was only registered, else "". route, refusal, route_by: see
+    route.py.
+    """
 
     name: str
     aliases: tuple[str, ...]
@@ -44,6 +48,9 @@ class Manifest:
     license: str
     files: tuple[ModelFile, ...]
     folder: str = ""
+    route: str = ""
+    refusal: str = ""
+    route_by: str = ""
 
     @property
     def revision(self) -> str:
@@ -69,6 +76,9 @@ class Manifest:
             "license": self.license,
             "size_bytes": self.size_bytes,
             "folder": self.folder,
+            "route": self.route,
+            "refusal": self.refusal,
+            "route_by": self.route_by,
             "files": [
                 {
                     "name": file.name,
@@ -105,6 +115,9 @@ class Manifest:
             source=str(content["source"]),
             license=str(content["license"]),
             folder=str(content["folder"]),
+            route=str(content.get("route", "")),
+            refusal=str(content.get("refusal", "")),
+            route_by=str(content.get("route_by", "")),
             files=tuple(
                 ModelFile(
                     str(file["name"]),

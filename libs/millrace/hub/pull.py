@@ -10,10 +10,11 @@ from millrace.config.home import Home
 from millrace.core.errors import ConfigError, UnknownModel
 
 from .catalog import DEFAULT_ALIAS, DEFAULT_MODEL, check_names_free, find_manifest, looks_like_path
-from .entry import ModelEntry, entry_of
+from .entry import ModelEntry, entry_of, read_config
 from .manifest import Manifest, check_name, folder_name
 from .progress import say
-from .staging import discard_staging, publish, pull_lock, staging_folder
+from .route import with_route
+from .staging import publish, pull_lock, staging_folder
 
 
 def pull_model(
@@ -50,12 +51,20 @@ def pull_model(
     from .fetch import fetch_from_hub
 
     served_name = check_name(name or model)
+    aliases = () if served_name == model else (model,)
     return _pull(
         served_name,
         home,
         lambda staged: fetch_from_hub(
-            model, home, staged, name=served_name, revision=hub_revision, stream=stream
+            model,
+            home,
+            staged,
+            name=served_name,
+            aliases=aliases,
+            revision=hub_revision,
+            stream=stream,
         ),
+        aliases=aliases,
         wait_s=wait_s,
         stream=stream,
     )
@@ -84,5 +93,6 @@ def _pull(
         check_names_free(home, name, aliases)
         staged = staging_folder(home, entry_folder)
         manifest = build(staged)
+        manifest = with_route(manifest, read_config(staged))
         manifest.save(staged)
         return entry_of(manifest, publish(home, entry_folder))

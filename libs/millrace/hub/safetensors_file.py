@@ -80,8 +80,9 @@ def read_tensor_headers(path: Path) -> list[TensorHeader]:
             for name, fields in header.items()
             if name != "__metadata__"
         ]
-        end = max((int(f["data_offsets"][1]) for n, f in header.items() if n != "__metadata__"),
-                  default=0)
+        end = max(
+            (int(f["data_offsets"][1]) for n, f in header.items() if n != "__metadata__"), default=0
+        )
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UnsupportedModel(f"{path}: damaged safetensors header: {error}") from error
     expected = 8 + len(raw) + end

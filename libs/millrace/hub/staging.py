@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from millrace.core.errors import ConfigError, Conflict
 from millrace.config.home import Home
+from millrace.core.errors import ConfigError, Conflict
 
 from .progress import format_bytes
 

@@ -1,0 +1,1 @@
+"""A local stack: its processes, their wiring, their supervision."""

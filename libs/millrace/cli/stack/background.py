@@ -1,0 +1,59 @@
+"""`up --detach`: the same command again in a session of its own, waited for until it is ready."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from millrace.cli.console import Console
+from millrace.config.home import Home
+from millrace.core.errors import Unavailable
+
+from .log_file import last_lines
+from .run_file import StackRecord, read_run_file
+
+_POLL_S = 0.1
+NUM_SHOWN_LINES = 20
+
+
+def start_in_background(home: Home, arguments: Sequence[str], console: Console) -> int:
+    """Starts the supervisor and returns when the stack is ready. Raises `Unavailable`."""
+    home.logs.mkdir(parents=True, exist_ok=True)
+    log = home.logs / "up.log"
+    command = [word for word in arguments if word != "--detach"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "millrace.cli", *command, "--in-background"],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        record = _wait_ready(process, home)
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        raise
+    if record is None:
+        for line in last_lines(log, NUM_SHOWN_LINES):
+            console.line(f"    {line}")
+        raise Unavailable(f"the stack did not start (status {process.returncode}); see {log}")
+    for name in ("http", "grpc"):
+        console.line(f"{name:<5} {record.endpoints[name]}")
+    console.line(f"running in the background (pid {record.pid}); `millrace down` stops it")
+    # It goes on without us: nobody waits for it here.
+    process.returncode = 0
+    return 0
+
+
+def _wait_ready(process: subprocess.Popen[bytes], home: Home) -> StackRecord | None:
+    """The record of the ready stack; None where the supervisor ended first."""
+    while process.poll() is None:
+        record = read_run_file(home)
+        if record is not None and record.pid == process.pid and record.state == "ready":
+            return record
+        time.sleep(_POLL_S)
+    return None

@@ -1,0 +1,34 @@
+"""Other `millrace` commands that `up` runs in processes of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from millrace.core.errors import Unavailable
+
+from .parent_death import death_with_parent
+
+
+async def run_millrace(command: tuple[str, ...]) -> None:
+    """Runs a `millrace` command quietly. Raises `Unavailable` with what it said on failure."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "millrace.cli",
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        start_new_session=True,
+        preexec_fn=death_with_parent(),
+    )
+    try:
+        output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        said = output.decode(errors="replace").strip().removeprefix("millrace: ")
+        raise Unavailable(f"millrace {' '.join(command)}: {said}")

@@ -1,0 +1,98 @@
+"""What `up` shows when the stack is ready: endpoints and one answer streamed through all of it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Mapping
+
+from millrace.cli.console import Console
+from millrace.cli.http_probe import get_json
+from millrace.cli.up_config import UpConfig
+
+from .parent_death import death_with_parent
+from .stack_view import StackView
+from .supervisor import PartFailed
+
+FIRST_PROMPT = "Say hello in five words."
+FIRST_ANSWER_TIMEOUT_S = 120
+_READY_POLL_S = 0.2
+
+
+class FirstAnswer:
+    """Waits until the gateway has a model, then shows where everything is and one answer."""
+
+    def __init__(
+        self, console: Console, view: StackView, endpoints: Mapping[str, str], config: UpConfig
+    ) -> None:
+        self._console = console
+        self._view = view
+        self._endpoints = endpoints
+        self._config = config
+
+    async def show(self, began: float) -> None:
+        """`began` is when the start began, on the monotonic clock. Raises `PartFailed`."""
+        await self._wait_for_gateway()
+        self._view.hold()
+        try:
+            self._show_endpoints(time.monotonic() - began)
+            if self._config.first_answer:
+                await self._ask()
+            self._console.line(self._console.paint("Ctrl-C stops.", "bold"))
+        finally:
+            self._view.release()
+
+    async def _wait_for_gateway(self) -> None:
+        url = self._endpoints["http"] + "/ready"
+        deadline = time.monotonic() + self._config.ready_timeout_s
+        while True:
+            status, document = await asyncio.to_thread(get_json, url)
+            if status == 200:
+                return
+            if time.monotonic() > deadline:
+                said = f"answers {status} {document}" if status else "does not answer"
+                raise PartFailed(
+                    f"the gateway is not ready after {self._config.ready_timeout_s:g} s: "
+                    f"{url} {said}"
+                )
+            await asyncio.sleep(_READY_POLL_S)
+
+    def _show_endpoints(self, took_s: float) -> None:
+        line, paint = self._console.line, self._console.paint
+        http = self._endpoints["http"]
+        line()
+        line(paint(f"Millrace is ready after {took_s:.1f} s.", "green"))
+        line(f"  HTTP  {http}  (OpenAI routes under /v1, also /health /ready /metrics)")
+        line(f"  gRPC  {self._endpoints['grpc']}  (millrace.v1.InferenceService, reflection)")
+        line("  Try   millrace chat, millrace status; README.md has curl and Python examples")
+        line()
+
+    async def _ask(self) -> None:
+        """A process of its own, so that the supervisor stays small and never forks with gRPC."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "millrace.cli",
+            "chat",
+            FIRST_PROMPT,
+            "--stats",
+            "--max-tokens=48",
+            "--temperature=0",
+            f"--address={self._endpoints['grpc']}",
+            stdin=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=death_with_parent(),
+        )
+        try:
+            await asyncio.wait_for(process.wait(), FIRST_ANSWER_TIMEOUT_S)
+        except TimeoutError:
+            self._console.line(f"no answer within {FIRST_ANSWER_TIMEOUT_S} s")
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        if process.returncode != 0:
+            self._console.line("the first answer failed; `millrace doctor` looks for the reason")
+        self._console.line()

@@ -1,0 +1,44 @@
+"""A bounded log file: two files of at most half the bound each."""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from typing import IO
+
+MAX_BYTES = 8 << 20
+
+
+class LogFile:
+    """Appends lines; at `max_bytes` the file becomes `<name>.1` and a new one begins."""
+
+    def __init__(self, path: Path, *, max_bytes: int = MAX_BYTES) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._max_bytes = max_bytes
+        self._file: IO[bytes] = path.open("ab")
+        self._num_bytes = self._file.tell()
+
+    def write_line(self, line: str) -> None:
+        """Appends one line and flushes, so that readers see it at once."""
+        data = line.encode() + b"\n"
+        if self._num_bytes and self._num_bytes + len(data) > self._max_bytes:
+            self._file.close()
+            self.path.replace(self.path.with_name(self.path.name + ".1"))
+            self._file = self.path.open("wb")
+            self._num_bytes = 0
+        self._file.write(data)
+        self._file.flush()
+        self._num_bytes += len(data)
+
+    def close(self) -> None:
+        """Ends writing."""
+        self._file.close()
+
+
+def last_lines(path: Path, num_lines: int) -> list[str]:
+    """The end of a log file; empty where there is none."""
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", errors="replace") as file:
+        return [line.rstrip("\n") for line in deque(file, maxlen=num_lines)]

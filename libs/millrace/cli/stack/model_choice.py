@@ -1,0 +1,36 @@
+"""The model that `up` serves: found, fetched where it is missing, refused where it cannot fit."""
+
+from __future__ import annotations
+
+import sys
+
+from millrace.config.home import Home
+from millrace.core.errors import UnknownModel, UnsupportedModel
+from millrace.hub.catalog import looks_like_path, resolve_model
+from millrace.hub.entry import ModelEntry
+
+from .options import ServedModel
+
+
+def find_or_pull(model: str, home: Home) -> ModelEntry:
+    """The model's entry; fetches it first where it is missing, with its progress on stderr.
+
+    Raises what the hub raises, `UnsupportedModel` where it is refused.
+    """
+    try:
+        entry = resolve_model(model, home)
+    except UnknownModel:
+        if looks_like_path(model):
+            raise
+        # Imported late: a second start needs nothing of it.
+        from millrace.hub.pull import pull_model
+
+        entry = pull_model(model, home, stream=sys.stderr)
+    if entry.route == "refused":
+        raise UnsupportedModel(f"{entry.name} cannot be served: {entry.refusal}")
+    return entry
+
+
+def served_model(model: str, entry: ModelEntry) -> ServedModel:
+    """A folder that nobody registered is passed on by its path, everything else by its name."""
+    return ServedModel(str(entry.path) if looks_like_path(model) else entry.name, entry.name)

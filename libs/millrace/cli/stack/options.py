@@ -1,0 +1,103 @@
+"""From the settings of `up` to what is wired: model, ports, addresses, overrides."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from millrace.cli.service_settings import explain_service
+from millrace.cli.up_config import UpConfig
+from millrace.core.errors import ConfigError
+
+from .ports import require_free_port
+from .topology import Topology
+from .wiring import WiringOptions, join_address
+
+_ANY_HOSTS = ("0.0.0.0", "::", "")
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """`reference` is what services resolve, `name` what requests call it."""
+
+    reference: str
+    name: str
+
+
+def choose_model(config: UpConfig, topology: Topology, environ: Mapping[str, str]) -> str:
+    """The model as the user wrote it: the flag of `up`, else the worker's own setting."""
+    if config.model:
+        return config.model
+    return str(explain_service(topology, "worker", environ)["model"].value)
+
+
+def wiring_options(
+    config: UpConfig, topology: Topology, model: ServedModel, environ: Mapping[str, str]
+) -> WiringOptions:
+    """Checks what can be checked before anything starts. Raises `ConfigError`."""
+    if config.workers < 1:
+        raise ConfigError(f"--workers is {config.workers}; it must be at least 1")
+    gateway = explain_service(topology, "gateway", environ)
+    host = config.host or str(gateway["host"].value)
+    is_bind_allowed = config.insecure_bind or bool(gateway["insecure_bind"].value)
+    if not is_loopback(host) and not is_bind_allowed:
+        raise ConfigError(
+            f"{host} is beyond loopback and the gateway has no API keys; "
+            "use --insecure-bind if everyone who can reach it may use it"
+        )
+    ports = {
+        "http_port": config.http_port or int(gateway["http_port"].value),
+        "grpc_port": config.grpc_port or int(gateway["grpc_port"].value),
+    }
+    for setting, port in ports.items():
+        require_free_port(host, port, "--" + setting.replace("_", "-"))
+    urls = {"nats": config.nats_url, "valkey": config.redis_url}
+    return WiringOptions(
+        model=model.reference,
+        served_name=model.name,
+        num_workers=config.workers,
+        public_host=host,
+        public_ports=ports,
+        external_urls={name: url for name, url in urls.items() if url},
+        overrides=_overrides(config, environ, is_bind_allowed),
+        has_telemetry=config.telemetry,
+    )
+
+
+def _overrides(
+    config: UpConfig, environ: Mapping[str, str], is_bind_allowed: bool
+) -> dict[str, dict[str, str]]:
+    worker = {"dtype": config.dtype} if config.dtype else {}
+    if config.workers > 1 and "MILLRACE_WORKER_NUM_THREADS" not in environ:
+        # Workers of one machine share its cores.
+        worker["num_threads"] = str(max(1, num_usable_cores() // config.workers))
+    gateway = {"insecure_bind": "true"} if is_bind_allowed else {}
+    return {"worker": worker, "gateway": gateway}
+
+
+def num_usable_cores() -> int:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def is_loopback(host: str) -> bool:
+    """True where only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def public_endpoints(options: WiringOptions) -> dict[str, str]:
+    """Where this machine reaches the gateway."""
+    host = "127.0.0.1" if options.public_host in _ANY_HOSTS else options.public_host
+    return {
+        "http": f"http://{join_address(host, options.public_ports['http_port'])}",
+        "grpc": join_address(host, options.public_ports["grpc_port"]),
+    }

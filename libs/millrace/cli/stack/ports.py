@@ -1,0 +1,115 @@
+"""TCP ports of this machine: free ones, and who holds a busy one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+from millrace.core.errors import ConfigError
+
+# Below the range that outgoing connections draw from, so that a port stays ours between restarts.
+FIRST_PORT = 20_000
+LAST_PORT = 31_999
+MAX_TRIES = 200
+_LISTEN_STATE = "0A"
+
+
+def can_bind(host: str, port: int) -> bool:
+    """True where a server could listen there now. Raises `ConfigError` for a host not ours."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+            probe.listen(1)
+        except socket.gaierror as exc:
+            raise ConfigError(f"cannot listen on {host}: {exc.strerror}") from exc
+        except OSError as exc:
+            if exc.errno in (errno.EADDRINUSE, errno.EACCES):
+                return False
+            raise ConfigError(f"cannot listen on {host}:{port}: {exc.strerror}") from exc
+    return True
+
+
+def pick_free_port(host: str, taken: set[int]) -> int:
+    """A port that nobody listens on and that is not in `taken`; adds it there."""
+    for _ in range(MAX_TRIES):
+        port = random.randint(FIRST_PORT, LAST_PORT)
+        if port not in taken and can_bind(host, port):
+            taken.add(port)
+            return port
+    raise ConfigError(f"no free port on {host} between {FIRST_PORT} and {LAST_PORT}")
+
+
+def require_free_port(host: str, port: int, flag: str) -> None:
+    """Raises `ConfigError` naming the owner of a busy port and the flag that changes it."""
+    if not can_bind(host, port):
+        owner = describe_port_owner(port)
+        raise ConfigError(
+            f"port {port} on {host} is in use by {owner}; choose another: {flag} PORT"
+        )
+
+
+def describe_port_owner(port: int) -> str:
+    """`name (pid 123)` of the process that listens on `port`, as far as we may see it."""
+    pids = _owners_from_proc(port) if Path("/proc/net/tcp").exists() else _owners_from_lsof(port)
+    if not pids:
+        return "another process (not visible to this user)"
+    return ", ".join(f"{_process_name(pid)} (pid {pid})" for pid in sorted(pids))
+
+
+def _owners_from_proc(port: int) -> set[int]:
+    inodes = _listening_inodes(port)
+    return {pid for pid in _all_pids() if inodes & _socket_inodes(pid)} if inodes else set()
+
+
+def _listening_inodes(port: int) -> set[str]:
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        if not Path(table).exists():
+            continue
+        for line in Path(table).read_text().splitlines()[1:]:
+            columns = line.split()
+            local_port = int(columns[1].rsplit(":", 1)[1], 16)
+            if local_port == port and columns[3] == _LISTEN_STATE:
+                inodes.add(columns[9])
+    return inodes
+
+
+def _all_pids() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _socket_inodes(pid: int) -> set[str]:
+    found = set()
+    try:
+        for descriptor in os.scandir(f"/proc/{pid}/fd"):
+            target = os.readlink(descriptor.path)
+            if target.startswith("socket:["):
+                found.add(target[8:-1])
+    except OSError:
+        # Another user's process, or one that has ended meanwhile.
+        return found
+    return found
+
+
+def _owners_from_lsof(port: int) -> set[int]:
+    if shutil.which("lsof") is None:
+        return set()
+    command = ["lsof", "-nP", f"-iTCP:{port}", "-sTCP:LISTEN", "-t"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    return {int(word) for word in shown.stdout.split()}
+
+
+def _process_name(pid: int) -> str:
+    comm = Path(f"/proc/{pid}/comm")
+    if comm.exists():
+        return comm.read_text().strip()
+    command = ["ps", "-o", "comm=", "-p", str(pid)]
+    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    return shown.stdout.strip() or "unknown"

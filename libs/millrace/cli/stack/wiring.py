@@ -1,0 +1,193 @@
+"""From the topology to runnable instances: ports picked, addresses filled in, variables set."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from millrace.config.home import Home
+from millrace.core.errors import ConfigError
+
+from .ports import pick_free_port
+from .topology import ProcessSpec, Topology
+
+LOOPBACK = "127.0.0.1"
+_PLACEHOLDER = re.compile(r"\{([a-z_]+(?:\.[a-z_]+)?)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One process to run: its command, its variables beyond the supervisor's own, its address."""
+
+    name: str
+    spec: ProcessSpec
+    host: str
+    ports: Mapping[str, int]
+    command: tuple[str, ...]
+    environ: Mapping[str, str]
+    init: tuple[str, ...] = ()
+
+    @property
+    def address(self) -> str:
+        """host:port of the first port."""
+        return join_address(self.host, next(iter(self.ports.values())))
+
+
+@dataclass(frozen=True, slots=True)
+class WiringOptions:
+    """What `up` decides before anything starts.
+
+    `model` is what services resolve, `served_name` what requests call it. `public_ports` are the
+    ports of public processes by setting; `external_urls` name servers that run elsewhere;
+    `overrides` are settings by service that a flag of `up` gave.
+    """
+
+    model: str
+    served_name: str
+    num_workers: int
+    public_host: str
+    public_ports: Mapping[str, int]
+    external_urls: Mapping[str, str]
+    overrides: Mapping[str, Mapping[str, str]]
+    has_telemetry: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """Instances in start order, and the `millrace` commands that prepare servers run elsewhere."""
+
+    instances: tuple[Instance, ...]
+    init_commands: tuple[tuple[str, ...], ...]
+
+
+def join_address(host: str, port: int) -> str:
+    """host:port, with brackets around IPv6."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def wire_stack(
+    topology: Topology,
+    options: WiringOptions,
+    home: Home,
+    find_program: Callable[[ProcessSpec], Path],
+) -> Wiring:
+    """Fills in the topology. Raises `ConfigError` for a wrong placeholder or a missing server."""
+    left_out = set(options.external_urls)
+    if not options.has_telemetry:
+        left_out.add("collector")
+    local = topology.without(left_out)
+    seats = _seats(local, options)
+    names = _names(topology, options, home, seats)
+    instances = []
+    for seat in seats:
+        _, _, host, ports = seat
+        all_names = {**names, **_own_names(host, ports)}
+        instances.append(_instance(seat, all_names, options, find_program))
+    init_commands = [
+        tuple(fill(word, names) for word in topology.get(name).init)
+        for name in options.external_urls
+        if topology.get(name).init
+    ]
+    return Wiring(tuple(instances), tuple(init_commands))
+
+
+def fill(text: str, names: Mapping[str, str]) -> str:
+    """Replaces every {placeholder}. Raises `ConfigError` where one is unknown."""
+
+    def value_of(match: re.Match[str]) -> str:
+        if match.group(1) not in names:
+            raise ConfigError(f"topology: nothing is called {match.group(0)}")
+        return names[match.group(1)]
+
+    return _PLACEHOLDER.sub(value_of, text)
+
+
+def env_name(service: str, setting: str) -> str:
+    """MILLRACE_<SERVICE>_<SETTING>."""
+    return f"MILLRACE_{service}_{setting}".upper()
+
+
+_Seat = tuple[str, ProcessSpec, str, dict[str, int]]
+
+
+def _seats(topology: Topology, options: WiringOptions) -> list[_Seat]:
+    taken = set(options.public_ports.values())
+    seats = []
+    for spec in topology.processes:
+        count = options.num_workers if spec.can_repeat else 1
+        for index in range(count):
+            name = spec.name if count == 1 else f"{spec.name}-{index + 1}"
+            host = options.public_host if spec.is_public else LOOPBACK
+            if spec.is_public:
+                ports = {setting: options.public_ports[setting] for setting in spec.ports}
+            else:
+                ports = {setting: pick_free_port(host, taken) for setting in spec.ports}
+            seats.append((name, spec, host, ports))
+    return seats
+
+
+def _names(
+    topology: Topology, options: WiringOptions, home: Home, seats: list[_Seat]
+) -> dict[str, str]:
+    names = {
+        "model": options.model,
+        "served_name": options.served_name,
+        "data": str(home.data),
+        "deploy": str(topology.folder),
+    }
+    for spec in topology.processes:
+        addresses = [
+            join_address(host, next(iter(ports.values())))
+            for _, other, host, ports in seats
+            if other.name == spec.name
+        ]
+        if addresses:
+            names[f"{spec.name}.address"] = ",".join(addresses)
+            names[f"{spec.name}.url"] = fill(spec.url, {"self.address": addresses[0]})
+    names.update({f"{name}.url": url for name, url in options.external_urls.items()})
+    return names
+
+
+def _own_names(host: str, ports: Mapping[str, int]) -> dict[str, str]:
+    port = next(iter(ports.values()))
+    return {
+        "self.host": host,
+        "self.port": str(port),
+        "self.address": join_address(host, port),
+    }
+
+
+def _instance(
+    seat: _Seat,
+    names: Mapping[str, str],
+    options: WiringOptions,
+    find_program: Callable[[ProcessSpec], Path],
+) -> Instance:
+    name, spec, host, ports = seat
+    args = [fill(word, names) for word in spec.args]
+    if spec.is_server:
+        command = [str(find_program(spec)), *args]
+        environ = {}
+    else:
+        command = [sys.executable, "-m", spec.module, *args]
+        environ = _service_environ(spec, ports, names, options)
+    init = tuple(fill(word, names) for word in spec.init)
+    return Instance(name, spec, host, ports, tuple(command), environ, init)
+
+
+def _service_environ(
+    spec: ProcessSpec, ports: Mapping[str, int], names: Mapping[str, str], options: WiringOptions
+) -> dict[str, str]:
+    settings = {setting: fill(value, names) for setting, value in spec.settings.items()}
+    settings.update({setting: str(port) for setting, port in ports.items()})
+    settings.update(options.overrides.get(spec.name, {}))
+    environ = {env_name(spec.name, setting): value for setting, value in settings.items()}
+    environ["PYTHONUNBUFFERED"] = "1"
+    if not options.has_telemetry:
+        environ["OTEL_SDK_DISABLED"] = "true"
+    elif spec.name != "collector":
+        environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = names["collector.url"]
+    return environ

@@ -1,0 +1,142 @@
+"""`millrace up`: starts the whole stack on this machine and keeps it running."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from millrace.config.environment import current_environment
+from millrace.config.home import Home, millrace_home
+from millrace.config.loader import add_flags, config_from_flags
+from millrace.core.errors import Conflict
+
+from .console import Console
+from .service_settings import explain_service
+from .stack.background import start_in_background
+from .stack.command import run_millrace
+from .stack.first_answer import FirstAnswer
+from .stack.model_choice import find_or_pull, served_model
+from .stack.options import choose_model, public_endpoints, wiring_options
+from .stack.run_file import new_stack_record, running_stack, stack_lock
+from .stack.servers import find_server
+from .stack.stack_view import StackView
+from .stack.supervisor import PartFailed, Supervisor
+from .stack.topology import ProcessSpec, Topology, load_topology
+from .stack.wiring import Wiring, wire_stack
+from .up_config import UpConfig
+
+
+def add_parser(subparsers: Any) -> None:
+    """Adds the verb."""
+    parser = subparsers.add_parser(
+        "up",
+        help="start the whole stack here and keep it running",
+        description="Starts servers and services, shows one answer, runs until Ctrl-C.",
+        usage="millrace up [--detach] [--setting value ...]",
+    )
+    parser.add_argument("--detach", action="store_true", help="return when the stack is ready")
+    parser.add_argument("--in-background", action="store_true", help=argparse.SUPPRESS)
+    add_flags(parser, UpConfig, "up")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs until SIGINT or SIGTERM; 1 where a part fails."""
+    home, environ = millrace_home(), current_environment()
+    config = config_from_flags(UpConfig, "up", args, environ=environ)
+    if record := running_stack(home):
+        raise Conflict(
+            f"a stack is already running (pid {record.pid}); stop it with `millrace down`"
+        )
+    topology = load_topology()
+    model = choose_model(config, topology, environ)
+    entry = find_or_pull(model, home)
+    if args.detach:
+        return start_in_background(home, sys.argv[1:], Console())
+    with stack_lock(home):
+        options = wiring_options(config, topology, served_model(model, entry), environ)
+        wiring = wire_stack(topology, options, home, _program_finder(environ))
+        _check_settings(topology, wiring, environ)
+        job = _Foreground(config, home, wiring, environ, is_background=args.in_background)
+        return asyncio.run(job.run(entry.name, public_endpoints(options)))
+
+
+def _program_finder(environ: Mapping[str, str]) -> Any:
+    def find_program(spec: ProcessSpec) -> Path:
+        return find_server(spec, environ.get("PATH")).path
+
+    return find_program
+
+
+def _check_settings(topology: Topology, wiring: Wiring, environ: Mapping[str, str]) -> None:
+    """A wrong setting of any service is told before the first process starts."""
+    for instance in wiring.instances:
+        if instance.spec.config:
+            explain_service(topology, instance.spec.name, {**environ, **instance.environ})
+
+
+class _Foreground:
+    """One run of the stack with its output on this terminal."""
+
+    def __init__(
+        self,
+        config: UpConfig,
+        home: Home,
+        wiring: Wiring,
+        environ: Mapping[str, str],
+        *,
+        is_background: bool,
+    ) -> None:
+        self._config = config
+        self._home = home
+        self._wiring = wiring
+        self._environ = environ
+        self._console = Console()
+        names = [instance.name for instance in wiring.instances]
+        servers = {instance.name for instance in wiring.instances if instance.spec.is_server}
+        quiet = frozenset(names if is_background else servers)
+        self._view = StackView(self._console, names, quiet=quiet)
+        self._began = time.monotonic()
+
+    async def run(self, model: str, endpoints: dict[str, str]) -> int:
+        """Supervises until told to stop."""
+        urls = {
+            instance.name: instance.spec.url.replace("{self.address}", instance.address)
+            for instance in self._wiring.instances
+            if instance.spec.url
+        }
+        record = new_stack_record(model, {**endpoints, **urls})
+        supervisor = Supervisor(
+            self._wiring,
+            self._home,
+            record,
+            environ=self._environ,
+            show=self._view.show,
+            note=self._view.note,
+            run_init=run_millrace,
+        )
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, self._stop, supervisor)
+        self._view.note(f"starting {model}; logs are in {self._home.logs}")
+        first = FirstAnswer(self._console, self._view, endpoints, self._config)
+        try:
+            await supervisor.run(lambda: first.show(self._began))
+        except PartFailed as exc:
+            self._view.release()
+            for line in exc.log_lines:
+                self._console.line(f"    {line}")
+            print(f"millrace: {exc}", file=sys.stderr)
+            return 1
+        self._view.note("stopped")
+        return 0
+
+    def _stop(self, supervisor: Supervisor) -> None:
+        self._view.release()
+        self._view.note("stopping")
+        supervisor.request_stop()

@@ -1,0 +1,30 @@
+"""Settings of `millrace up`; each is a flag, a variable MILLRACE_UP_* and a key of [up]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from millrace.config.loader import setting
+
+
+@dataclass(frozen=True)
+class UpConfig:
+    """What `millrace up` starts. Unset values are left to the services' own settings."""
+
+    model: str | None = setting(None, help="Model to serve: a name, a folder or a hub id.")
+    workers: int = setting(1, help="Workers side by side.")
+    dtype: str | None = setting(
+        None, help="Number type of the weights.", choices=("auto", "float32", "bfloat16")
+    )
+    host: str | None = setting(None, help="Where the gateway listens.")
+    http_port: int | None = setting(None, help="The gateway's HTTP port.")
+    grpc_port: int | None = setting(None, help="The gateway's gRPC port.")
+    nats_url: str | None = setting(None, help="A nats-server that runs already.")
+    redis_url: str | None = setting(None, help="A Valkey or Redis that runs already.")
+    telemetry: bool = setting(True, help="Keep traces of the last requests.")
+    insecure_bind: bool = setting(False, help="Allow the gateway beyond loopback without keys.")
+    first_answer: bool = setting(True, help="Show one streamed answer when the stack is ready.")
+    fit_check: bool = setting(True, help="Refuse a model that does not fit into memory.")
+    ready_timeout_s: float = setting(
+        120.0, help="Longest wait for the gateway to have a model.", unit="s"
+    )

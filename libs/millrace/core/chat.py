@@ -1,0 +1,14 @@
+"""A turn of a conversation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    """Who speaks ("system", "user", "assistant", or what the template knows) and what is said."""
+
+    role: str
+    content: str
+    name: str | None = None

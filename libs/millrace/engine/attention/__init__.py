@@ -1,0 +1,30 @@
+"""Attention backends by name. A backend's module is imported when it is first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from millrace.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ..kv_cache import KVCache
+    from .base import AttentionBackend
+
+
+def _create_torch(cache: KVCache) -> AttentionBackend:
+    from .torch_attention import TorchAttention
+
+    return TorchAttention(cache)
+
+
+BACKENDS: dict[str, Callable[[KVCache], AttentionBackend]] = {"torch": _create_torch}
+
+
+def create_attention(name: str, cache: KVCache) -> AttentionBackend:
+    """The backend called `name` over `cache`; raises `ConfigError` for a name that is not there."""
+    factory = BACKENDS.get(name)
+    if factory is None:
+        known = ", ".join(sorted(BACKENDS))
+        raise ConfigError(f"attention backend is {name!r}; known are {known}", field="backend")
+    return factory(cache)

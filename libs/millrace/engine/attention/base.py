@@ -1,0 +1,72 @@
+"""What an attention backend is, and how a model reaches it during a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from ..batch import Batch
+
+
+class AttentionBackend(Protocol):
+    """Paged attention over one KV cache. Every implementation equals `torch_attention` in its results."""
+
+    def prepare(self, batch: Batch) -> Any:
+        """What `forward` needs to know of the step, made once before the first layer."""
+        ...
+
+    def forward(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        metadata: Any,
+        scale: float,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Writes the new K/V of a layer into the cache, then attends causally; returns [T, H, Dv].
+
+        q [T, H, D], k [T, Hkv, D], v [T, Hkv, Dv] belong to the flattened batch, after RoPE. With
+        `sliding_window` w a token sees the last w tokens, itself included. `softcap` c bends the
+        scaled scores to c * tanh(score / c). `sinks` [H] join each head's softmax as one more logit
+        that carries no value. Touches only blocks of the rows in the batch.
+        """
+        ...
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far the engine has come; rises with every layer, read from other threads."""
+
+    count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionStep:
+    """The backend in one step: what a model's layers call."""
+
+    backend: AttentionBackend
+    metadata: Any
+    progress: Progress
+
+    def attend(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scale: float,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`AttentionBackend.forward` with this step's metadata."""
+        self.progress.count += 1
+        return self.backend.forward(
+            layer, q, k, v, self.metadata, scale, sliding_window, softcap, sinks
+        )

@@ -1,0 +1,124 @@
+"""Rows of one step → one flattened batch of tensors. No state, no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .row import Row, RowTable
+
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a row does in a step: the next `num_tokens` of its known tokens go through the model."""
+
+    row: Row
+    num_tokens: int
+
+    @property
+    def context_len(self) -> int:
+        """Tokens whose K/V exists after the step."""
+        return self.row.num_computed_tokens + self.num_tokens
+
+    @property
+    def samples(self) -> bool:
+        """True where the step reaches the last known token and so draws the next one."""
+        return self.context_len == len(self.row.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A flattened batch of R rows and T tokens; rows with one token come first, by rising context.
+
+    Tensors are int64 on the device. `query_lens` and `context_lens` [R] stay on the host, where the
+    shapes of a step are decided. `block_tables` [R, most blocks] is padded with the row's own first
+    block, so that a gather by it touches nothing of other rows.
+    """
+
+    work: tuple[Work, ...]
+    num_decode_rows: int
+    input_ids: torch.Tensor  # [T]
+    positions: torch.Tensor  # [T]
+    slot_mapping: torch.Tensor  # [T]
+    sample_indices: torch.Tensor  # [rows that sample]
+    block_tables: torch.Tensor  # [R, blocks]
+    query_lens: IntArray  # [R]
+    context_lens: IntArray  # [R]
+    cu_seqlens_q: IntArray  # [R + 1]
+    block_size: int
+
+    @property
+    def num_tokens(self) -> int:
+        """T: tokens that go through the model."""
+        return int(self.cu_seqlens_q[-1])
+
+    @property
+    def sampling_work(self) -> list[Work]:
+        """The work items that draw a token, in the order of `sample_indices`."""
+        return [item for item in self.work if item.samples]
+
+
+def order_work(work: Sequence[Work]) -> tuple[tuple[Work, ...], int]:
+    """Rows with one token first, by rising context; then the rest as given. And how many come first."""
+    singles = sorted((item for item in work if item.num_tokens == 1), key=_context_len)
+    return (*singles, *(item for item in work if item.num_tokens > 1)), len(singles)
+
+
+def build_batch(
+    work: Sequence[Work], rows: RowTable, block_size: int, device: torch.device
+) -> Batch:
+    """The tensors of one step. `work` must not be empty and every row must have its blocks."""
+    ordered, num_decode_rows = order_work(work)
+    query_lens = np.array([item.num_tokens for item in ordered], dtype=np.int64)
+    context_lens = np.array([item.context_len for item in ordered], dtype=np.int64)
+    cu_seqlens_q = np.concatenate(([0], np.cumsum(query_lens)))
+    token_ids: list[int] = []
+    for item in ordered:
+        start = item.row.num_computed_tokens
+        token_ids += item.row.token_ids[start : start + item.num_tokens]
+    positions = _positions(query_lens, context_lens, cu_seqlens_q)
+    seats = np.array([item.row.index for item in ordered], dtype=np.int64)
+    tables = rows.block_tables[seats]
+    row_of_token = np.repeat(np.arange(len(ordered)), query_lens)
+    slots = tables[row_of_token, positions // block_size] * block_size + positions % block_size
+    samples = [index for index, item in enumerate(ordered) if item.samples]
+    return Batch(
+        work=ordered,
+        num_decode_rows=num_decode_rows,
+        input_ids=torch.tensor(token_ids, dtype=torch.int64, device=device),
+        positions=_to_device(positions, device),
+        slot_mapping=_to_device(slots, device),
+        sample_indices=_to_device(cu_seqlens_q[1:][samples] - 1, device),
+        block_tables=_to_device(pad_block_tables(tables, context_lens, block_size), device),
+        query_lens=query_lens,
+        context_lens=context_lens,
+        cu_seqlens_q=cu_seqlens_q,
+        block_size=block_size,
+    )
+
+
+def pad_block_tables(tables: IntArray, context_lens: IntArray, block_size: int) -> IntArray:
+    """Cuts [R, width] to the longest context; beyond its own, a row repeats its first block."""
+    num_blocks = -(-context_lens // block_size)
+    columns = np.arange(int(num_blocks.max()))
+    own = columns[None, :] < num_blocks[:, None]
+    return np.where(own, tables[:, : len(columns)], tables[:, :1])
+
+
+def _positions(query_lens: IntArray, context_lens: IntArray, cu_seqlens_q: IntArray) -> IntArray:
+    first = context_lens - query_lens
+    return np.arange(int(cu_seqlens_q[-1])) + np.repeat(first - cu_seqlens_q[:-1], query_lens)
+
+
+def _to_device(array: IntArray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+
+def _context_len(item: Work) -> int:
+    return item.context_len

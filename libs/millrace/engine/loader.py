@@ -1,0 +1,120 @@
+"""A checkpoint folder: config.json, the ids that end a text, and weights from safetensors files.
+
+Files are mapped, never unpickled, and no code of a checkpoint is ever run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from millrace.core.errors import UnsupportedModel
+
+
+class Checkpoint:
+    """Tensors of a folder by name, handed out in one dtype on one device. Use as a context manager.
+
+    Counts what it has handed out: `num_parameters` elements, `num_bytes` bytes, each tensor once.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype = dtype
+        self.device = device
+        self.num_parameters = 0
+        self.num_bytes = 0
+        self._folder = folder
+        self._files: dict[str, Any] = {}
+        self._file_of: dict[str, str] = {}
+        for name in weight_files(folder):
+            opened = safe_open(str(folder / name), framework="pt", device="cpu")
+            self._files[name] = opened
+            self._file_of.update(dict.fromkeys(opened.keys(), name))
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._files.clear()
+
+    def get(self, name: str) -> torch.Tensor:
+        """One tensor; raises `UnsupportedModel` where the checkpoint does not have it."""
+        tensor = self._read(name)
+        return self._counted(tensor.to(device=self.device, dtype=self.dtype))
+
+    def try_get(self, name: str) -> torch.Tensor | None:
+        """One tensor, or None where the checkpoint does not have it."""
+        return self.get(name) if name in self._file_of else None
+
+    def merged(self, names: Sequence[str]) -> torch.Tensor:
+        """Several tensors, one below the other."""
+        parts = [self._read(name).to(device=self.device, dtype=self.dtype) for name in names]
+        return self._counted(torch.cat(parts))
+
+    def try_merged(self, names: Sequence[str]) -> torch.Tensor | None:
+        """`merged`, or None where the checkpoint has not a single one of them."""
+        return self.merged(names) if any(name in self._file_of for name in names) else None
+
+    def _read(self, name: str) -> torch.Tensor:
+        file = self._file_of.get(name)
+        if file is None:
+            raise UnsupportedModel(f"{self._folder} has no tensor {name!r}")
+        tensor: torch.Tensor = self._files[file].get_tensor(name)
+        if not tensor.dtype.is_floating_point:
+            raise UnsupportedModel(f"tensor {name!r} is stored as {tensor.dtype}")
+        return tensor
+
+    def _counted(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.num_parameters += tensor.numel()
+        self.num_bytes += tensor.nbytes
+        return tensor
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Names of the safetensors files; raises `UnsupportedModel` where there is none."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return sorted(set(read_json(index)["weight_map"].values()))
+    names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if "model.safetensors" in names:
+        return ["model.safetensors"]
+    if not names:
+        raise UnsupportedModel(f"{folder} has no *.safetensors file; other formats are not loaded")
+    return names
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of config.json; raises `UnsupportedModel` where it is missing or broken."""
+    return read_json(folder / "config.json")
+
+
+def read_eos_token_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
+    """Ids that end a text: generation_config.json decides, config.json where it is silent."""
+    generation = folder / "generation_config.json"
+    found = read_json(generation).get("eos_token_id") if generation.is_file() else None
+    if found is None:
+        found = config.get("eos_token_id")
+    if found is None:
+        return ()
+    return tuple(found) if isinstance(found, list) else (int(found),)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; raises `UnsupportedModel` naming the file."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UnsupportedModel(f"cannot read {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise UnsupportedModel(f"{path} holds no JSON object")
+    return content

@@ -1,0 +1,1 @@
+"""Model routes: `llama` is native, `generic` borrows the model code of transformers."""

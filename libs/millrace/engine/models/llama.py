@@ -1,0 +1,171 @@
+"""The native route: Llama, Mistral, Qwen2, Qwen3, SmolLM and what shares their shape.
+
+Q, K and V are one matrix, gate and up another; logits are computed only for rows that sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from ..attention.base import AttentionStep
+from ..batch import Batch
+from ..kv_cache import LayerShape
+from ..loader import Checkpoint
+from .rope import inverse_frequencies, rotate, rotation
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaSpec:
+    """The numbers of a checkpoint's config that shape the computation."""
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    norm_eps: float
+    rope: Mapping[str, Any]
+    windows: tuple[int | None, ...]
+    tied: bool
+
+    @staticmethod
+    def from_config(config: Any) -> LlamaSpec:
+        """Reads a transformers configuration object."""
+        num_heads = int(config.num_attention_heads)
+        num_layers = int(config.num_hidden_layers)
+        return LlamaSpec(
+            vocab_size=int(config.vocab_size),
+            hidden_size=int(config.hidden_size),
+            num_layers=num_layers,
+            num_heads=num_heads,
+            num_kv_heads=int(config.num_key_value_heads or num_heads),
+            head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // num_heads),
+            norm_eps=float(config.rms_norm_eps),
+            rope=dict(config.rope_parameters),
+            windows=_windows(config, num_layers),
+            tied=bool(config.tie_word_embeddings),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    """One decoder layer; matrices are [out, in] as in the checkpoint."""
+
+    input_norm: torch.Tensor
+    qkv: torch.Tensor
+    qkv_bias: torch.Tensor | None
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    o: torch.Tensor
+    o_bias: torch.Tensor | None
+    post_norm: torch.Tensor
+    gate_up: torch.Tensor
+    gate_up_bias: torch.Tensor | None
+    down: torch.Tensor
+    down_bias: torch.Tensor | None
+
+
+class LlamaModel:
+    """Weights and forward pass; see `Model`."""
+
+    def __init__(self, spec: LlamaSpec, checkpoint: Checkpoint) -> None:
+        self._spec = spec
+        shape = LayerShape(spec.num_kv_heads, spec.head_dim, spec.head_dim)
+        self.layers = (shape,) * spec.num_layers
+        self.vocab_size = spec.vocab_size
+        self._embedding = checkpoint.get("model.embed_tokens.weight")
+        self._norm = checkpoint.get("model.norm.weight")
+        self._head = self._embedding if spec.tied else checkpoint.get("lm_head.weight")
+        self._weights = [_load_layer(checkpoint, index) for index in range(spec.num_layers)]
+        self._frequencies = inverse_frequencies(spec.rope, spec.head_dim).to(checkpoint.device)
+        self.num_parameters = checkpoint.num_parameters
+        self.weight_bytes = checkpoint.num_bytes
+
+    def forward(self, batch: Batch, step: AttentionStep) -> torch.Tensor:
+        """See `Model.forward`."""
+        hidden = functional.embedding(batch.input_ids, self._embedding)
+        cos, sin = rotation(batch.positions, self._frequencies, hidden.dtype)
+        for index, weights in enumerate(self._weights):
+            normed = rms_norm(hidden, weights.input_norm, self._spec.norm_eps)
+            hidden = hidden + self._attention(index, weights, normed, cos, sin, step)
+            normed = rms_norm(hidden, weights.post_norm, self._spec.norm_eps)
+            hidden = hidden + _mlp(weights, normed)
+        last = hidden.index_select(0, batch.sample_indices)
+        return functional.linear(rms_norm(last, self._norm, self._spec.norm_eps), self._head)
+
+    def _attention(
+        self,
+        index: int,
+        weights: LayerWeights,
+        hidden: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        step: AttentionStep,
+    ) -> torch.Tensor:
+        spec = self._spec
+        num_tokens = hidden.shape[0]
+        num_rotated = spec.num_heads + spec.num_kv_heads
+        qkv = functional.linear(hidden, weights.qkv, weights.qkv_bias)
+        heads = qkv.view(num_tokens, num_rotated + spec.num_kv_heads, spec.head_dim)
+        rotated = heads[:, :num_rotated]
+        if weights.q_norm is not None and weights.k_norm is not None:
+            q = rms_norm(rotated[:, : spec.num_heads], weights.q_norm, spec.norm_eps)
+            k = rms_norm(rotated[:, spec.num_heads :], weights.k_norm, spec.norm_eps)
+            rotated = torch.cat((q, k), 1)
+        rotated = rotate(rotated, cos, sin)
+        out = step.attend(
+            index,
+            rotated[:, : spec.num_heads],
+            rotated[:, spec.num_heads :],
+            heads[:, num_rotated:],
+            spec.head_dim**-0.5,
+            spec.windows[index],
+        )
+        return functional.linear(out.view(num_tokens, -1), weights.o, weights.o_bias)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """Root-mean-square norm over the last dimension, in float32 whatever the dtype."""
+    wide = x.float()
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return weight * (wide * scale).to(x.dtype)
+
+
+def _mlp(weights: LayerWeights, hidden: torch.Tensor) -> torch.Tensor:
+    gate, up = functional.linear(hidden, weights.gate_up, weights.gate_up_bias).chunk(2, -1)
+    return functional.linear(functional.silu(gate) * up, weights.down, weights.down_bias)
+
+
+def _load_layer(checkpoint: Checkpoint, index: int) -> LayerWeights:
+    prefix = f"model.layers.{index}"
+    attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
+    qkv = [f"{attention}.{name}_proj" for name in "qkv"]
+    gate_up = [f"{mlp}.gate_proj", f"{mlp}.up_proj"]
+    return LayerWeights(
+        input_norm=checkpoint.get(f"{prefix}.input_layernorm.weight"),
+        qkv=checkpoint.merged([f"{name}.weight" for name in qkv]),
+        qkv_bias=checkpoint.try_merged([f"{name}.bias" for name in qkv]),
+        q_norm=checkpoint.try_get(f"{attention}.q_norm.weight"),
+        k_norm=checkpoint.try_get(f"{attention}.k_norm.weight"),
+        o=checkpoint.get(f"{attention}.o_proj.weight"),
+        o_bias=checkpoint.try_get(f"{attention}.o_proj.bias"),
+        post_norm=checkpoint.get(f"{prefix}.post_attention_layernorm.weight"),
+        gate_up=checkpoint.merged([f"{name}.weight" for name in gate_up]),
+        gate_up_bias=checkpoint.try_merged([f"{name}.bias" for name in gate_up]),
+        down=checkpoint.get(f"{mlp}.down_proj.weight"),
+        down_bias=checkpoint.try_get(f"{mlp}.down_proj.bias"),
+    )
+
+
+def _windows(config: Any, num_layers: int) -> tuple[int | None, ...]:
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return (window,) * num_layers
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)

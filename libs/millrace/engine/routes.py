@@ -1,0 +1,127 @@
+"""Which route a checkpoint takes, or why it cannot be served; decided from config.json, without weights.
+
+The native route is decided without importing torch. The generic one needs the flags of the model's
+class and imports transformers when it comes to that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+NATIVE_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+NATIVE_ROPE_TYPES = frozenset({"default", "linear", "llama3"})
+PLAIN_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
+
+_RECURRENT = "it keeps a recurrent state, which a paged KV cache does not hold"
+_SPARSE = "its sparse attention index is not kept in the KV cache"
+_SHARED = "its layers share K/V with other layers"
+_ENCODER = "it is an encoder; its attention is not causal"
+
+# What the flags of transformers do not tell.
+REFUSED_TYPES: dict[str, str] = {
+    **dict.fromkeys(
+        ("mamba", "mamba2", "falcon_mamba", "jamba", "bamba", "zamba", "zamba2", "rwkv", "xlstm"),
+        _RECURRENT,
+    ),
+    **dict.fromkeys(
+        ("nemotron_h", "falcon_h1", "granitemoehybrid", "lfm2", "lfm2_moe", "lfm3", "minimax"),
+        _RECURRENT,
+    ),
+    **dict.fromkeys(
+        ("recurrent_gemma", "zaya", "hrm_text", "kimi_linear", "olmo_hybrid", "bailing_hybrid"),
+        _RECURRENT,
+    ),
+    **dict.fromkeys(
+        ("qwen3_next", "qwen3_5", "qwen3_5_text", "qwen3_5_moe", "qwen3_5_moe_text"), _RECURRENT
+    ),
+    **dict.fromkeys(("deepseek_v32", "deepseek_v4", "glm_moe_dsa", "minimax_m3_vl_text"), _SPARSE),
+    **dict.fromkeys(("gemma3n", "gemma3n_text", "gemma4", "gemma4_text"), _SHARED),
+    **dict.fromkeys(("gemma4_unified", "gemma4_unified_text"), _SHARED),
+    **dict.fromkeys(
+        ("bert", "bert-generation", "camembert", "data2vec-text", "electra", "ernie"), _ENCODER
+    ),
+    **dict.fromkeys(
+        ("roberta", "roberta-prelayernorm", "roc_bert", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+        _ENCODER,
+    ),
+    "llama4": "its chunked attention is not supported",
+    "llama4_text": "its chunked attention is not supported",
+    "mllama": "it attends to images by cross attention",
+}
+
+
+def route_of(config: Mapping[str, Any]) -> tuple[str, str]:
+    """("native" | "generic" | "refused", reason of the refusal or "") for the content of config.json."""
+    refusal = _refusal_by_config(config)
+    if not refusal and is_native(config):
+        return "native", ""
+    refusal = refusal or _refusal_by_class(config)
+    return ("refused", refusal) if refusal else ("generic", "")
+
+
+def is_native(config: Mapping[str, Any]) -> bool:
+    """True where the native route computes this model exactly."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
+    return (
+        config.get("model_type") in NATIVE_TYPES
+        and config.get("hidden_act", "silu") in ("silu", "swish")
+        and rope_type in NATIVE_ROPE_TYPES
+        and partial in (None, 1.0)
+    )
+
+
+def _refusal_by_config(config: Mapping[str, Any]) -> str:
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str):
+        return "config.json names no model_type"
+    if config.get("is_encoder_decoder"):
+        return f"{model_type}: encoder-decoder models are not supported"
+    if model_type in REFUSED_TYPES:
+        return f"{model_type}: {REFUSED_TYPES[model_type]}"
+    if config.get("auto_map") and not _is_known_type(model_type):
+        return f"{model_type}: it needs code from its repository, which is never run"
+    if config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method", "unknown")
+        return f"{model_type}: weights quantized by {method!r} are not loaded"
+    return _refusal_by_layers(model_type, config.get("layer_types"))
+
+
+def _refusal_by_layers(model_type: str, layer_types: Any) -> str:
+    foreign = sorted(set(layer_types or ()) - PLAIN_LAYER_TYPES)
+    if foreign:
+        return f"{model_type}: layers of type {', '.join(foreign)} are not supported"
+    return ""
+
+
+def _is_known_type(model_type: str) -> bool:
+    if model_type in NATIVE_TYPES:
+        return True
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    return model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+
+def _refusal_by_class(config: Mapping[str, Any]) -> str:
+    model_type = str(config["model_type"])
+    if not _is_known_type(model_type):
+        return f"{model_type}: transformers has no causal language model of this type"
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    settings = {key: value for key, value in config.items() if key != "model_type"}
+    parsed = AutoConfig.for_model(model_type, **settings)
+    model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)]
+    if getattr(parsed, "is_encoder_decoder", False):
+        return f"{model_type}: encoder-decoder models are not supported"
+    if not getattr(model_class, "_supports_attention_backend", False):
+        return f"{model_type}: its code in transformers does not let other attention in"
+    if getattr(model_class, "_is_stateful", False):
+        return f"{model_type}: {_RECURRENT}"
+    if getattr(parsed, "num_kv_shared_layers", 0):
+        return f"{model_type}: {_SHARED}"
+    if getattr(parsed, "use_bidirectional_attention", None):
+        return f"{model_type}: its attention is not causal"
+    return _refusal_by_layers(model_type, getattr(parsed, "layer_types", None))

@@ -1,0 +1,343 @@
+"""How much memory a model needs, from its config.json and safetensors headers alone.
+
+Per sequence the engine keeps K and V of every token; a step adds working memory that depends on
+how many tokens and rows it takes. The counts follow the engine's native route and its `torch`
+attention.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from millrace.core.errors import ConfigError, UnsupportedModel
+
+from .entry import ModelEntry, read_config
+from .progress import format_bytes
+from .safetensors_file import TensorHeader, read_tensor_headers
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+REPORTED_DTYPES = ("float32", "bfloat16")
+SHORT_SEQUENCE = 2048
+# Python, torch, transformers and the service around them, before any weight; measured on Linux.
+RUNTIME_BYTES = 330_000_000
+_BLOCK_TOKENS = 32
+_SMALLEST_LEN = 256
+# Logits are kept raw, as float32 and once more while they are worked on.
+_LOGIT_COPIES = 3
+_DEFAULT_LEN = 2048
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """The numbers that decide memory."""
+
+    num_parameters: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    intermediate_size: int
+    vocab_size: int
+
+    def weight_bytes(self, dtype: str) -> int:
+        """All tensors in `dtype`."""
+        return self.num_parameters * DTYPE_BYTES[dtype]
+
+    def kv_bytes_per_token(self, dtype: str) -> int:
+        """K and V of one token over all layers."""
+        per_layer = 2 * self.num_kv_heads * self.head_dim
+        return per_layer * self.num_layers * DTYPE_BYTES[dtype]
+
+    def activation_bytes(
+        self, dtype: str, *, num_tokens: int, num_rows: int, context_len: int
+    ) -> int:
+        """Working memory of the largest step: `num_tokens` of prompt at the end of a context of
+        `context_len`, and logits of `num_rows` rows."""
+        size = DTYPE_BYTES[dtype]
+        num_tokens = min(num_tokens, context_len)
+        heads = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        in_mlp = 2 * self.hidden_size + 4 * self.intermediate_size
+        in_attention = 3 * self.hidden_size + 3 * heads
+        # The row's own K and V, gathered, then once more for every query head that shares them.
+        gathered = 2 * context_len * (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        mask = num_tokens * context_len
+        attending = num_tokens * in_attention * size + gathered * size + mask
+        logits = num_rows * self.vocab_size * (size + 4 * _LOGIT_COPIES)
+        return max(attending, num_tokens * in_mlp * size, logits)
+
+    def workspace_bytes_per_token(self, dtype: str) -> int:
+        """What a decode step adds for each token of context: one layer's K and V gathered, and a
+        float32 score for each head, twice."""
+        gathered = 2 * self.num_kv_heads * self.head_dim * DTYPE_BYTES[dtype]
+        return gathered + 2 * 4 * self.num_heads
+
+
+@dataclass(frozen=True, slots=True)
+class DtypeFit:
+    """One line of the table: everything in bytes, or in sequences."""
+
+    dtype: str
+    weight_bytes: int
+    activation_bytes: int
+    runtime_bytes: int
+    kv_bytes_per_token: int
+    workspace_bytes_per_token: int
+    memory_bytes: int
+    max_model_len: int
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Needed before the first sequence."""
+        return self.weight_bytes + self.activation_bytes + self.runtime_bytes
+
+    @property
+    def needed_bytes(self) -> int:
+        """Needed for one sequence of full length."""
+        return self.fixed_bytes + self.bytes_per_sequence(self.max_model_len)
+
+    @property
+    def fits(self) -> bool:
+        """True where at least one sequence of full length can run."""
+        return self.needed_bytes <= self.memory_bytes
+
+    def bytes_per_sequence(self, length: int) -> int:
+        """K, V and working memory of a sequence, in whole blocks."""
+        tokens = -(-length // _BLOCK_TOKENS) * _BLOCK_TOKENS
+        return tokens * (self.kv_bytes_per_token + self.workspace_bytes_per_token)
+
+    def num_sequences(self, length: int) -> int:
+        """How many sequences of `length` tokens the memory holds at once."""
+        return max(0, (self.memory_bytes - self.fixed_bytes) // self.bytes_per_sequence(length))
+
+
+@dataclass(frozen=True, slots=True)
+class FitReport:
+    """What a model needs on this much memory, for each dtype, and for the one asked for."""
+
+    model: str
+    memory_bytes: int
+    max_model_len: int
+    max_num_seqs: int
+    num_workers: int
+    dtype: str
+    rows: tuple[DtypeFit, ...]
+    asked: DtypeFit
+    suggestion: str
+
+    @property
+    def fits(self) -> bool:
+        """True where the settings asked for can run."""
+        return self.asked.fits
+
+    def require(self) -> None:
+        """Raises ConfigError with the table and the nearest setting where it does not fit."""
+        if not self.fits:
+            raise ConfigError("\n".join((*self.lines(), self.suggestion)), field="model")
+
+    def to_json(self) -> dict[str, Any]:
+        """The same figures for machines."""
+        return {
+            "model": self.model,
+            "memory_bytes": self.memory_bytes,
+            "max_model_len": self.max_model_len,
+            "max_num_seqs": self.max_num_seqs,
+            "num_workers": self.num_workers,
+            "dtype": self.dtype,
+            "fits": self.fits,
+            "suggestion": self.suggestion,
+            "dtypes": [_row_json(row) for row in self.rows],
+        }
+
+    def lines(self) -> list[str]:
+        """The table for people."""
+        share = f", {self.num_workers} workers" if self.num_workers > 1 else ""
+        full, short = str(self.max_model_len), str(SHORT_SEQUENCE)
+        header = ("dtype", "weights", "activations", "runtime", "KV/token", "needed", full, short)
+        cells = [header]
+        for row in self.rows:
+            cells.append(
+                (
+                    row.dtype,
+                    format_bytes(row.weight_bytes),
+                    format_bytes(row.activation_bytes),
+                    format_bytes(row.runtime_bytes),
+                    format_bytes(row.kv_bytes_per_token),
+                    format_bytes(row.needed_bytes),
+                    str(row.num_sequences(self.max_model_len)),
+                    str(row.num_sequences(SHORT_SEQUENCE)),
+                )
+            )
+        widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
+        table = [
+            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+            for line in cells
+        ]
+        title = f"{self.model} in {format_bytes(self.memory_bytes)}{share}"
+        return [f"{title} (last columns: sequences of that many tokens at once)", *table]
+
+
+def _row_json(row: DtypeFit) -> dict[str, Any]:
+    return {
+        "dtype": row.dtype,
+        "weight_bytes": row.weight_bytes,
+        "activation_bytes": row.activation_bytes,
+        "runtime_bytes": row.runtime_bytes,
+        "kv_bytes_per_token": row.kv_bytes_per_token,
+        "workspace_bytes_per_token": row.workspace_bytes_per_token,
+        "needed_bytes": row.needed_bytes,
+        "num_full_sequences": row.num_sequences(row.max_model_len),
+        "num_2048_sequences": row.num_sequences(SHORT_SEQUENCE),
+        "fits": row.fits,
+    }
+
+
+def check_fit(
+    entry: ModelEntry,
+    memory_bytes: int = 0,
+    dtype: str = "auto",
+    max_num_seqs: int = 64,
+    *,
+    max_model_len: int = 0,
+    max_num_batched_tokens: int = 2048,
+    num_workers: int = 1,
+) -> FitReport:
+    """What `entry` needs, against `memory_bytes` (0: what is available now) for all workers.
+
+    Raises UnsupportedModel where config.json lacks the numbers, ConfigError for an unknown dtype.
+    """
+    config = read_config(entry.path)
+    shape = shape_of(config, tensor_headers(entry.path))
+    memory_bytes = memory_bytes or _available_memory_bytes()
+    length = max_model_len or entry.max_model_len or _DEFAULT_LEN
+
+    def row(dtype: str, length: int) -> DtypeFit:
+        return DtypeFit(
+            dtype=dtype,
+            weight_bytes=shape.weight_bytes(dtype),
+            activation_bytes=shape.activation_bytes(
+                dtype,
+                num_tokens=max_num_batched_tokens,
+                num_rows=max_num_seqs,
+                context_len=length,
+            ),
+            runtime_bytes=RUNTIME_BYTES,
+            kv_bytes_per_token=shape.kv_bytes_per_token(dtype),
+            workspace_bytes_per_token=shape.workspace_bytes_per_token(dtype),
+            memory_bytes=memory_bytes // num_workers,
+            max_model_len=length,
+        )
+
+    dtype = _resolved_dtype(dtype, config)
+    asked = row(dtype, length)
+    return FitReport(
+        model=entry.name,
+        memory_bytes=memory_bytes,
+        max_model_len=length,
+        max_num_seqs=max_num_seqs,
+        num_workers=num_workers,
+        dtype=dtype,
+        rows=tuple(row(name, length) for name in REPORTED_DTYPES),
+        asked=asked,
+        suggestion="" if asked.fits else _suggestion(asked, num_workers, row),
+    )
+
+
+def _suggestion(asked: DtypeFit, num_workers: int, row: Any) -> str:
+    """The nearest setting that fits, in the order of what it costs the user."""
+    dtypes = [asked.dtype] if DTYPE_BYTES[asked.dtype] == 2 else [asked.dtype, "bfloat16"]
+    for dtype in reversed(dtypes):
+        if dtype != asked.dtype and row(dtype, asked.max_model_len).fits:
+            return f"fits with dtype {dtype} (MILLRACE_WORKER_DTYPE={dtype})"
+    for dtype in dtypes:
+        length = _longest_that_fits(dtype, asked.max_model_len, row)
+        if length:
+            setting = f"MILLRACE_WORKER_MAX_MODEL_LEN={length}"
+            if dtype != asked.dtype:
+                setting = f"MILLRACE_WORKER_DTYPE={dtype} {setting}"
+            return f"fits with sequences of up to {length} tokens ({setting})"
+    least = row(dtypes[-1], _SMALLEST_LEN).needed_bytes * num_workers
+    workers = f" with {num_workers} workers" if num_workers > 1 else ""
+    return f"no setting fits{workers}: it takes at least {format_bytes(least)} of memory"
+
+
+def _longest_that_fits(dtype: str, longest: int, row: Any) -> int:
+    """The longest max_model_len in steps of 256 tokens that fits; 0 where none does."""
+    low, high = 0, longest // _SMALLEST_LEN
+    while low < high:
+        middle = (low + high + 1) // 2
+        if row(dtype, middle * _SMALLEST_LEN).fits:
+            low = middle
+        else:
+            high = middle - 1
+    return low * _SMALLEST_LEN
+
+
+def _available_memory_bytes() -> int:
+    from millrace.engine.machine import available_memory_bytes
+
+    return available_memory_bytes()
+
+
+def _resolved_dtype(dtype: str, config: Mapping[str, Any]) -> str:
+    """What the engine makes of `dtype` on this machine's CPU."""
+    from millrace.engine.config import EngineConfig, resolve_config
+
+    resolved = resolve_config(
+        EngineConfig(model_path=Path(), name="", dtype=dtype), config, has_cuda=False
+    )
+    if resolved.dtype not in DTYPE_BYTES:
+        raise ConfigError(f"dtype {dtype!r} is not one of {', '.join(DTYPE_BYTES)}", field="dtype")
+    return resolved.dtype
+
+
+def tensor_headers(folder: Path) -> list[TensorHeader]:
+    """The headers of every tensor of a model folder, each name once."""
+    found: dict[str, TensorHeader] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        found.update((tensor.name, tensor) for tensor in read_tensor_headers(path))
+    return list(found.values())
+
+
+def shape_of(config: Mapping[str, Any], tensors: list[TensorHeader]) -> ModelShape:
+    """Raises UnsupportedModel where config.json lacks a number."""
+    text = {**config, **(config.get("text_config") or {})}
+
+    def number(*keys: str) -> int:
+        for key in keys:
+            if text.get(key) is not None:
+                return int(text[key])
+        raise UnsupportedModel(f"config.json has no {' or '.join(keys)}: memory cannot be computed")
+
+    num_heads = number("num_attention_heads", "n_head")
+    hidden_size = number("hidden_size", "n_embd")
+    is_tied = bool(text.get("tie_word_embeddings", False))
+    return ModelShape(
+        num_parameters=sum(
+            tensor.num_elements
+            for tensor in tensors
+            if not (is_tied and tensor.name == "lm_head.weight")
+        ),
+        num_layers=number("num_hidden_layers", "n_layer"),
+        num_heads=num_heads,
+        num_kv_heads=int(text.get("num_key_value_heads") or num_heads),
+        head_dim=int(text.get("head_dim") or hidden_size // num_heads),
+        hidden_size=hidden_size,
+        intermediate_size=int(text.get("intermediate_size") or 4 * hidden_size),
+        vocab_size=number("vocab_size"),
+    )
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of "24GB", "24GiB", "512M" or a plain number. Raises ConfigError for anything else."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    if match is None or (match[3] and not match[2]):
+        raise ConfigError(f"memory {text!r}: write it as 24GB, 24GiB or in bytes", field="memory")
+    unit = match[2].upper()
+    factor = 1024 ** "KMGT".find(unit) * 1024 if match[3] else _UNITS[unit]
+    return int(float(match[1]) * factor)

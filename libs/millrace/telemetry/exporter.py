@@ -1,0 +1,111 @@
+"""The OTLP/HTTP exporter, made harmless: it gives up early, rests, counts, and warns once a minute.
+
+The SDK's batch processor calls `export` in its own thread. With nobody at the endpoint each batch
+would cost retries and log lines; here a failure closes the door for a few seconds, and the batches
+of that time are dropped and counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from urllib.parse import urlsplit
+
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+WARNING_INTERVAL_S = 60.0
+REST_S = 5.0
+DEFAULT_TIMEOUT_S = 3.0
+
+ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+TIMEOUT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT")
+# Their own complaints, one or more per batch; ours replace them.
+NOISY_LOGGERS = (
+    "opentelemetry.exporter.otlp.proto.http.trace_exporter",
+    "opentelemetry.sdk._shared_internal",
+)
+
+_logger = logging.getLogger(__name__)
+
+
+class GuardedExporter(SpanExporter):
+    """Wraps an exporter; `num_exported` and `num_dropped` count spans."""
+
+    def __init__(
+        self, inner: SpanExporter, endpoint: str, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._inner = inner
+        self._endpoint = endpoint
+        self._clock = clock
+        self._resting_until = 0.0
+        self._warned_at: float | None = None
+        self.num_exported = 0
+        self.num_dropped = 0
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Send the spans, or drop them; never raises."""
+        if self._clock() < self._resting_until:
+            return self._drop(spans)
+        try:
+            result = self._inner.export(spans)
+        except Exception as error:  # an exporter's defect must not end the batch thread
+            return self._fail(spans, type(error).__name__)
+        if result is not SpanExportResult.SUCCESS:
+            return self._fail(spans, "not accepted")
+        self.num_exported += len(spans)
+        return result
+
+    def shutdown(self) -> None:
+        """End a wait between retries, then close."""
+        self._inner.shutdown()
+
+    def force_flush(self, timeout_millis: int = 30000) -> bool:
+        """Nothing is kept here."""
+        return True
+
+    def _drop(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.num_dropped += len(spans)
+        return SpanExportResult.FAILURE
+
+    def _fail(self, spans: Sequence[ReadableSpan], reason: str) -> SpanExportResult:
+        self._drop(spans)
+        now = self._clock()
+        self._resting_until = now + REST_S
+        if self._warned_at is None or now - self._warned_at >= WARNING_INTERVAL_S:
+            self._warned_at = now
+            _logger.warning(
+                "traces are not being exported",
+                extra={
+                    "endpoint": self._endpoint,
+                    "reason": reason,
+                    "spans_dropped": self.num_dropped,
+                },
+            )
+        return SpanExportResult.FAILURE
+
+
+def create_exporter() -> GuardedExporter | None:
+    """The exporter that the OTEL_* variables ask for; None where they name no endpoint."""
+    endpoint = next((os.environ[name] for name in ENDPOINT_VARIABLES if os.environ.get(name)), "")
+    if not endpoint:
+        return None
+    # Costs about 0.1 s to import, so only where it is used.
+    import requests
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    for name in NOISY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    session = requests.Session()
+    # Proxies are for the outside; a proxy cannot reach our loopback.
+    session.trust_env = not is_loopback(endpoint)
+    timeout_s = None if any(map(os.environ.get, TIMEOUT_VARIABLES)) else DEFAULT_TIMEOUT_S
+    return GuardedExporter(OTLPSpanExporter(timeout=timeout_s, session=session), endpoint)
+
+
+def is_loopback(url: str) -> bool:
+    """True where the URL's host is this machine by name."""
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1") or host.startswith("127.")

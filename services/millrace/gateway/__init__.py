@@ -1,0 +1,1 @@
+"""The public edge: gRPC and HTTP in, one pipeline behind both."""

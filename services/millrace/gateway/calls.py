@@ -1,0 +1,105 @@
+"""One call at an edge: its id, its arrival and its root span."""
+
+from __future__ import annotations
+
+import secrets
+import time
+import uuid
+from collections.abc import Mapping
+
+from opentelemetry import trace
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.trace import TraceFlags
+
+from millrace.core.errors import MillraceError
+from millrace.telemetry.names import (
+    ATTR_ERROR_REASON,
+    ATTR_ERROR_TYPE,
+    ATTR_OPERATION_NAME,
+    ATTR_PROVIDER_NAME,
+    ATTR_REQUEST_ID,
+)
+from millrace.telemetry.propagation import extract, traceparent_of
+
+PROVIDER_NAME = "millrace"
+REQUEST_ID_HEADER = "x-request-id"
+TRACE_HEADER = "traceresponse"
+
+
+class Call:
+    """Made by the edge on arrival, ended by it when the reply is out.
+
+    `arrival_ns` is on the monotonic clock.
+    """
+
+    def __init__(self, span: Span, operation: str = "") -> None:
+        self.request_id = uuid.uuid4().hex
+        self.operation = operation
+        self.span = span
+        self.arrival_unix_ns = time.time_ns()
+        self.arrival_ns = time.monotonic_ns()
+        if span.is_recording():
+            span.set_attribute(ATTR_REQUEST_ID, self.request_id)
+
+    @property
+    def headers(self) -> tuple[tuple[str, str], ...]:
+        """What every reply and every error carries, as headers or as metadata."""
+        return (
+            (REQUEST_ID_HEADER, self.request_id),
+            (TRACE_HEADER, traceparent_of(self.span)),
+        )
+
+    @property
+    def elapsed_ns(self) -> int:
+        """Since arrival."""
+        return time.monotonic_ns() - self.arrival_ns
+
+    def part(self) -> Call:
+        """A request inside this call (one prompt of many), with a span of its own."""
+        span = trace.get_tracer(__name__).start_span(
+            self.operation,
+            context=trace.set_span_in_context(self.span),
+            attributes=_attributes(self.operation),
+        )
+        return Call(span, self.operation)
+
+    def end(self, error: MillraceError | None = None) -> None:
+        """Ends the span; safe to repeat."""
+        if error is not None and self.span.is_recording():
+            self.span.set_attribute(ATTR_ERROR_TYPE, type(error).__name__)
+            self.span.set_attribute(ATTR_ERROR_REASON, error.reason)
+            self.span.set_status(Status(StatusCode.ERROR, error.reason))
+        self.span.end()
+
+
+def begin_call(operation: str, carrier: Mapping[str, str]) -> Call:
+    """A call that generates: its root span, below the caller's where `carrier` names one."""
+    span = trace.get_tracer(__name__).start_span(
+        operation,
+        context=extract(carrier),
+        kind=SpanKind.SERVER,
+        attributes=_attributes(operation),
+    )
+    if not span.get_span_context().is_valid:
+        span = _unrecorded(carrier)
+    return Call(span, operation)
+
+
+def begin_untraced_call(carrier: Mapping[str, str]) -> Call:
+    """A call that no trace is kept of; the reply names a trace id all the same."""
+    return Call(_unrecorded(carrier))
+
+
+def _attributes(operation: str) -> dict[str, str]:
+    return {ATTR_OPERATION_NAME: operation, ATTR_PROVIDER_NAME: PROVIDER_NAME}
+
+
+def _unrecorded(carrier: Mapping[str, str]) -> Span:
+    parent = trace.get_current_span(extract(carrier)).get_span_context()
+    context = SpanContext(
+        trace_id=parent.trace_id if parent.is_valid else secrets.randbits(128) or 1,
+        span_id=secrets.randbits(64) or 1,
+        is_remote=False,
+        trace_flags=TraceFlags(0),
+    )
+    return NonRecordingSpan(context)

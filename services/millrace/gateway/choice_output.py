@@ -1,0 +1,177 @@
+"""One choice of a live request: tokens accepted from frames, text made of them. No I/O.
+
+Tokens go through three counts: accepted (`token_ids`, what a resume tells the scheduler), decoded
+(their text is known) and emitted (handed to the client).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from millrace.core.detokenize import DecodedRow, DecodeRow
+from millrace.core.tokens import FinishReason, TokenDelta, TokenLogprobs
+
+from .stop_strings import Scan, StopScanner, StopStrings
+
+
+class Acceptance(Enum):
+    """What became of a delta."""
+
+    NEW = auto()  # it brought tokens or the end
+    STALE = auto()  # nothing in it was new
+    GAP = auto()  # tokens before it are missing; it was dropped
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What the client may see now; `finish` is NONE while the choice goes on."""
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs]
+    finish: FinishReason
+
+
+class ChoiceOutput:
+    """Accepts deltas in any state of repetition and gives text that depends on the tokens alone."""
+
+    def __init__(
+        self,
+        index: int,
+        stop_strings: StopStrings,
+        stop_token_ids: frozenset[int],
+        min_tokens: int = 0,
+    ) -> None:
+        self.index = index
+        self.token_ids: list[int] = []
+        self.finish = FinishReason.NONE  # as the scheduler told it
+        self.ended = FinishReason.NONE  # as the client is told it
+        self.matched_stop: str | None = None
+        self.num_emitted = 0
+        self._logprobs: list[TokenLogprobs] = []
+        self._scanner = StopScanner(stop_strings)
+        self._has_stops = bool(stop_strings.stops)
+        self._stop_token_ids = stop_token_ids
+        self._min_tokens = min_tokens
+        self._num_decoded = 0
+        self._num_asked = 0
+        self._tail_ids: tuple[int, ...] = ()
+        self._num_tail_shown = 0
+
+    @property
+    def is_ended(self) -> bool:
+        """True where the client has been told the end."""
+        return self.ended is not FinishReason.NONE
+
+    @property
+    def is_settled(self) -> bool:
+        """True where the scheduler has told the end."""
+        return self.finish is not FinishReason.NONE
+
+    def accept(self, delta: TokenDelta) -> Acceptance:
+        """Takes what is new in a delta; tokens already here are skipped, a gap takes nothing."""
+        num_known = len(self.token_ids)
+        if delta.start_index > num_known:
+            return Acceptance.GAP
+        if self.is_settled:
+            return Acceptance.STALE
+        num_double = num_known - delta.start_index
+        fresh = delta.token_ids[num_double:]
+        ends = (
+            delta.finish is not FinishReason.NONE
+            and delta.start_index + len(delta.token_ids) >= num_known
+        )
+        if not fresh and not ends:
+            return Acceptance.STALE
+        self.token_ids.extend(fresh)
+        if len(delta.logprobs) == len(delta.token_ids):
+            self._logprobs.extend(delta.logprobs[num_double:])
+        if ends:
+            self.finish = delta.finish
+        return Acceptance.NEW
+
+    def next_row(self) -> DecodeRow | None:
+        """The next tokens to decode; None where there are none. Answer it with `apply`."""
+        if self.is_ended:
+            return None
+        upto = self._num_with_text()
+        if self._has_stops and self._num_decoded < self._min_tokens - 1:
+            # A row lies wholly before or wholly after the first token that may complete a match.
+            upto = min(upto, self._min_tokens - 1)
+        is_final = self.is_settled and upto == self._num_with_text()
+        if upto <= self._num_decoded and not is_final:
+            return None
+        self._num_asked = upto
+        return DecodeRow(
+            tail_ids=self._tail_ids,
+            num_tail_shown=self._num_tail_shown,
+            new_ids=tuple(self.token_ids[self._num_decoded : upto]),
+            final=is_final,
+        )
+
+    def probe_rows(self, row: DecodeRow, decoded: DecodedRow) -> list[DecodeRow]:
+        """Rows that tell which token completes a stop string; empty where that is clear.
+
+        A frame may bring several tokens of one choice (after a resume, say). Their texts are asked
+        for one prefix at a time, all from the same tail.
+        """
+        if (
+            not self._has_stops
+            or len(row.new_ids) < 2
+            or self._scan(self._scanner, decoded) is None
+        ):
+            return []
+        return [
+            DecodeRow(
+                tail_ids=row.tail_ids,
+                num_tail_shown=row.num_tail_shown,
+                new_ids=row.new_ids[:length],
+                final=False,
+            )
+            for length in range(1, len(row.new_ids))
+        ]
+
+    def apply(
+        self, row: DecodeRow, decoded: DecodedRow, probes: Sequence[DecodedRow] = ()
+    ) -> Progress:
+        """Takes the answer to `next_row`, with the answers to `probe_rows`."""
+        num_new = len(row.new_ids)
+        for length, probe in enumerate(probes, start=1):
+            if self._scan(self._scanner, probe) is not None:
+                num_new, decoded = length, probe
+                break
+        scan = self._scanner.feed(decoded.text, can_stop=self._can_stop())
+        if scan.stop is not None:
+            self.matched_stop = scan.stop
+            return self._emit(scan.text, self._num_decoded + num_new, FinishReason.STOP)
+        self._num_decoded = self._num_asked
+        self._tail_ids = decoded.tail_ids
+        self._num_tail_shown = decoded.num_tail_shown
+        if row.final:
+            return self._emit(scan.text + self._scanner.flush(), len(self.token_ids), self.finish)
+        return self._emit(scan.text, self._num_decoded, FinishReason.NONE)
+
+    def abort(self) -> None:
+        """Ends the choice where it is."""
+        self.ended = FinishReason.ABORT
+
+    def _emit(self, text: str, upto: int, finish: FinishReason) -> Progress:
+        start, self.num_emitted = self.num_emitted, upto
+        self.ended = finish
+        return Progress(text, self.token_ids[start:upto], self._logprobs[start:upto], finish)
+
+    def _can_stop(self) -> bool:
+        return self._num_decoded >= self._min_tokens - 1
+
+    def _scan(self, scanner: StopScanner, decoded: DecodedRow) -> Scan | None:
+        scan = scanner.copy().feed(decoded.text, can_stop=self._can_stop())
+        return scan if scan.stop is not None else None
+
+    def _num_with_text(self) -> int:
+        """Tokens that are text: all but a last one that is a stop token."""
+        num = len(self.token_ids)
+        if self.finish is FinishReason.STOP and num and self.token_ids[-1] in self._stop_token_ids:
+            return num - 1
+        return num

@@ -1,0 +1,82 @@
+"""The gateway's settings."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from millrace.config.loader import setting
+from millrace.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class GatewayConfig:
+    """The public edge: gRPC and OpenAI-compatible HTTP."""
+
+    host: str = setting("127.0.0.1", help="address to listen on, for HTTP and gRPC")
+    http_port: int = setting(8080, help="HTTP port; 0 takes a free one")
+    grpc_port: int = setting(50051, help="gRPC port; 0 takes a free one")
+    insecure_bind: bool = setting(
+        False, help="allow a host beyond loopback although there are no API keys"
+    )
+    nats_url: str = setting("nats://127.0.0.1:4222", help="NATS server")
+    tokenizer_addresses: tuple[str, ...] = setting(
+        ("127.0.0.1:50052",), help="host:port of each tokenizer replica"
+    )
+    cache_address: str = setting(
+        "", help="host:port of the cache service; empty: no response cache"
+    )
+    default_model: str = setting(
+        "", help="model of requests that name none; empty takes the first one that registers"
+    )
+    max_body_bytes: int = setting(8 << 20, help="largest HTTP request body", unit="bytes")
+    max_in_flight: int = setting(4096, help="requests held at once; more are answered with 429")
+    max_batch_size: int = setting(1024, help="most requests in one batch call")
+    max_batch_concurrency: int = setting(256, help="requests of one batch that run at once")
+    max_buffered_events: int = setting(
+        1024, help="events kept for a client that reads too slowly before its request is cut"
+    )
+    default_timeout_s: float = setting(600.0, help="deadline of requests that set none", unit="s")
+    max_timeout_s: float = setting(600.0, help="longest deadline a request may set", unit="s")
+    ping_interval_s: float = setting(
+        15.0, help="idle time after which a stream is pinged", unit="s"
+    )
+    write_timeout_s: float = setting(
+        30.0, help="how long one write to a client may take before it is cut", unit="s"
+    )
+    drain_timeout_s: float = setting(
+        10.0, help="how long running requests may go on after SIGTERM", unit="s"
+    )
+
+    def check(self) -> None:
+        """Raises `ConfigError` where a value cannot work."""
+        if not is_loopback(self.host) and not self.insecure_bind:
+            raise ConfigError(
+                f"host {self.host} is beyond loopback and this release has no API keys; "
+                "set --insecure-bind to listen there all the same",
+                field="host",
+            )
+        if not self.tokenizer_addresses:
+            raise ConfigError(
+                "tokenizer_addresses is empty; name at least one host:port",
+                field="tokenizer_addresses",
+            )
+        for name in ("max_body_bytes", "max_in_flight", "max_buffered_events", "max_batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; at least 1", field=name)
+        if not 0 < self.default_timeout_s <= self.max_timeout_s:
+            raise ConfigError(
+                f"default_timeout_s {self.default_timeout_s:g} must be over 0 and at most "
+                f"max_timeout_s {self.max_timeout_s:g}",
+                field="default_timeout_s",
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """True where only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,177 @@
+"""Turning the tokens of a model's frames into text: one Decode call for all rows of a frame.
+
+The frame loop only marks choices and never waits. Where the tokenizer is slower than the frames,
+several frames are decoded together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from millrace.core.detokenize import DecodedRow, DecodeRow
+from millrace.core.errors import InternalError, MillraceError, Unavailable
+from millrace.core.tokens import TokenLogprobs
+
+from .choice_output import ChoiceOutput, Progress
+from .events import Delta, PositionLogprobs, TokenLogprob
+from .live_request import LiveRequest
+from .ports import Tokenizer
+
+_log = logging.getLogger(__name__)
+
+RETRY_DELAYS_S = (0.05, 0.25, 1.0)
+
+
+@dataclass(slots=True)
+class _Job:
+    live: LiveRequest
+    choice: ChoiceOutput
+    row: DecodeRow
+    decoded: DecodedRow
+    probes: list[DecodedRow]
+
+
+class Detokenizer:
+    """The text side of one model. `on_ended` hears when a request's last choice has ended here."""
+
+    def __init__(
+        self,
+        model: str,
+        tokenizer: Tokenizer,
+        on_ended: Callable[[LiveRequest], None],
+        on_failed: Callable[[LiveRequest, MillraceError], None],
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._on_ended = on_ended
+        self._on_failed = on_failed
+        self._pending: dict[tuple[str, int], tuple[LiveRequest, ChoiceOutput]] = {}
+        self._wake = asyncio.Event()
+        self._pieces: dict[int, bytes] = {}
+
+    def add(self, live: LiveRequest, choice: ChoiceOutput) -> None:
+        """A choice has tokens to decode, or has ended."""
+        self._pending[live.request_id, choice.index] = (live, choice)
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Decodes until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            pending, self._pending = self._pending, {}
+            try:
+                await self._decode(list(pending.values()))
+            except MillraceError as error:
+                self._fail(pending.values(), error)
+            except Exception:
+                _log.exception("decoding for %s failed", self._model)
+                self._fail(pending.values(), InternalError("the output could not be decoded"))
+
+    async def _decode(self, pending: list[tuple[LiveRequest, ChoiceOutput]]) -> None:
+        asked: list[tuple[LiveRequest, ChoiceOutput, DecodeRow]] = []
+        for live, choice in pending:
+            row = None if live.is_over else choice.next_row()
+            if row is not None:
+                asked.append((live, choice, row))
+        if not asked:
+            return
+        start_unix_ns, start_ns = time.time_ns(), time.monotonic_ns()
+        jobs = await self._ask(asked)
+        progress = [(job, job.choice.apply(job.row, job.decoded, job.probes)) for job in jobs]
+        await self._learn_pieces(made for _, made in progress)
+        busy_ns = time.monotonic_ns() - start_ns
+        for job, made in progress:
+            _mark_call(job.live, start_unix_ns, busy_ns)
+            self._deliver(job, made)
+
+    async def _ask(self, asked: list[tuple[LiveRequest, ChoiceOutput, DecodeRow]]) -> list[_Job]:
+        decoded = await self._call([row for _, _, row in asked])
+        jobs = [
+            _Job(live, choice, row, answer, [])
+            for (live, choice, row), answer in zip(asked, decoded, strict=True)
+        ]
+        probes = [job.choice.probe_rows(job.row, job.decoded) for job in jobs]
+        if any(probes):
+            answers = iter(await self._call([row for rows in probes for row in rows]))
+            for job, rows in zip(jobs, probes, strict=True):
+                job.probes = [next(answers) for _ in rows]
+        return jobs
+
+    async def _call(self, rows: list[DecodeRow]) -> list[DecodedRow]:
+        """Decode is a pure function of its rows, so a broken call is simply made again."""
+        for delay_s in RETRY_DELAYS_S:
+            try:
+                return await self._tokenizer.decode(self._model, rows)
+            except Unavailable as error:
+                _log.warning("decode for %s: %s; trying again", self._model, error.message)
+                await asyncio.sleep(delay_s)
+        return await self._tokenizer.decode(self._model, rows)
+
+    async def _learn_pieces(self, progress: Iterable[Progress]) -> None:
+        missing = {
+            token_id
+            for made in progress
+            for token_id in _ids_of(made)
+            if token_id not in self._pieces
+        }
+        if missing:
+            ids = sorted(missing)
+            self._pieces.update(
+                zip(ids, await self._tokenizer.pieces(self._model, ids), strict=True)
+            )
+
+    def _deliver(self, job: _Job, made: Progress) -> None:
+        live, choice = job.live, job.choice
+        if live.is_over:
+            return
+        live.push_delta(Delta(choice.index, made.text, made.token_ids, self._logprobs(made)))
+        if choice.is_ended:
+            live.push_end(choice)
+            if live.is_ended:
+                self._on_ended(live)
+        elif choice.next_row() is not None:
+            self.add(live, choice)
+
+    def _logprobs(self, made: Progress) -> tuple[PositionLogprobs, ...]:
+        if not made.logprobs:
+            return ()
+        return tuple(
+            PositionLogprobs(
+                self._named(token_id, entry.chosen),
+                tuple(self._named(other, logprob) for other, logprob in entry.top),
+            )
+            for token_id, entry in zip(made.token_ids, made.logprobs, strict=False)
+        )
+
+    def _named(self, token_id: int, logprob: float) -> TokenLogprob:
+        return TokenLogprob(token_id, self._pieces[token_id], logprob)
+
+    def _fail(
+        self, pending: Iterable[tuple[LiveRequest, ChoiceOutput]], error: MillraceError
+    ) -> None:
+        for live, _ in pending:
+            self._on_failed(live, error)
+
+
+def _ids_of(made: Progress) -> Iterable[int]:
+    if made.logprobs:
+        yield from made.token_ids
+        for entry in made.logprobs:
+            yield from _top_ids(entry)
+
+
+def _top_ids(entry: TokenLogprobs) -> Iterable[int]:
+    return (token_id for token_id, _ in entry.top)
+
+
+def _mark_call(live: LiveRequest, start_unix_ns: int, busy_ns: int) -> None:
+    if not live.num_detokenize_calls:
+        live.detokenize_start_unix_ns = start_unix_ns
+    live.num_detokenize_calls += 1
+    live.detokenize_busy_ns += busy_ns
+    live.detokenize_end_unix_ns = start_unix_ns + busy_ns

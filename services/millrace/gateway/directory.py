@@ -1,0 +1,141 @@
+"""Which models there are, and how well each is served now."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from millrace.core.errors import Unavailable, UnknownModel
+from millrace.core.membership import SchedulerStatus, WorkerRegistration
+from millrace.core.model import ModelInfo
+
+RETRY_AFTER_S = 2.0
+MAX_NAMES_IN_ERROR = 10
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model as this gateway knows it."""
+
+    info: ModelInfo
+    num_workers: int
+    is_attached: bool
+    created_unix_s: int
+
+
+@dataclass(slots=True)
+class _Entry:
+    info: ModelInfo
+    created_unix_s: int
+    is_attached: bool = False
+    status: SchedulerStatus | None = None
+
+
+class ModelDirectory:
+    """Fed by worker registrations and scheduler statuses.
+
+    A model stays known once seen: while its last worker restarts it is unavailable, not unknown.
+    """
+
+    def __init__(
+        self, default_model: str = "", *, unix_time_s: Callable[[], float] = time.time
+    ) -> None:
+        self._default_model = default_model
+        self._unix_time_s = unix_time_s
+        self._entries: dict[str, _Entry] = {}
+        self._workers: dict[str, WorkerRegistration] = {}
+
+    def on_worker(self, worker_id: str, registration: WorkerRegistration | None) -> None:
+        """A worker came, renewed its entry, or (None) went."""
+        if registration is None:
+            self._workers.pop(worker_id, None)
+            return
+        self._workers[worker_id] = registration
+        self._see(registration.model)
+
+    def on_status(self, status: SchedulerStatus) -> None:
+        """The attached scheduler of a model told its state."""
+        if status.model.name:
+            entry = self._see(status.model)
+            entry.is_attached = True
+            entry.status = status
+
+    def on_detached(self, model: str) -> None:
+        """The stream to the model's scheduler is down."""
+        if entry := self._entries.get(model):
+            entry.is_attached = False
+            entry.status = None
+
+    @property
+    def default_name(self) -> str:
+        """Served name of the default model; empty where there is none yet."""
+        if self._default_model:
+            found = self._match(self._default_model)
+            return found.info.name if found else self._default_model
+        return next(iter(self._entries), "")
+
+    def find(self, name: str) -> ModelInfo:
+        """The model that answers to `name`; empty takes the default.
+
+        Raises `UnknownModel` naming what there is, `Unavailable` while nothing has registered.
+        """
+        wanted = name or self.default_name
+        if entry := self._match(wanted):
+            return entry.info
+        if not name:
+            raise Unavailable("no model has registered yet", retry_after_s=RETRY_AFTER_S)
+        known = sorted(self._entries)[:MAX_NAMES_IN_ERROR]
+        served = f"this server has {', '.join(known)}" if known else "no model has registered yet"
+        raise UnknownModel(f"there is no model {name[:256]!r} here; {served}", field="model")
+
+    def require_served(self, info: ModelInfo) -> None:
+        """Raises `Unavailable` where no scheduler with a worker can take a request now."""
+        entry = self._entries[info.name]
+        if not entry.is_attached:
+            what = "scheduler"
+        elif self.num_workers(info.name) == 0:
+            what = "worker"
+        else:
+            return
+        raise Unavailable(
+            f"no {what} of {info.name} is attached now", retry_after_s=RETRY_AFTER_S, field="model"
+        )
+
+    def get(self, name: str) -> ServedModel:
+        """As `find`, with how it is served."""
+        entry = self._entries[self.find(name).name]
+        return ServedModel(
+            entry.info, self.num_workers(entry.info.name), entry.is_attached, entry.created_unix_s
+        )
+
+    def list(self) -> list[ServedModel]:
+        """Every model, the default one first, then by name."""
+        default = self.default_name
+        names = sorted(self._entries, key=lambda name: (name != default, name))
+        return [self.get(name) for name in names]
+
+    def num_workers(self, model: str) -> int:
+        """Workers that serve the model: as its scheduler says, else as registered."""
+        entry = self._entries.get(model)
+        if entry is not None and entry.status is not None:
+            return entry.status.num_workers
+        return sum(worker.model.name == model for worker in self._workers.values())
+
+    def _match(self, name: str) -> _Entry | None:
+        if name in self._entries:
+            return self._entries[name]
+        return next((e for e in self._entries.values() if e.info.answers_to(name)), None)
+
+    def _see(self, info: ModelInfo) -> _Entry:
+        entry = self._entries.get(info.name)
+        if entry is None:
+            entry = self._entries[info.name] = _Entry(info, int(self._unix_time_s()))
+        # A scheduler without workers knows the name only; keep the facts.
+        if info.vocab_size:
+            entry.info = info if info.config_json != "{}" else _with_config(info, entry.info)
+        return entry
+
+
+def _with_config(info: ModelInfo, known: ModelInfo) -> ModelInfo:
+    return replace(info, config_json=known.config_json)

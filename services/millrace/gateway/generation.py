@@ -1,0 +1,120 @@
+"""A request as the edges hand it to the pipeline: checked in itself, not yet against a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from millrace.core.chat import ChatMessage
+from millrace.core.errors import InvalidRequest, Unsupported
+from millrace.core.request import Priority
+from millrace.core.sampling import SamplingParams
+from millrace.telemetry.names import OPERATION_CHAT, OPERATION_TEXT_COMPLETION
+
+MAX_MESSAGES = 4096
+MAX_ROLE_CHARS = 64
+MAX_IDEMPOTENCY_KEY_CHARS = 128
+
+
+class CacheMode(StrEnum):
+    """How a request uses the response cache; it is off unless asked for."""
+
+    BYPASS = "bypass"
+    USE = "use"
+    REFRESH = "refresh"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """What to generate. Exactly one of `text`, `token_ids` and `messages` is given.
+
+    Raises `InvalidRequest` where a part is wrong in itself, `Unsupported` for an idempotency key.
+    """
+
+    model: str = ""
+    text: str | None = None
+    token_ids: tuple[int, ...] | None = None
+    messages: tuple[ChatMessage, ...] | None = None
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    priority: Priority = Priority.NORMAL
+    timeout_ms: int | None = None
+    cache: CacheMode = CacheMode.BYPASS
+    idempotency_key: str | None = None
+    tenant: str = ""
+    is_streamed: bool = False
+
+    def __post_init__(self) -> None:
+        self._check_prompt()
+        for name, part in self._strings():
+            check_unicode(name, part)
+        if self.timeout_ms is not None and self.timeout_ms < 1:
+            raise InvalidRequest(
+                f"timeout_ms is {self.timeout_ms}; at least 1 is needed", field="timeout_ms"
+            )
+        if self.idempotency_key is not None:
+            raise Unsupported(
+                "idempotency_key is not available in this release; send the request without it",
+                field="idempotency_key",
+            )
+
+    @property
+    def operation(self) -> str:
+        """`chat` or `text_completion`, as traces name it."""
+        return OPERATION_TEXT_COMPLETION if self.messages is None else OPERATION_CHAT
+
+    @property
+    def prompt_field(self) -> str:
+        """The field that errors about the prompt name."""
+        return "prompt" if self.messages is None else "messages"
+
+    def _check_prompt(self) -> None:
+        given = [part for part in (self.text, self.token_ids, self.messages) if part is not None]
+        if len(given) != 1:
+            raise InvalidRequest(
+                "give a prompt as text, as token ids or as messages", field=self.prompt_field
+            )
+        if not given[0]:
+            raise InvalidRequest(f"{self.prompt_field} is empty", field=self.prompt_field)
+        if self.messages is not None:
+            check_messages(self.messages)
+
+    def _strings(self) -> Iterator[tuple[str, str]]:
+        yield "model", self.model
+        if self.text is not None:
+            yield "prompt", self.text
+        for index, message in enumerate(self.messages or ()):
+            yield f"messages[{index}].role", message.role
+            yield f"messages[{index}].content", message.content
+            yield f"messages[{index}].name", message.name or ""
+        for stop in self.sampling.stop:
+            yield "stop", stop
+
+
+def check_messages(messages: tuple[ChatMessage, ...]) -> None:
+    """Raises `InvalidRequest` for too many messages or a role that cannot be one."""
+    if len(messages) > MAX_MESSAGES:
+        raise InvalidRequest(
+            f"messages has {len(messages)} entries; the limit is {MAX_MESSAGES}", field="messages"
+        )
+    for index, message in enumerate(messages):
+        if not 1 <= len(message.role) <= MAX_ROLE_CHARS:
+            raise InvalidRequest(
+                f"messages[{index}].role has {len(message.role)} characters; allowed are 1 to "
+                f"{MAX_ROLE_CHARS}",
+                field=f"messages[{index}].role",
+            )
+
+
+def check_unicode(name: str, text: str) -> None:
+    """Raises `InvalidRequest` for half of a surrogate pair, which no encoding can carry."""
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        raise InvalidRequest(
+            f"{name} holds the lone surrogate U+{ord(text[exc.start]):04X} at character "
+            f"{exc.start}; this is not valid Unicode",
+            field=name,
+        ) from exc

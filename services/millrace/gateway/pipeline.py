@@ -1,0 +1,347 @@
+"""The path of a request: validate, model, response cache, encode, limits, register, publish, read.
+
+Both edges go through `Pipeline.open`: it returns when the request is accepted (or answered from
+the cache) and raises an error of the tree before that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from opentelemetry import trace
+from opentelemetry.trace import SpanKind
+
+from millrace.bus.base import Bus
+from millrace.core.answer import CachedAnswer
+from millrace.core.errors import (
+    Aborted,
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    MillraceError,
+    Overloaded,
+    Unavailable,
+)
+from millrace.core.model import ModelInfo
+from millrace.core.request import QueuedRequest
+from millrace.telemetry import names
+from millrace.telemetry.metrics import GatewayMetrics
+from millrace.telemetry.propagation import inject
+
+from .answers import Answer, LiveAnswer, StoredAnswer
+from .calls import Call
+from .choice_output import ChoiceOutput
+from .directory import ModelDirectory
+from .events import Started
+from .frames import FrameRouter
+from .generation import CacheMode, GenerationRequest
+from .limits import check_token_ids, resolve_max_tokens, stop_ids
+from .live_request import LiveRequest
+from .ports import AnswerCache, Tokenizer
+from .record import RequestRecord
+from .response_cache import cache_key, uses_cache
+from .stop_strings import StopStrings
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineLimits:
+    """The settings that the path needs."""
+
+    max_in_flight: int = 4096
+    max_buffered_events: int = 1024
+    default_timeout_s: float = 600.0
+    max_timeout_s: float = 600.0
+
+
+class Pipeline:
+    """Everything between an edge and the rest of the stack. `cache` None: no response cache."""
+
+    def __init__(
+        self,
+        gateway_id: str,
+        directory: ModelDirectory,
+        tokenizer: Tokenizer,
+        cache: AnswerCache | None,
+        router: FrameRouter,
+        bus: Bus,
+        metrics: GatewayMetrics,
+        limits: PipelineLimits = PipelineLimits(),
+    ) -> None:
+        self._gateway_id = gateway_id
+        self._directory = directory
+        self._tokenizer = tokenizer
+        self._cache = cache
+        self._router = router
+        self._bus = bus
+        self._metrics = metrics
+        self._limits = limits
+        self._num_opening = 0
+        self._is_draining = False
+        self._errands: set[asyncio.Task[None]] = set()
+
+    @property
+    def num_in_flight(self) -> int:
+        """Requests between arrival and end."""
+        return self._num_opening + self._router.num_live
+
+    @property
+    def is_draining(self) -> bool:
+        """True where new requests are refused."""
+        return self._is_draining
+
+    def start_draining(self) -> None:
+        """Refuses new requests from now on; running ones go on."""
+        self._is_draining = True
+
+    async def open(self, request: GenerationRequest, call: Call) -> Answer:
+        """Accepts a request. Raises an error of the tree; what is not one becomes InternalError."""
+        record = RequestRecord(self._metrics, call, request)
+        self._num_opening += 1
+        try:
+            with trace.use_span(
+                call.span,
+                end_on_exit=False,
+                record_exception=False,
+                set_status_on_exception=False,
+            ):
+                return await self._open(request, call, record)
+        except MillraceError as error:
+            record.fail(error)
+            raise
+        except asyncio.CancelledError:
+            record.fail(Aborted("the client went away"))
+            raise
+        except Exception as exc:
+            _log.exception("request %s failed", call.request_id)
+            error = InternalError(f"internal error; the request id is {call.request_id}")
+            record.fail(error)
+            raise error from exc
+        finally:
+            self._num_opening -= 1
+
+    async def abort(self, request_id: str) -> bool:
+        """Ends a request by id; True where it was live here. Others hear of it over the bus."""
+        live = self._router.find(request_id)
+        if live is None:
+            await self._bus.publish_abort(request_id)
+            return False
+        live.abort()
+        self._router.settle(live, "client")
+        return True
+
+    async def count_tokens(self, request: GenerationRequest) -> list[int]:
+        """Token ids that the model would see."""
+        info = self._directory.find(request.model)
+        check_token_ids(request, info)
+        return await self._encode(request, info)
+
+    async def finish_errands(self) -> None:
+        """Waits for answers on their way into the cache."""
+        if self._errands:
+            await asyncio.wait(self._errands)
+
+    async def _open(self, request: GenerationRequest, call: Call, record: RequestRecord) -> Answer:
+        if self._is_draining:
+            raise Unavailable("this gateway is shutting down", retry_after_s=1.0)
+        info = self._directory.find(request.model)
+        record.on_model(info)
+        check_token_ids(request, info)
+        timeout_s = self._timeout_s(request)
+        if self.num_in_flight > self._limits.max_in_flight:
+            raise Overloaded(
+                f"this gateway holds {self._limits.max_in_flight} requests, which is its limit",
+                retry_after_s=1.0,
+            )
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._accept(request, info, call, record, timeout_s)
+        except TimeoutError as exc:
+            raise _deadline_error(timeout_s) from exc
+
+    async def _accept(
+        self,
+        request: GenerationRequest,
+        info: ModelInfo,
+        call: Call,
+        record: RequestRecord,
+        timeout_s: float,
+    ) -> Answer:
+        seed = request.sampling.seed
+        if seed is None:
+            seed = secrets.randbits(64)
+        key = cache_key(request, info) if self._cache and uses_cache(request) else None
+        if key is not None:
+            stored = await self._look_up(key, request, record)
+            if stored is not None:
+                started = _started(call, info, stored.num_prompt_tokens, seed, is_cached=True)
+                return StoredAnswer(started, stored, call, record)
+        self._directory.require_served(info)
+        prompt_token_ids = await self._encode(request, info)
+        queued = self._queued(request, info, call, prompt_token_ids, seed, timeout_s)
+        live = self._live(request, queued)
+        record.watch(live)
+        await self._router.register(live)
+        try:
+            await self._publish(queued)
+        except BaseException:
+            # The publish may have arrived although its answer did not.
+            self._router.settle(live, "client")
+            raise
+        record.on_accepted(len(prompt_token_ids), queued.max_tokens, seed)
+        self._arm_deadline(live, call, timeout_s)
+        return LiveAnswer(
+            _started(call, info, len(prompt_token_ids), seed, is_cached=False),
+            live,
+            call,
+            record,
+            self._router.settle,
+            None if key is None else self._storer(key, call),
+        )
+
+    def _timeout_s(self, request: GenerationRequest) -> float:
+        if request.timeout_ms is None:
+            return self._limits.default_timeout_s
+        limit_ms = int(self._limits.max_timeout_s * 1000)
+        if request.timeout_ms > limit_ms:
+            raise InvalidRequest(
+                f"timeout_ms is {request.timeout_ms}; the limit is {limit_ms}",
+                field="timeout_ms",
+                metadata={"value": str(request.timeout_ms), "max": str(limit_ms)},
+            )
+        return request.timeout_ms / 1000
+
+    async def _look_up(
+        self, key: bytes, request: GenerationRequest, record: RequestRecord
+    ) -> CachedAnswer | None:
+        if self._cache is None or request.cache is CacheMode.REFRESH:
+            record.on_cache("refresh")
+            return None
+        stored = await self._cache.look_up(key)
+        if stored is not None and len(stored.texts) != request.sampling.num_choices:
+            stored = None
+        record.on_cache("miss" if stored is None else "hit")
+        return stored
+
+    async def _encode(self, request: GenerationRequest, info: ModelInfo) -> list[int]:
+        if request.token_ids is not None:
+            token_ids = list(request.token_ids)
+        elif request.messages is not None:
+            token_ids = await self._tokenizer.encode_chat(info.name, request.messages)
+        else:
+            token_ids = await self._tokenizer.encode_text(info.name, request.text or "")
+        if not token_ids:
+            raise InvalidRequest(
+                f"{request.prompt_field} has no tokens", field=request.prompt_field
+            )
+        return token_ids
+
+    def _queued(
+        self,
+        request: GenerationRequest,
+        info: ModelInfo,
+        call: Call,
+        prompt_token_ids: list[int],
+        seed: int,
+        timeout_s: float,
+    ) -> QueuedRequest:
+        return QueuedRequest(
+            request_id=call.request_id,
+            gateway_id=self._gateway_id,
+            model=info.name,
+            prompt_token_ids=prompt_token_ids,
+            sampling=request.sampling.spec(seed),
+            stop_token_ids=stop_ids(request.sampling, info),
+            max_tokens=resolve_max_tokens(request.sampling, len(prompt_token_ids), info),
+            num_choices=request.sampling.num_choices,
+            priority=request.priority,
+            deadline_unix_ms=call.arrival_unix_ns // 1_000_000 + int(timeout_s * 1000),
+            arrival_unix_ns=call.arrival_unix_ns,
+            tenant=request.tenant,
+        )
+
+    def _live(self, request: GenerationRequest, queued: QueuedRequest) -> LiveRequest:
+        stop_strings = StopStrings(request.sampling.stop)
+        stop_token_ids = frozenset(queued.stop_token_ids)
+        return LiveRequest(
+            queued.request_id,
+            queued.model,
+            [
+                ChoiceOutput(index, stop_strings, stop_token_ids, request.sampling.min_tokens)
+                for index in range(queued.num_choices)
+            ],
+            max_buffered_events=self._limits.max_buffered_events,
+        )
+
+    async def _publish(self, queued: QueuedRequest) -> None:
+        with trace.get_tracer(__name__).start_as_current_span(
+            names.SPAN_SEND,
+            kind=SpanKind.PRODUCER,
+            attributes={
+                names.ATTR_MESSAGING_SYSTEM: names.MESSAGING_SYSTEM_NATS,
+                names.ATTR_MESSAGING_OPERATION_NAME: "send",
+                names.ATTR_MESSAGING_OPERATION_TYPE: "send",
+                names.ATTR_MESSAGING_DESTINATION_TEMPLATE: names.DESTINATION_TEMPLATE_REQUEST,
+                names.ATTR_MESSAGING_MESSAGE_ID: queued.request_id,
+            },
+            record_exception=False,
+        ):
+            headers: dict[str, str] = {}
+            inject(headers)
+            await self._bus.publish_request(queued, headers)
+
+    def _arm_deadline(self, live: LiveRequest, call: Call, timeout_s: float) -> None:
+        def expire() -> None:
+            if not live.is_over:
+                live.fail(_deadline_error(timeout_s))
+                self._router.settle(live, "deadline")
+
+        elapsed_s = (time.monotonic_ns() - call.arrival_ns) / 1e9
+        timer = asyncio.get_running_loop().call_later(max(0.0, timeout_s - elapsed_s), expire)
+        live.on_closed = timer.cancel
+
+    def _storer(self, key: bytes, call: Call) -> Any:
+        def store(answer: CachedAnswer) -> None:
+            if self._cache is not None:
+                # Below the root span; the client does not wait for it.
+                with trace.use_span(call.span, end_on_exit=False):
+                    self._run_errand(self._store(key, answer))
+
+        return store
+
+    async def _store(self, key: bytes, answer: CachedAnswer) -> None:
+        if self._cache is not None:
+            await self._cache.store(key, answer)
+
+    def _run_errand(self, errand: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(errand)
+        self._errands.add(task)
+        task.add_done_callback(self._errands.discard)
+
+
+def _started(
+    call: Call, info: ModelInfo, num_prompt_tokens: int, seed: int, *, is_cached: bool
+) -> Started:
+    return Started(
+        request_id=call.request_id,
+        model=info.name,
+        revision=info.revision,
+        num_prompt_tokens=num_prompt_tokens,
+        seed=seed,
+        is_cached=is_cached,
+        created_unix_s=call.arrival_unix_ns // 1_000_000_000,
+    )
+
+
+def _deadline_error(timeout_s: float) -> DeadlineExceeded:
+    return DeadlineExceeded(
+        f"the request's deadline of {timeout_s * 1000:g} ms has passed",
+        metadata={"timeout_ms": f"{timeout_s * 1000:g}"},
+    )

@@ -1,0 +1,358 @@
+"""The gRPC edge: convert, call, convert."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import grpc
+
+from millrace.core.chat import ChatMessage
+from millrace.core.errors import InvalidRequest, MillraceError
+from millrace.core.request import Priority
+from millrace.core.sampling import SamplingParams
+from millrace.telemetry.names import OPERATION_CHAT, OPERATION_TEXT_COMPLETION
+from millrace.v1 import inference_pb2, inference_pb2_grpc, types_pb2
+from millrace.wire.status import status_number
+
+from .batch import Outcome, check_batch_size, run_batch
+from .calls import Call, begin_call, begin_untraced_call
+from .directory import ModelDirectory, ServedModel
+from .events import (
+    ChoiceFinished,
+    Delta,
+    Event,
+    Finished,
+    PositionLogprobs,
+    Started,
+    TokenLogprob,
+)
+from .generation import CacheMode, GenerationRequest
+from .pipeline import Pipeline
+
+SERVICE_NAME = "millrace.v1.InferenceService"
+# A client that has fallen behind may still take what is buffered for so long, then its call is cut.
+CUT_GRACE_S = 10.0
+
+Context = grpc.aio.ServicerContext[Any, Any]
+Response = TypeVar("Response", inference_pb2.GenerateResponse, inference_pb2.ChatResponse)
+
+_CACHE_MODES = {
+    types_pb2.CACHE_MODE_UNSPECIFIED: CacheMode.BYPASS,
+    types_pb2.CACHE_MODE_BYPASS: CacheMode.BYPASS,
+    types_pb2.CACHE_MODE_USE: CacheMode.USE,
+    types_pb2.CACHE_MODE_REFRESH: CacheMode.REFRESH,
+}
+
+
+class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
+    """`millrace.v1.InferenceService`; x-request-id and traceresponse go with every reply."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        directory: ModelDirectory,
+        *,
+        max_batch_size: int = 1024,
+        max_batch_concurrency: int = 256,
+    ) -> None:
+        self._pipeline = pipeline
+        self._directory = directory
+        self._max_batch_size = max_batch_size
+        self._max_batch_concurrency = max_batch_concurrency
+
+    async def Generate(
+        self, request: inference_pb2.GenerateRequest, context: Context
+    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        """Continues a prompt."""
+        call = await _begin(OPERATION_TEXT_COMPLETION, context)
+        events = self._events(lambda: _generate_from_proto(request), call, context)
+        async for event in events:
+            response = _event_to_proto(event, inference_pb2.GenerateResponse)
+            if response is not None:
+                yield response
+
+    async def Chat(
+        self, request: inference_pb2.ChatRequest, context: Context
+    ) -> AsyncIterator[inference_pb2.ChatResponse]:
+        """Answers a conversation."""
+        call = await _begin(OPERATION_CHAT, context)
+        events = self._events(lambda: _chat_from_proto(request), call, context)
+        async for event in events:
+            response = _event_to_proto(event, inference_pb2.ChatResponse)
+            if response is not None:
+                yield response
+
+    async def GenerateBatch(
+        self, request: inference_pb2.GenerateBatchRequest, context: Context
+    ) -> AsyncIterator[inference_pb2.GenerateBatchResponse]:
+        """Runs many prompts."""
+        call = await _begin(OPERATION_TEXT_COMPLETION, context)
+        context.add_done_callback(lambda _: call.end())
+        check_batch_size(len(request.requests), self._max_batch_size)
+        requests = [_tried(each) for each in request.requests]
+        outcomes = run_batch(
+            self._pipeline, requests, call, max_concurrency=self._max_batch_concurrency
+        )
+        async for outcome in outcomes:
+            yield _outcome_to_proto(outcome)
+
+    async def Abort(
+        self, request: inference_pb2.AbortRequest, context: Context
+    ) -> inference_pb2.AbortResponse:
+        """Ends a request by its id."""
+        await _begin_untraced(context)
+        request_id = request.request_id
+        if len(request_id) != 32 or not set(request_id) <= set("0123456789abcdef"):
+            raise InvalidRequest(
+                f"request_id is {request_id[:64]!r}; it must be 32 hexadecimal digits",
+                field="request_id",
+            )
+        return inference_pb2.AbortResponse(was_live=await self._pipeline.abort(request_id))
+
+    async def CountTokens(
+        self, request: inference_pb2.CountTokensRequest, context: Context
+    ) -> inference_pb2.CountTokensResponse:
+        """Counts the tokens of a prompt."""
+        await _begin_untraced(context)
+        kind = request.WhichOneof("input")
+        asked = GenerationRequest(
+            model=request.model,
+            text=request.text if kind == "text" else None,
+            messages=_messages(request.conversation.messages) if kind == "conversation" else None,
+        )
+        token_ids = await self._pipeline.count_tokens(asked)
+        return inference_pb2.CountTokensResponse(num_tokens=len(token_ids), token_ids=token_ids)
+
+    async def ListModels(
+        self, request: inference_pb2.ListModelsRequest, context: Context
+    ) -> inference_pb2.ListModelsResponse:
+        """Lists the models, the default one first."""
+        await _begin_untraced(context)
+        models = [_model_to_proto(model) for model in self._directory.list()]
+        return inference_pb2.ListModelsResponse(models=models)
+
+    async def GetModel(
+        self, request: inference_pb2.GetModelRequest, context: Context
+    ) -> inference_pb2.GetModelResponse:
+        """Describes one model."""
+        await _begin_untraced(context)
+        model = _model_to_proto(self._directory.get(request.name))
+        return inference_pb2.GetModelResponse(model=model)
+
+    async def _events(self, convert: Any, call: Call, context: Context) -> AsyncIterator[Event]:
+        error: MillraceError | None = None
+        try:
+            answer = await self._pipeline.open(convert(), call)
+            # The generator may be dropped without being closed; the call's end is always told.
+            context.add_done_callback(lambda _: answer.abandon())
+            answer.on_cut = _cutter()
+            try:
+                async for event in answer:
+                    yield event
+            finally:
+                answer.abandon()
+        except MillraceError as raised:
+            error = raised
+            raise
+        finally:
+            call.end(error)
+
+
+def _cutter() -> Any:
+    task, loop = asyncio.current_task(), asyncio.get_running_loop()
+
+    def cut() -> None:
+        if task is not None:
+            loop.call_later(CUT_GRACE_S, task.cancel)
+
+    return cut
+
+
+async def _begin(operation: str, context: Context) -> Call:
+    call = begin_call(operation, _carrier(context))
+    await context.send_initial_metadata(call.headers)
+    return call
+
+
+async def _begin_untraced(context: Context) -> None:
+    await context.send_initial_metadata(begin_untraced_call(_carrier(context)).headers)
+
+
+def _carrier(context: Context) -> Mapping[str, str]:
+    metadata = context.invocation_metadata() or ()
+    return {key: value for key, value in metadata if isinstance(value, str)}
+
+
+def _generate_from_proto(request: inference_pb2.GenerateRequest) -> GenerationRequest:
+    kind = request.WhichOneof("prompt")
+    return GenerationRequest(
+        model=request.model,
+        text=request.text if kind == "text" else None,
+        token_ids=tuple(request.tokens.ids) if kind == "tokens" else None,
+        is_streamed=True,
+        **_options(request.options),
+    )
+
+
+def _chat_from_proto(request: inference_pb2.ChatRequest) -> GenerationRequest:
+    return GenerationRequest(
+        model=request.model,
+        messages=_messages(request.messages),
+        is_streamed=True,
+        **_options(request.options),
+    )
+
+
+def _tried(request: inference_pb2.GenerateRequest) -> GenerationRequest | MillraceError:
+    try:
+        return _generate_from_proto(request)
+    except MillraceError as error:
+        return error
+
+
+def _messages(messages: Sequence[types_pb2.Message]) -> tuple[ChatMessage, ...]:
+    return tuple(
+        ChatMessage(each.role, each.content, each.name if each.HasField("name") else None)
+        for each in messages
+    )
+
+
+def _options(options: inference_pb2.RequestOptions) -> dict[str, Any]:
+    if options.priority not in (0, *Priority):
+        raise InvalidRequest(
+            f"priority is {options.priority}; allowed are 0 to 3", field="priority"
+        )
+    if options.cache not in _CACHE_MODES:
+        raise InvalidRequest(f"cache is {options.cache}; allowed are 0 to 3", field="cache")
+    return {
+        "sampling": _sampling(options.sampling),
+        "priority": Priority(options.priority or Priority.NORMAL),
+        "timeout_ms": options.timeout_ms if options.HasField("timeout_ms") else None,
+        "cache": _CACHE_MODES[options.cache],
+        "idempotency_key": (
+            options.idempotency_key if options.HasField("idempotency_key") else None
+        ),
+    }
+
+
+_OPTIONAL_SAMPLING = (
+    *("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
+    *("presence_penalty", "frequency_penalty", "seed", "ignore_eos", "top_logprobs"),
+    "num_choices",
+)
+
+
+def _sampling(message: types_pb2.SamplingParams) -> SamplingParams:
+    given: dict[str, Any] = {
+        name: getattr(message, name)
+        for name in _OPTIONAL_SAMPLING
+        if message.HasField(name)  # type: ignore[arg-type]
+    }
+    return SamplingParams(
+        stop=tuple(message.stop),
+        stop_token_ids=tuple(message.stop_token_ids),
+        logit_bias=tuple(message.logit_bias.items()),
+        **given,
+    )
+
+
+def _event_to_proto(event: Event, response: type[Response]) -> Response | None:
+    if isinstance(event, Delta):
+        return response(
+            delta=inference_pb2.Delta(
+                choice=event.choice,
+                text=event.text,
+                token_ids=event.token_ids,
+                logprobs=[_position_to_proto(position) for position in event.logprobs],
+            )
+        )
+    if isinstance(event, Started):
+        return response(
+            started=inference_pb2.Started(
+                request_id=event.request_id,
+                model=event.model,
+                num_prompt_tokens=event.num_prompt_tokens,
+                seed=event.seed,
+            )
+        )
+    if isinstance(event, Finished):
+        return response(finished=_finished_to_proto(event))
+    return None
+
+
+def _finished_to_proto(event: Finished) -> inference_pb2.Finished:
+    return inference_pb2.Finished(
+        choices=[_choice_to_proto(choice) for choice in event.choices],
+        usage=types_pb2.Usage(
+            num_prompt_tokens=event.usage.num_prompt_tokens,
+            num_output_tokens=event.usage.num_output_tokens,
+            num_cached_tokens=event.usage.num_cached_tokens,
+        ),
+        timings=types_pb2.Timings(
+            queue_ns=event.timings.queue_ns,
+            time_to_first_token_ns=event.timings.time_to_first_token_ns,
+            total_ns=event.timings.total_ns,
+        ),
+        cached=event.is_cached,
+    )
+
+
+def _choice_to_proto(choice: ChoiceFinished) -> inference_pb2.ChoiceFinished:
+    return inference_pb2.ChoiceFinished(
+        choice=choice.choice,
+        finish_reason=types_pb2.FinishReason.ValueType(choice.finish_reason),
+        matched_stop=choice.matched_stop,
+        num_output_tokens=choice.num_output_tokens,
+    )
+
+
+def _position_to_proto(position: PositionLogprobs) -> types_pb2.PositionLogprobs:
+    return types_pb2.PositionLogprobs(
+        chosen=_logprob_to_proto(position.chosen),
+        top=[_logprob_to_proto(entry) for entry in position.top],
+    )
+
+
+def _logprob_to_proto(entry: TokenLogprob) -> types_pb2.TokenLogprob:
+    return types_pb2.TokenLogprob(
+        token_id=entry.token_id, text=entry.text, logprob=entry.logprob, raw=entry.raw
+    )
+
+
+def _outcome_to_proto(outcome: Outcome) -> inference_pb2.GenerateBatchResponse:
+    if outcome.answer is not None:
+        return inference_pb2.GenerateBatchResponse(
+            index=outcome.index,
+            result=inference_pb2.BatchResult(
+                request_id=outcome.request_id,
+                texts=outcome.answer.texts,
+                finished=_finished_to_proto(outcome.answer.finished),
+            ),
+        )
+    error = outcome.error or MillraceError("the request did not run")
+    return inference_pb2.GenerateBatchResponse(
+        index=outcome.index,
+        error=inference_pb2.BatchError(
+            code=status_number(error), reason=error.reason, message=error.message
+        ),
+    )
+
+
+def _model_to_proto(model: ServedModel) -> inference_pb2.Model:
+    info = model.info
+    return inference_pb2.Model(
+        name=info.name,
+        aliases=info.aliases,
+        max_model_len=info.max_model_len,
+        dtype=info.dtype,
+        revision=info.revision,
+        num_workers=model.num_workers,
+        num_parameters=info.num_parameters,
+        weight_bytes=info.weight_bytes,
+        quantization=info.quantization,
+        architecture=info.architecture,
+        route=info.route,
+        vocab_size=info.vocab_size,
+    )

@@ -1,0 +1,1 @@
+"""Schedules the requests of one model over its workers, step by step."""

@@ -1,0 +1,31 @@
+"""Settings of the scheduler service."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from millrace.config.loader import setting
+
+
+@dataclass(frozen=True)
+class SchedulerConfig:
+    """See `millrace config show scheduler`."""
+
+    host: str = setting("127.0.0.1", help="address to listen on")
+    port: int = setting(0, help="gRPC port; 0 takes a free one")
+    advertise_address: str = setting("", help="host:port for gateways; empty: as bound")
+    metrics_port: int = setting(0, help="Prometheus port; 0 serves none")
+    nats_url: str = setting("nats://127.0.0.1:4222", help="NATS server")
+    scheduler_id: str = setting("", help="name of this process; empty: made at start")
+    model: str = setting("smollm2-135m-instruct", help="served name of the model")
+    target_itl_ms: float = setting(
+        100.0, help="inter-token latency that prefill chunks must leave room for", unit="ms"
+    )
+    max_num_batched_tokens: int = setting(2048, help="most tokens of one step", unit="tokens")
+    lease_steps: int = setting(2, help="decode steps a worker may run without a newer plan")
+    max_num_waiting: int = setting(1024, help="most requests fetched and without a row")
+    max_waiting_tokens: int = setting(1_000_000, help="most prompt tokens of those requests")
+    step_span_every: int = setting(16, help="one step in this many gets a span of its own")
+    gateway_grace_s: float = setting(
+        5.0, help="how long a gateway may be away before its requests end", unit="s"
+    )

@@ -1,0 +1,75 @@
+"""One Execute stream per worker: plans out, results in, at most two plans on their way."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+
+import grpc
+
+from millrace.core.step import StepPlan, StepResult
+from millrace.rpc.client import open_channel
+from millrace.wire.worker_client import ExecuteStream, Opened
+
+_log = logging.getLogger(__name__)
+
+MAX_OUTSTANDING_PLANS = 2
+
+
+class WorkerLink:
+    """A claimed worker. `send` never waits: a writer task hands the plans to the stream."""
+
+    def __init__(self, worker_id: str, channel: grpc.aio.Channel, stream: ExecuteStream) -> None:
+        self.worker_id = worker_id
+        self._channel = channel
+        self._stream = stream
+        self._outstanding: set[int] = set()
+        self._plans: asyncio.Queue[StepPlan] = asyncio.Queue()
+
+    @classmethod
+    async def open(
+        cls, worker_id: str, address: str, owner_epoch: int, scheduler_id: str
+    ) -> WorkerLink:
+        """Claims the worker at `address`; raises what `ExecuteStream.open` raises."""
+        channel = open_channel(address)
+        try:
+            stream = await ExecuteStream.open(channel, owner_epoch, scheduler_id)
+        except BaseException:
+            await channel.close()
+            raise
+        return cls(worker_id, channel, stream)
+
+    @property
+    def opened(self) -> Opened:
+        """What the worker said of itself."""
+        return self._stream.opened
+
+    @property
+    def has_room(self) -> bool:
+        """True while another plan may be sent."""
+        return len(self._outstanding) < MAX_OUTSTANDING_PLANS
+
+    def send(self, plan: StepPlan) -> None:
+        """Queues a plan."""
+        self._outstanding.add(plan.plan_id)
+        self._plans.put_nowait(plan)
+
+    async def results(self) -> AsyncIterator[StepResult]:
+        """In the order of the steps, until the stream breaks."""
+        writer = asyncio.create_task(self._write_plans())
+        try:
+            async for result in self._stream.results():
+                self._outstanding.discard(result.plan_id)
+                yield result
+        finally:
+            writer.cancel()
+
+    async def close(self) -> None:
+        """Gives the worker back; it drops the rows."""
+        self._stream.close()
+        await self._channel.close()
+
+    async def _write_plans(self) -> None:
+        while True:
+            await self._stream.send(await self._plans.get())

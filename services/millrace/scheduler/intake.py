@@ -1,0 +1,220 @@
+"""Requests from the work queue into the scheduler, and their messages' settlement."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from millrace.bus.base import Bus, HeldRequest, WorkQueue
+from millrace.core.errors import Aborted, MillraceError, Overloaded, Unavailable
+from millrace.core.membership import ResumeQuery
+from millrace.core.request import Priority, QueuedRequest
+
+from .frames import FrameSender
+from .gateway_links import GatewayLinks
+from .ledger import Ledger, LedgerEntry
+from .request_spans import RequestSpans
+from .scheduler import Scheduler
+
+_log = logging.getLogger(__name__)
+
+FETCH_BATCH = 64
+FETCH_TIMEOUT_S = 4.0
+RETRY_S = 0.5
+# The queue delivers a message again after 5 s without a word.
+IN_PROGRESS_EVERY_S = 1.5
+TICK_S = 0.25
+
+
+class Intake:
+    """Holds every fetched message until its request is terminal and the gateway knows.
+
+    `on_work` is called when the scheduler has something new to do.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        scheduler: Scheduler,
+        ledger: Ledger,
+        links: GatewayLinks,
+        frames: FrameSender,
+        *,
+        max_held: int,
+        gateway_grace_s: float,
+        on_work: Callable[[], None],
+    ) -> None:
+        self._bus = bus
+        self._scheduler = scheduler
+        self._ledger = ledger
+        self._links = links
+        self._frames = frames
+        self._max_held = max_held
+        self._gateway_grace_s = gateway_grace_s
+        self._on_work = on_work
+        self._awaiting_resume: dict[str, LedgerEntry] = {}
+        self._has_room = asyncio.Event()
+        self._settling: set[asyncio.Task[None]] = set()
+
+    async def run(self, model: str) -> None:
+        """Until cancelled. Raises `ConfigError` where the consumers are missing."""
+        queues = [await self._bus.work_queue(model, priority) for priority in Priority]
+        async with asyncio.TaskGroup() as group:
+            for queue in queues:
+                group.create_task(self._fetch(queue))
+            group.create_task(self._hear_aborts())
+            group.create_task(self._keep_held())
+            group.create_task(self._tick())
+
+    async def give_back_all(self) -> None:
+        """Has every held message delivered to somebody else: this scheduler ends."""
+        for entry in self._ledger:
+            self._settle(entry, entry.held.give_back)
+        if self._settling:
+            await asyncio.wait(self._settling, timeout=2.0)
+
+    # The gateway's words ----------------------------------------------------------------------
+
+    def gateway_attached(self, gateway_id: str) -> None:
+        """Asks for what is open with a gateway that has just come."""
+        waiting = [
+            request_id
+            for request_id, entry in self._awaiting_resume.items()
+            if entry.request.gateway_id == gateway_id
+        ]
+        if waiting:
+            self._links.send(gateway_id, ResumeQuery(tuple(waiting)))
+
+    def resumed(self, request_id: str, cursors: Mapping[int, Sequence[int]]) -> None:
+        """The gateway still wants a request and tells how far it has come."""
+        entry = self._awaiting_resume.pop(request_id, None)
+        if entry is not None:
+            entry.resume(cursors)
+            self._admit(entry, cursors)
+        elif (entry := self._ledger.get(request_id)) is not None:
+            self._frames.resend(entry, cursors)
+
+    def aborted(self, request_id: str) -> None:
+        """Nobody waits for a request any more; safe when late."""
+        self._scheduler.abort(request_id)
+        self._awaiting_resume.pop(request_id, None)
+        if (entry := self._ledger.get(request_id)) is not None:
+            entry.end(Aborted.reason)
+            self.confirmed(request_id)
+        self._on_work()
+
+    def confirmed(self, request_id: str) -> None:
+        """The gateway has the last frame of a request: its message can go."""
+        entry = self._ledger.pop(request_id)
+        if entry is not None:
+            self._settle(entry, entry.held.acknowledge)
+            self._has_room.set()
+
+    # The queue --------------------------------------------------------------------------------
+
+    async def _fetch(self, queue: WorkQueue) -> None:
+        while True:
+            room = self._max_held - len(self._ledger)
+            if room <= 0:
+                self._has_room.clear()
+                await self._has_room.wait()
+                continue
+            try:
+                for held in await queue.fetch(min(room, FETCH_BATCH), FETCH_TIMEOUT_S):
+                    await self._take(held)
+            except Unavailable as error:
+                _log.warning("intake: %s", error)
+                await asyncio.sleep(RETRY_S)
+
+    async def _take(self, held: HeldRequest) -> None:
+        request = held.request
+        if request is None:
+            await held.discard()
+            return
+        if (known := self._ledger.get(request.request_id)) is not None:
+            # Delivered again while it is held: only the newest delivery can be acknowledged.
+            known.held = held
+            return
+        entry = self._hold(held, request)
+        if held.num_delivered > 1:
+            self._awaiting_resume[request.request_id] = entry
+            self._links.send(request.gateway_id, ResumeQuery((request.request_id,)))
+        else:
+            self._admit(entry, {})
+
+    def _hold(self, held: HeldRequest, request: QueuedRequest) -> LedgerEntry:
+        spans = RequestSpans.begin(request, self._frames.owner_epoch, held.num_delivered)
+        entry = LedgerEntry(held, replace(request, traceparent=spans.traceparent), spans)
+        self._ledger.add(entry)
+        return entry
+
+    def _admit(self, entry: LedgerEntry, outputs: Mapping[int, Sequence[int]]) -> None:
+        try:
+            outcome = self._scheduler.add_request(entry.request, time.time_ns(), outputs=outputs)
+        except Overloaded:
+            # The window is full: the queue keeps it for a moment longer.
+            self._ledger.pop(entry.request.request_id)
+            entry.end(Overloaded.reason)
+            self._settle(entry, lambda: entry.held.give_back(RETRY_S))
+        except MillraceError as error:
+            self._frames.fail(entry, error)
+        else:
+            self._frames.send_outcome(outcome)
+            self._on_work()
+
+    async def _hear_aborts(self) -> None:
+        async for request_id in self._bus.aborts():
+            entry = self._ledger.get(request_id)
+            if entry is not None and not entry.is_terminal:
+                self._scheduler.abort(request_id)
+                self._frames.fail(entry, Aborted("the request was aborted by id"))
+                self._on_work()
+
+    async def _keep_held(self) -> None:
+        while True:
+            await asyncio.sleep(IN_PROGRESS_EVERY_S)
+            try:
+                for entry in self._ledger:
+                    await entry.held.in_progress()
+            except Unavailable as error:
+                _log.warning("intake: %s", error)
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._expire(time.time_ns() // 1_000_000)
+            self._drop_absent_gateways()
+
+    def _expire(self, now_unix_ms: int) -> None:
+        for request_id, error in self._scheduler.expire(now_unix_ms):
+            if (entry := self._ledger.get(request_id)) is not None:
+                self._frames.fail(entry, error)
+            self._on_work()
+
+    def _drop_absent_gateways(self) -> None:
+        for gateway_id in self._ledger.gateway_ids():
+            if self._links.absent_for_s(gateway_id) > self._gateway_grace_s:
+                entries = self._ledger.of_gateway(gateway_id)
+                _log.warning("gateway %s is gone: %d requests end", gateway_id, len(entries))
+                for entry in entries:
+                    self.aborted(entry.request.request_id)
+                self._links.forget(gateway_id)
+
+    def _settle(
+        self, entry: LedgerEntry, settlement: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        task = asyncio.create_task(_settle(entry.request.request_id, settlement))
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+
+
+async def _settle(request_id: str, settlement: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    try:
+        await settlement()
+    except MillraceError as exc:
+        # The queue delivers it again; the gateway then says that it is gone.
+        _log.warning("request %s: message not settled: %s", request_id, exc)

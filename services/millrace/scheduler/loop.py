@@ -1,0 +1,109 @@
+"""The step loop: receive, apply, schedule, dispatch; once per step and worker."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from millrace.core.errors import MillraceError
+from millrace.core.model import ModelInfo
+from millrace.core.step import StepResult
+from millrace.telemetry.metrics import SchedulerMetrics
+
+from .dispatch import WorkerLink
+from .frames import FrameSender
+from .ledger import Ledger
+from .outcome import StepOutcome
+from .prefix import prefix_seed
+from .request_spans import StepSpans
+from .scheduler import Scheduler
+
+_log = logging.getLogger(__name__)
+
+NS_PER_S = 1e9
+
+
+class StepLoop:
+    """Drives every claimed worker. One plan is on its way while another is executed."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        ledger: Ledger,
+        frames: FrameSender,
+        step_spans: StepSpans,
+        metrics: SchedulerMetrics,
+    ) -> None:
+        self._scheduler = scheduler
+        self._ledger = ledger
+        self._frames = frames
+        self._step_spans = step_spans
+        self._metrics = metrics
+        self._workers: dict[str, WorkerLink] = {}
+
+    @property
+    def models(self) -> list[ModelInfo]:
+        """What each claimed worker serves."""
+        return [worker.opened.model for worker in self._workers.values()]
+
+    async def drive(self, worker: WorkerLink) -> None:
+        """Until the worker's stream breaks; its sequences then wait for another."""
+        self._add(worker)
+        try:
+            async for result in worker.results():
+                self._apply(worker, result)
+                self.dispatch()
+        except MillraceError as error:
+            _log.warning("worker %s: %s", worker.worker_id, error)
+        finally:
+            self._remove(worker)
+
+    def dispatch(self) -> None:
+        """Sends every worker the plans it has room for."""
+        for worker in self._workers.values():
+            while worker.has_room:
+                started_ns = time.perf_counter_ns()
+                plan = self._scheduler.schedule(worker.worker_id, time.time_ns())
+                if plan is None:
+                    break
+                worker.send(plan)
+                self._metrics.schedule.observe((time.perf_counter_ns() - started_ns) / NS_PER_S)
+
+    def _add(self, worker: WorkerLink) -> None:
+        opened = worker.opened
+        self._scheduler.add_worker(
+            worker.worker_id,
+            num_blocks=opened.num_blocks,
+            block_size=opened.block_size,
+            max_num_seqs=opened.max_num_seqs,
+            max_model_len=opened.model.max_model_len,
+            prefix_seed=prefix_seed(opened.model.revision, opened.model.dtype),
+        )
+        self._workers[worker.worker_id] = worker
+        _log.info("worker %s: %d blocks", worker.worker_id, opened.num_blocks)
+        self.dispatch()
+
+    def _remove(self, worker: WorkerLink) -> None:
+        del self._workers[worker.worker_id]
+        requeued = self._scheduler.remove_worker(worker.worker_id)
+        _log.info("worker %s is gone; %d sequences wait again", worker.worker_id, len(requeued))
+        self.dispatch()
+
+    def _apply(self, worker: WorkerLink, result: StepResult) -> None:
+        outcome = self._scheduler.apply(worker.worker_id, result, time.time_ns())
+        if self._step_spans.is_due(outcome):
+            self._record_step(worker, result, outcome)
+        self._frames.send_outcome(outcome)
+        self._metrics.batch_size.observe(result.num_decode_rows)
+        self._metrics.batch_tokens.observe(result.num_tokens)
+
+    def _record_step(self, worker: WorkerLink, result: StepResult, outcome: StepOutcome) -> None:
+        members = {delta.request_id for delta in outcome.deltas}
+        members.update(self._scheduler.members(worker.worker_id))
+        entries = [entry for member in members if (entry := self._ledger.get(member))]
+        self._step_spans.record(
+            worker.worker_id,
+            result,
+            [entry.spans.process for entry in entries],
+            self._scheduler.num_used_blocks(worker.worker_id),
+        )

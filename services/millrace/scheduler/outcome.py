@@ -1,0 +1,56 @@
+"""What the scheduler tells the service around it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from millrace.core.errors import MillraceError
+from millrace.core.tokens import Scheduled, TokenDelta
+
+
+@dataclass(slots=True)
+class StepOutcome:
+    """What came of a result: tokens for the clients, and which requests are over.
+
+    `finished` are requests whose every choice has ended with a finish reason in some delta;
+    `failed` ones ended with an error instead. Aborted requests are in neither.
+    """
+
+    deltas: list[TokenDelta] = field(default_factory=list)
+    scheduled: list[Scheduled] = field(default_factory=list)
+    finished: list[str] = field(default_factory=list)
+    failed: list[tuple[str, MillraceError]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStats:
+    """Counters of one worker since it was added, and what it holds now."""
+
+    worker_id: str
+    num_steps: int
+    num_decode_steps: int
+    num_decode_rows: int
+    num_prefill_tokens: int
+    num_cached_tokens: int
+    num_admissions: int
+    num_live_rows: int
+    num_used_blocks: int
+    num_free_blocks: int
+    num_blocks: int
+    predicted_step_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerStats:
+    """Counters since start, and the queues now: `num_waiting` and `num_running` count sequences."""
+
+    num_workers: int
+    num_requests: int
+    num_waiting: int
+    num_waiting_tokens: int
+    num_running: int
+    num_blocks: int
+    num_free_blocks: int
+    num_preemptions: int
+    num_finished: int
+    workers: tuple[WorkerStats, ...]

@@ -1,0 +1,63 @@
+"""One active scheduler per model: a compare-and-set entry with a time to live."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import replace
+
+from millrace.bus.base import Bus
+from millrace.core.errors import MillraceError, Unavailable
+from millrace.core.membership import SchedulerOwner
+
+_log = logging.getLogger(__name__)
+
+CLAIM_EVERY_S = 0.5
+RENEW_EVERY_S = 2.0
+
+
+class Ownership:
+    """This process's claim on a model."""
+
+    def __init__(self, bus: Bus, scheduler_id: str, advertise_address: str, model: str) -> None:
+        self._bus = bus
+        self.owner = SchedulerOwner(
+            scheduler_id=scheduler_id,
+            owner_epoch=time.time_ns() // 1_000_000,
+            advertise_address=advertise_address,
+            model=model,
+        )
+
+    async def claim(self) -> int:
+        """Waits as a standby until the model is free; the epoch in force."""
+        is_standby = False
+        while True:
+            epoch = await self._bus.claim_ownership(self.owner)
+            if epoch is not None:
+                self.owner = replace(self.owner, owner_epoch=epoch)
+                _log.info("active for %s, epoch %d", self.owner.model, epoch)
+                return epoch
+            if not is_standby:
+                _log.info("standby for %s", self.owner.model)
+                is_standby = True
+            await asyncio.sleep(CLAIM_EVERY_S)
+
+    async def keep(self) -> None:
+        """Renews until cancelled. Raises `Unavailable` where another scheduler has taken over."""
+        while True:
+            await asyncio.sleep(RENEW_EVERY_S)
+            try:
+                epoch = await self._bus.claim_ownership(self.owner)
+            except MillraceError as error:
+                _log.warning("ownership not renewed: %s", error)
+                continue
+            if epoch != self.owner.owner_epoch:
+                raise Unavailable(f"another scheduler owns {self.owner.model}")
+
+    async def release(self) -> None:
+        """Lets a standby take over at once."""
+        try:
+            await self._bus.release_ownership(self.owner)
+        except MillraceError as error:
+            _log.warning("ownership not released: %s", error)

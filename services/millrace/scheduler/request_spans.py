@@ -1,0 +1,151 @@
+"""Spans of the scheduler: `process` and `queue_wait` per request, sampled `step` per batch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
+
+from millrace.bus.subjects import REQUEST_TEMPLATE
+from millrace.core.request import QueuedRequest
+from millrace.core.step import StepResult
+from millrace.telemetry.names import (
+    ATTR_ATTEMPT,
+    ATTR_BATCH_KIND,
+    ATTR_BATCH_KV_BLOCKS_USED,
+    ATTR_BATCH_NUM_TOKENS,
+    ATTR_BATCH_SIZE,
+    ATTR_ERROR_REASON,
+    ATTR_FORWARD_S,
+    ATTR_MESSAGING_DELIVERY_COUNT,
+    ATTR_MESSAGING_DESTINATION_TEMPLATE,
+    ATTR_MESSAGING_OPERATION_NAME,
+    ATTR_MESSAGING_SYSTEM,
+    ATTR_NUM_CACHED_TOKENS,
+    ATTR_NUM_PREEMPTIONS,
+    ATTR_PRIORITY,
+    ATTR_REQUEST_ID,
+    ATTR_SAMPLE_S,
+    ATTR_STEP_ID,
+    ATTR_STEP_S,
+    ATTR_WORKER_ID,
+    EVENT_ADMITTED,
+    EVENT_PREEMPTED,
+    MESSAGING_SYSTEM_NATS,
+    SPAN_PROCESS,
+    SPAN_QUEUE_WAIT,
+    SPAN_STEP,
+)
+from millrace.telemetry.propagation import context_from_traceparent, traceparent_of
+
+from .outcome import StepOutcome
+
+NS_PER_S = 1e9
+
+
+@dataclass(slots=True)
+class RequestSpans:
+    """The spans of one request while the scheduler holds it."""
+
+    process: Span
+    queue_wait: Span | None
+    num_preemptions: int = 0
+
+    @classmethod
+    def begin(cls, request: QueuedRequest, owner_epoch: int, num_delivered: int) -> RequestSpans:
+        """From the message's trace context; the time on the queue is part of `queue_wait`."""
+        tracer = trace.get_tracer(__name__)
+        process = tracer.start_span(
+            SPAN_PROCESS,
+            context=context_from_traceparent(request.traceparent),
+            kind=SpanKind.CONSUMER,
+            attributes={
+                ATTR_MESSAGING_SYSTEM: MESSAGING_SYSTEM_NATS,
+                ATTR_MESSAGING_OPERATION_NAME: "process",
+                ATTR_MESSAGING_DESTINATION_TEMPLATE: REQUEST_TEMPLATE,
+                ATTR_MESSAGING_DELIVERY_COUNT: num_delivered,
+                ATTR_REQUEST_ID: request.request_id,
+                ATTR_PRIORITY: request.priority.subject_token,
+                ATTR_ATTEMPT: owner_epoch,
+            },
+        )
+        queue_wait = tracer.start_span(SPAN_QUEUE_WAIT, context=trace.set_span_in_context(process))
+        return cls(process, queue_wait)
+
+    @property
+    def traceparent(self) -> str:
+        """What admissions carry to the worker."""
+        return traceparent_of(self.process)
+
+    def admitted(self, num_cached_tokens: int) -> None:
+        """The request has its first row."""
+        if self.queue_wait is not None:
+            self.queue_wait.end()
+            self.queue_wait = None
+        self.process.add_event(EVENT_ADMITTED, {ATTR_NUM_CACHED_TOKENS: num_cached_tokens})
+
+    def preempted(self) -> None:
+        """The request lost a row."""
+        self.num_preemptions += 1
+        self.process.add_event(EVENT_PREEMPTED)
+
+    def end(self, error_reason: str = "") -> None:
+        """The request is terminal."""
+        if self.queue_wait is not None:
+            self.queue_wait.end()
+            self.queue_wait = None
+        if self.num_preemptions:
+            self.process.set_attribute(ATTR_NUM_PREEMPTIONS, self.num_preemptions)
+        if error_reason:
+            self.process.set_attribute(ATTR_ERROR_REASON, error_reason)
+            self.process.set_status(Status(StatusCode.ERROR, error_reason))
+        self.process.end()
+
+
+class StepSpans:
+    """One span for every step that took a request in, and for one in `every` of the others."""
+
+    def __init__(self, every: int) -> None:
+        self._every = max(1, every)
+        self._num_steps = 0
+        self._tracer = trace.get_tracer(__name__)
+
+    def is_due(self, outcome: StepOutcome) -> bool:
+        """Counts a step; True where it is to be recorded."""
+        self._num_steps += 1
+        return bool(outcome.scheduled) or self._num_steps % self._every == 0
+
+    def record(
+        self, worker_id: str, result: StepResult, members: Iterable[Span], num_used_blocks: int
+    ) -> None:
+        """Draws the step as it was, with a link to the `process` span of every member."""
+        links = [Link(span.get_span_context()) for span in members]
+        num_prefill_tokens = result.num_tokens - result.num_decode_rows
+        span = self._tracer.start_span(
+            SPAN_STEP,
+            context=Context(),
+            links=links,
+            start_time=result.started_unix_ns or time.time_ns(),
+            attributes={
+                ATTR_WORKER_ID: worker_id,
+                ATTR_STEP_ID: result.step_id,
+                ATTR_BATCH_SIZE: len(links),
+                ATTR_BATCH_NUM_TOKENS: result.num_tokens,
+                ATTR_BATCH_KIND: _kind(num_prefill_tokens, result.num_decode_rows),
+                ATTR_BATCH_KV_BLOCKS_USED: num_used_blocks,
+                ATTR_STEP_S: result.step_ns / NS_PER_S,
+                ATTR_FORWARD_S: result.forward_ns / NS_PER_S,
+                ATTR_SAMPLE_S: result.sample_ns / NS_PER_S,
+            },
+        )
+        span.end(result.started_unix_ns + result.step_ns)
+
+
+def _kind(num_prefill_tokens: int, num_decode_rows: int) -> str:
+    if num_prefill_tokens and num_decode_rows:
+        return "mixed"
+    return "prefill" if num_prefill_tokens else "decode"

@@ -1,0 +1,66 @@
+"""The scheduler's mirror of a row, and of a plan on its way."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from millrace.core.step import StepPlan
+
+from .sequence import Sequence
+
+
+@dataclass(slots=True, eq=False)
+class Row:
+    """What the scheduler knows of one use of a worker's row.
+
+    `num_tokens` are applied tokens, `num_scheduled_tokens` those of the first
+    `num_admitted_tokens` that plans have sent through prefill. `granted_tokens` is the room in
+    `blocks`. `first_step` counts the worker's steps issued before the plan in which the row first
+    sampled, `first_plan` is that plan.
+    """
+
+    row: int
+    epoch: int
+    sequence: Sequence
+    blocks: list[int]
+    max_len: int
+    num_tokens: int
+    num_admitted_tokens: int
+    num_scheduled_tokens: int
+    granted_tokens: int
+    num_cached_blocks: int
+    admitted_plan: int
+    first_step: int = 0
+    first_plan: int = 0
+    released_plan: int = 0
+    is_leaving: bool = False
+
+    @property
+    def is_prefilling(self) -> bool:
+        """True until a plan carries its last chunk."""
+        return self.num_scheduled_tokens < self.num_admitted_tokens
+
+
+@dataclass(slots=True, eq=False)
+class IssuedPlan:
+    """A plan, from its making until the next one's result.
+
+    `first_step` is the number of steps issued before it; it may run 1 + lease_steps more.
+    `num_decode_rows` counts the rows sure to decode in it.
+    """
+
+    plan: StepPlan
+    first_step: int
+    chunks: list[tuple[Row, int]] = field(default_factory=list)
+    released: list[Row] = field(default_factory=list)
+    num_decode_rows: int = 0
+    kv_tokens: int = 0
+    predicted_ms: float = 0.0
+    is_short_of_blocks: bool = False
+    has_result: bool = False
+
+    @property
+    def does_something(self) -> bool:
+        """True where the worker has to see this plan."""
+        plan = self.plan
+        return self.num_decode_rows > 0 or bool(plan.release_rows or plan.grants or plan.chunks)

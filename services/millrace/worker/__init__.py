@@ -1,0 +1,1 @@
+"""The worker service: one engine, one paged KV cache, executed by plans from one scheduler."""

@@ -1,0 +1,98 @@
+"""Wires the worker service."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+
+import uvloop
+
+from millrace.bus.nats import connect_bus
+from millrace.config.loader import load_config
+from millrace.core.membership import WorkerRegistration
+from millrace.engine import Engine, EngineConfig, create_engine
+from millrace.hub.catalog import resolve_model
+from millrace.internal.v1 import worker_pb2_grpc
+from millrace.rpc.server import RpcServer
+from millrace.rpc.signals import run_until_signalled
+from millrace.telemetry.metrics import WorkerMetrics, create_registry, start_metrics_server
+from millrace.telemetry.setup import configure_logging, start_telemetry
+
+from .announce import announce
+from .config import WorkerConfig
+from .engine_loop import EngineLoop
+from .servicer import WorkerServicer
+
+SERVICE_NAME = "millrace.internal.v1.WorkerService"
+
+
+def main() -> None:
+    """Runs until SIGTERM or SIGINT."""
+    config = load_config(WorkerConfig, "worker")
+    configure_logging("worker")
+    uvloop.run(serve(config, load_engine(config)))
+
+
+def load_engine(config: WorkerConfig) -> Engine:
+    """Loads the model before anything listens, so that a worker that answers can run."""
+    entry = resolve_model(config.model)
+    return create_engine(
+        EngineConfig(
+            model_path=entry.path,
+            name=entry.name,
+            aliases=entry.aliases,
+            revision=entry.revision,
+            dtype=config.dtype,
+            device=config.device,
+            backend=config.backend,
+            route=config.route,
+            num_blocks=config.num_blocks,
+            block_size=config.block_size,
+            max_num_seqs=config.max_num_seqs,
+            max_model_len=config.max_model_len,
+            num_threads=config.num_threads,
+        )
+    )
+
+
+async def serve(config: WorkerConfig, engine: Engine) -> None:
+    """Serves the engine until the process is told to end."""
+    telemetry = start_telemetry("worker")
+    registry = create_registry("worker")
+    loop = EngineLoop(engine)
+    loop.start()
+    server = RpcServer("worker", config.host, config.port)
+    registration = WorkerRegistration(
+        worker_id=config.worker_id or f"worker-{uuid.uuid4().hex[:8]}",
+        boot_id=uuid.uuid4().hex,
+        advertise_address=config.advertise_address,
+        model=engine.info,
+        num_blocks=engine.num_blocks,
+        block_size=engine.block_size,
+        max_num_seqs=engine.max_num_seqs,
+    )
+    servicer = WorkerServicer(registration, loop, WorkerMetrics(registry))
+    server.add(worker_pb2_grpc.add_WorkerServiceServicer_to_server, servicer, SERVICE_NAME)
+    address = await server.start()
+    servicer.advertise(config.advertise_address or address)
+    bus = await connect_bus(config.nats_url, name="worker")
+    beating = asyncio.create_task(
+        announce(bus, servicer.registration, servicer.load, config.heartbeat_s)
+    )
+    if config.metrics_port:
+        await start_metrics_server(registry, config.host, config.metrics_port)
+    print(f"ready worker {address}", flush=True)
+    await run_until_signalled()
+    beating.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await beating
+    await bus.unregister_worker(registration.worker_id)
+    await server.stop(grace_s=1.0)
+    await asyncio.to_thread(loop.stop)
+    await bus.close()
+    telemetry.shutdown()
+
+
+if __name__ == "__main__":
+    main()

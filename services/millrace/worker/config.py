@@ -1,0 +1,32 @@
+"""Settings of the worker service."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from millrace.config.loader import setting
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """See `millrace config show worker`."""
+
+    host: str = setting("127.0.0.1", help="address to listen on")
+    port: int = setting(0, help="gRPC port; 0 takes a free one")
+    advertise_address: str = setting("", help="host:port for schedulers; empty: as bound")
+    metrics_port: int = setting(0, help="Prometheus port; 0 serves none")
+    nats_url: str = setting("nats://127.0.0.1:4222", help="NATS server")
+    worker_id: str = setting("", help="name in registrations; empty: made at start")
+    model: str = setting("smollm2-135m-instruct", help="model to serve: name, alias or folder")
+    dtype: str = setting(
+        "auto", help="number type of weights and K/V", choices=("auto", "float32", "bfloat16")
+    )
+    device: str = setting("auto", help="where the model runs", choices=("auto", "cpu", "cuda"))
+    backend: str = setting("auto", help="attention and kernels", choices=("auto", "torch"))
+    route: str = setting("auto", help="model code", choices=("auto", "native", "generic"))
+    num_blocks: int = setting(0, help="blocks of the KV cache; 0 sizes it by memory")
+    block_size: int = setting(32, help="tokens per block", unit="tokens")
+    max_num_seqs: int = setting(64, help="rows: sequences that run at once")
+    max_model_len: int = setting(0, help="longest prompt and output; 0: the model's own")
+    num_threads: int = setting(0, help="threads of the model; 0: one per core")
+    heartbeat_s: float = setting(2.0, help="time between registrations", unit="s")

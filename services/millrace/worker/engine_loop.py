@@ -1,0 +1,154 @@
+"""The model's own thread: plans in, results out, decode steps on the lease in between.
+
+The event loop of the service never runs a model step, so it answers while one is under way.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from millrace.core.step import StepPlan, StepResult
+
+_log = logging.getLogger(__name__)
+
+
+class StepEngine(Protocol):
+    """What the loop needs of an engine."""
+
+    def execute(self, plan: StepPlan) -> StepResult:
+        """Applies a plan and runs its one step."""
+
+    def run_lease_step(self) -> StepResult | None:
+        """One more decode step; None where no row can run."""
+
+    def reset(self) -> None:
+        """Drops all rows."""
+
+    @property
+    def num_live_rows(self) -> int:
+        """Rows taken and not finished."""
+
+
+Deliver = Callable[[StepResult], None]
+
+
+class Session:
+    """One owner's use of the engine: its plans, its results, its end."""
+
+    def __init__(self, deliver: Deliver) -> None:
+        self.deliver = deliver
+        self.plans: deque[StepPlan] = deque()
+        self.lease_steps = 0
+
+
+class EngineLoop:
+    """Runs one engine in one thread. All methods may be called from any other thread."""
+
+    def __init__(self, engine: StepEngine) -> None:
+        self._engine = engine
+        self._wake = threading.Condition()
+        self._session: Session | None = None
+        self._is_stopping = False
+        self.num_steps = 0
+        self.last_step_ns = 0
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in use; read without a lock, so a step old at the worst."""
+        return self._engine.num_live_rows
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """Ends after the step under way."""
+        with self._wake:
+            self._is_stopping = True
+            self._wake.notify()
+        self._thread.join(timeout_s)
+
+    def open_session(self, deliver: Deliver) -> Session:
+        """Gives the engine to a new owner; the rows of the last one are dropped first.
+
+        `deliver` is called in the engine's thread, once per step, in order.
+        """
+        session = Session(deliver)
+        with self._wake:
+            self._session = session
+            self._wake.notify()
+        return session
+
+    def close_session(self, session: Session) -> None:
+        """Takes the engine from its owner; nothing more is delivered to it."""
+        with self._wake:
+            if self._session is session:
+                self._session = None
+                self._wake.notify()
+
+    def submit(self, session: Session, plan: StepPlan) -> None:
+        """Queues a plan; ignored where the session is over."""
+        with self._wake:
+            if self._session is session:
+                session.plans.append(plan)
+                self._wake.notify()
+
+    def _run(self) -> None:
+        active: Session | None = None
+        while not self._is_stopping:
+            session, plan = self._next_work(active)
+            if session is not active:
+                self._engine.reset()
+                active = session
+            elif session is not None:
+                result = self._run_step(session, plan)
+                if result is not None and session is self._session:
+                    session.deliver(result)
+
+    def _next_work(self, active: Session | None) -> tuple[Session | None, StepPlan | None]:
+        """Waits for a change of owner, a plan, or a step on the lease: (active, None)."""
+        with self._wake:
+            while not self._is_stopping and self._session is active:
+                if active is not None and active.plans:
+                    return active, active.plans.popleft()
+                if active is not None and active.lease_steps > 0:
+                    return active, None
+                self._wake.wait()
+            return (None if self._is_stopping else self._session), None
+
+    def _run_step(self, session: Session, plan: StepPlan | None) -> StepResult | None:
+        if plan is None:
+            session.lease_steps -= 1
+            result = self._guarded(None)
+            if result is None:
+                session.lease_steps = 0
+        else:
+            result = self._guarded(plan)
+            # A failed step ends its lease: nobody knows yet what to run again.
+            session.lease_steps = 0 if result is None or result.failure else plan.lease_steps
+        if result is not None:
+            self.num_steps += 1
+            self.last_step_ns = result.step_ns
+        return result
+
+    def _guarded(self, plan: StepPlan | None) -> StepResult | None:
+        started_ns, started_unix_ns = time.perf_counter_ns(), time.time_ns()
+        try:
+            return self._engine.run_lease_step() if plan is None else self._engine.execute(plan)
+        except Exception as exc:
+            _log.exception("a step failed")
+            if plan is None:
+                return None
+            return StepResult(
+                step_id=self.num_steps,
+                plan_id=plan.plan_id,
+                failure=f"{type(exc).__name__}: {exc}",
+                started_unix_ns=started_unix_ns,
+                step_ns=time.perf_counter_ns() - started_ns,
+            )

@@ -1,0 +1,147 @@
+"""The gRPC edge of the worker: convert, hand over, convert."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import grpc
+
+from millrace.core.errors import Conflict, InvalidRequest
+from millrace.core.membership import WorkerLoad, WorkerRegistration
+from millrace.core.step import PROTOCOL_VERSION, StepResult
+from millrace.internal.v1 import worker_pb2, worker_pb2_grpc
+from millrace.telemetry.metrics import WorkerMetrics
+from millrace.wire.convert import (
+    model_info_to_proto,
+    step_plan_from_proto,
+    step_result_to_proto,
+    worker_load_to_proto,
+    worker_registration_to_proto,
+)
+
+from .engine_loop import Deliver, EngineLoop, Session
+from .load import current_load
+from .row_spans import RowSpans
+from .step_metrics import StepMetrics
+
+_log = logging.getLogger(__name__)
+
+ServicerContext = grpc.aio.ServicerContext[Any, Any]
+
+
+class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
+    """Serves one engine to one scheduler at a time; a newer owner takes it from an older one."""
+
+    def __init__(
+        self, registration: WorkerRegistration, loop: EngineLoop, metrics: WorkerMetrics
+    ) -> None:
+        self.registration = registration
+        self._engine_loop = loop
+        self._metrics = metrics
+        self._owner_epoch = 0
+        self._owner_call: asyncio.Task[Any] | None = None
+
+    def advertise(self, address: str) -> None:
+        """Sets the address that schedulers are told, known once the server is bound."""
+        self.registration = replace(self.registration, advertise_address=address)
+
+    async def GetInfo(
+        self, request: worker_pb2.GetInfoRequest, context: ServicerContext
+    ) -> worker_pb2.GetInfoResponse:
+        """Who this is and how busy."""
+        return worker_pb2.GetInfoResponse(
+            registration=worker_registration_to_proto(self.registration),
+            load=worker_load_to_proto(self.load()),
+        )
+
+    def load(self) -> WorkerLoad:
+        """The load now."""
+        return current_load(self.registration.worker_id, self._engine_loop)
+
+    async def Execute(
+        self,
+        request_iterator: AsyncIterator[worker_pb2.ExecuteRequest],
+        context: ServicerContext,
+    ) -> AsyncIterator[worker_pb2.ExecuteResponse]:
+        """Runs the plans of one owner until its stream ends or a newer owner comes."""
+        self._claim(await _read_open(request_iterator))
+        # None ends it: the owner sends no more plans.
+        results: asyncio.Queue[StepResult | None] = asyncio.Queue()
+        session = self._engine_loop.open_session(_delivery_to(results))
+        spans = RowSpans(self.registration.worker_id)
+        metrics = StepMetrics(self._metrics)
+        reader = asyncio.create_task(self._read_plans(request_iterator, session, spans))
+        reader.add_done_callback(lambda _: results.put_nowait(None))
+        try:
+            yield worker_pb2.ExecuteResponse(opened=self._opened())
+            while (result := await results.get()) is not None:
+                spans.observe_result(result)
+                metrics.observe(result, self._engine_loop.num_rows)
+                yield worker_pb2.ExecuteResponse(result=step_result_to_proto(result))
+            await reader
+        finally:
+            reader.cancel()
+            self._engine_loop.close_session(session)
+            spans.end_all()
+            if self._owner_call is asyncio.current_task():
+                self._owner_call = None
+
+    def _claim(self, opening: worker_pb2.Open) -> None:
+        if opening.protocol != PROTOCOL_VERSION:
+            raise Conflict(f"protocol {opening.protocol} is not {PROTOCOL_VERSION}")
+        if opening.owner_epoch < self._owner_epoch:
+            raise Conflict(
+                f"owner epoch {opening.owner_epoch} is lower than {self._owner_epoch}, seen before"
+            )
+        _log.info("claimed by %s, epoch %d", opening.scheduler_id, opening.owner_epoch)
+        self._owner_epoch = opening.owner_epoch
+        if self._owner_call is not None:
+            self._owner_call.cancel()
+        self._owner_call = asyncio.current_task()
+
+    def _opened(self) -> worker_pb2.Opened:
+        return worker_pb2.Opened(
+            boot_id=self.registration.boot_id,
+            protocol=PROTOCOL_VERSION,
+            model=model_info_to_proto(self.registration.model),
+            num_blocks=self.registration.num_blocks,
+            block_size=self.registration.block_size,
+            max_num_seqs=self.registration.max_num_seqs,
+        )
+
+    async def _read_plans(
+        self,
+        request_iterator: AsyncIterator[worker_pb2.ExecuteRequest],
+        session: Session,
+        spans: RowSpans,
+    ) -> None:
+        async for request in request_iterator:
+            if request.WhichOneof("message") != "plan":
+                raise InvalidRequest("after open, only plans are expected")
+            plan = step_plan_from_proto(request.plan)
+            spans.observe_plan(plan)
+            self._engine_loop.submit(session, plan)
+
+
+async def _read_open(
+    request_iterator: AsyncIterator[worker_pb2.ExecuteRequest],
+) -> worker_pb2.Open:
+    with contextlib.suppress(StopAsyncIteration):
+        request = await anext(aiter(request_iterator))
+        if request.WhichOneof("message") == "open":
+            return request.open
+    raise InvalidRequest("the first message must be open")
+
+
+def _delivery_to(results: asyncio.Queue[StepResult | None]) -> Deliver:
+    event_loop = asyncio.get_running_loop()
+
+    def deliver(result: StepResult) -> None:
+        event_loop.call_soon_threadsafe(results.put_nowait, result)
+
+    return deliver

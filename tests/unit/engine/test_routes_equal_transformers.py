@@ -1,0 +1,125 @@
+"""Both routes, token for token against `generate` of transformers in float32."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from millrace.core.errors import ConfigError, UnsupportedModel
+from millrace.engine.batch import Work, build_batch
+from millrace.engine.config import EngineConfig
+from millrace.engine.engine import create_engine
+from millrace.engine.local import LocalGenerator, LocalRequest
+from millrace.engine.model_runner import ModelRunner
+from millrace.engine.row import RowTable
+
+NATIVE = [
+    "llama",
+    "llama-biased",
+    "llama-llama3",
+    "llama-linear",
+    "mistral",
+    "mistral-windowed",
+    "qwen2",
+    "qwen2-windowed",
+    "qwen3",
+]
+GENERIC = ["gpt_neox", "gemma2", "phi3", "mixtral", "gpt_oss", "cohere", "granite", "gpt2"]
+BOTH = [*((name, "native") for name in NATIVE), *((name, "generic") for name in GENERIC)]
+BORROWED = [(name, "generic") for name in ("llama", "mistral-windowed", "qwen2-windowed", "qwen3")]
+LENGTHS = (1, 6, 19, 40)
+
+
+@pytest.mark.parametrize(("name", "route"), [*BOTH, *BORROWED])
+@pytest.mark.parametrize("chunk_tokens", [7, 512])
+def test_greedy_output_equals_transformers(tiny, engine_for, prompt, name, route, chunk_tokens):
+    engine = engine_for(name, route="auto" if (name, route) in BOTH else route)
+    prompts = [prompt(length) for length in LENGTHS]
+
+    outputs = LocalGenerator(engine, chunk_tokens=chunk_tokens).generate(
+        [LocalRequest(tokens, 20) for tokens in prompts]
+    )
+
+    assert engine.info.route == route
+    expected = [tiny(name).greedy(tokens, 20) for tokens in prompts]
+    assert [output.token_ids for output in outputs] == expected
+
+
+@pytest.mark.parametrize(("name", "route"), [*BOTH, ("llama", "generic")])
+def test_logits_equal_transformers(tiny, prompt, drive, name, route):
+    config = EngineConfig(
+        tiny(name).path, name, device="cpu", dtype="float32", route=route, max_num_seqs=4
+    )
+    runner = ModelRunner.load(config)
+    rows = RowTable(4)
+    driver = drive(create_engine(config))
+    prompts = [prompt(length) for length in LENGTHS]
+    work = []
+    for index, tokens in enumerate(prompts):
+        row = rows.admit(driver.admission(index, tokens))
+        runner.cache.clear_blocks(driver.blocks[index])
+        work.append(Work(row, len(tokens)))
+
+    batch = build_batch(work, rows, runner.cache.block_size, runner.device)
+    logits = runner.forward(batch)
+
+    for item, got in zip(batch.sampling_work, logits, strict=True):
+        torch.testing.assert_close(
+            got, tiny(name).last_logits(item.row.token_ids), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_routes_agree_in_bfloat16(engine_for, prompt):
+    # Rounding differs between the routes, so only the first tokens are compared.
+    requests = [LocalRequest(prompt(length), 1) for length in range(1, 30, 4)]
+
+    native, generic = (
+        LocalGenerator(engine_for("llama", route=route, dtype="bfloat16")).generate(requests)
+        for route in ("native", "generic")
+    )
+
+    same = sum(a.token_ids == b.token_ids for a, b in zip(native, generic, strict=True))
+    assert same >= len(requests) - 1
+
+
+def test_counts_come_from_the_loaded_tensors(tiny, engine_for):
+    expected = sum(parameter.numel() for parameter in tiny("llama").model.parameters())
+
+    native, generic = (engine_for("llama", route=route).info for route in ("native", "generic"))
+
+    assert native.num_parameters == generic.num_parameters == expected
+    assert native.weight_bytes == generic.weight_bytes == 4 * expected
+
+
+def test_native_route_refuses_what_only_the_generic_one_computes(tiny):
+    with pytest.raises(ConfigError, match="phi3 is served by the generic one"):
+        create_engine(EngineConfig(tiny("phi3").path, "x", route="native"))
+
+
+def test_model_with_hidden_state_is_refused_at_load(tiny, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+
+    with pytest.raises(UnsupportedModel, match="mamba: it keeps a recurrent state"):
+        create_engine(EngineConfig(tmp_path, "x"))
+
+
+def test_self_check_refuses_a_model_that_keeps_state_outside_of_the_cache(tiny, monkeypatch):
+    def forward(self, batch, step, *, honest=None):
+        logits = honest_forward(self, batch, step)
+        return logits + (0.5 if batch.num_tokens > 1 else 0.0) * torch.arange(logits.shape[1])
+
+    from millrace.engine.models.generic import GenericModel
+
+    honest_forward = GenericModel.forward
+    monkeypatch.setattr(GenericModel, "forward", forward)
+
+    with pytest.raises(UnsupportedModel, match="state outside of the KV cache"):
+        create_engine(EngineConfig(tiny("phi3").path, "x", device="cpu"))
+
+
+def test_folder_without_safetensors_is_refused(tiny, tmp_path):
+    (tmp_path / "config.json").write_bytes((tiny("llama").path / "config.json").read_bytes())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"never read")
+
+    with pytest.raises(UnsupportedModel, match="no \\*.safetensors file"):
+        create_engine(EngineConfig(tmp_path, "x"))
