@@ -54,6 +54,7 @@ class MemoryBus(Bus):
         self._queues: dict[tuple[str, Priority], MemoryWorkQueue] = {}
         self._workers: _Bucket[WorkerRegistration] = _Bucket()
         self._owners: _Bucket[SchedulerOwner] = _Bucket()
+        self._last_epoch: dict[str, int] = {}
         self._aborts: list[asyncio.Queue[str]] = []
         self._max_queued = max_queued
         self.loads: dict[str, WorkerLoad] = {}
@@ -114,13 +115,18 @@ class MemoryBus(Bus):
         held = self._owners.entries.get(key)
         if held is not None and held.scheduler_id != owner.scheduler_id:
             return None
-        epoch = max(held.owner_epoch if held else 0, owner.owner_epoch)
+        least = held.owner_epoch if held else self._last_epoch.get(key, -1) + 1
+        epoch = max(least, owner.owner_epoch)
+        self._last_epoch[key] = epoch
         self._owners.put(key, replace(owner, owner_epoch=epoch))
         return epoch
 
     async def release_ownership(self, owner: SchedulerOwner) -> None:
         """See `Bus`."""
-        self._owners.put(model_slug(owner.model), None)
+        key = model_slug(owner.model)
+        held = self._owners.entries.get(key)
+        if held is not None and held.scheduler_id == owner.scheduler_id:
+            self._owners.put(key, None)
 
     def owners(self) -> AsyncIterator[tuple[str, SchedulerOwner | None]]:
         """See `Bus`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,12 +35,13 @@ def run(args: argparse.Namespace) -> int:
         paths = [path for path in paths if path.stem == args.service]
         if not paths:
             raise Unavailable(f"no log of {args.service} in {folder}; there are: {known}")
-    tails = [Tail(path) for path in paths] if args.follow else []
-    for path in paths:
-        for line in last_lines(path, args.lines):
-            console.line(_prefixed(console, path, line, is_alone=len(paths) == 1))
-    if args.follow:
-        _follow(console, tails)
+    with ExitStack() as stack:
+        tails = [stack.enter_context(closing(Tail(path))) for path in paths]
+        for path in paths:
+            for line in last_lines(path, args.lines):
+                console.line(_prefixed(console, path, line, is_alone=len(paths) == 1))
+        if args.follow:
+            _follow(console, tails)
     return 0
 
 
@@ -60,8 +62,12 @@ class Tail:
             lines += self._take()
         return lines
 
+    def close(self) -> None:
+        """Ends reading."""
+        self._file.close()
+
     def _take(self) -> list[str]:
-        lines = []
+        lines: list[str] = []
         while True:
             at = self._file.tell()
             line = self._file.readline()

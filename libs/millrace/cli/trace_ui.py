@@ -34,6 +34,16 @@ This installs Arize Phoenix {PHOENIX_VERSION}, a tracing UI, from the Python pac
   size      about 200 MB to download in some 150 packages, about 850 MB on disk
   place     {{place}}
 Nothing else in Millrace needs it; `rm -r` of that folder removes it."""
+# Phoenix also takes spans by gRPC, on every interface and with no setting against it. Nobody needs
+# that here, so its server is never entered. Holds for PHOENIX_VERSION.
+LAUNCH = """\
+import phoenix.server.grpc_server
+async def _stay_closed(self):
+    return None
+phoenix.server.grpc_server.GrpcServer.__aenter__ = _stay_closed
+from phoenix.server.main import main
+main()
+"""
 START_S = 120.0
 STOP_S = 10.0
 POLL_S = 0.25
@@ -124,8 +134,8 @@ def _serve(folder: UiFolder, port: int) -> int:
     if _is_taken(port):
         raise Conflict(f"{HOST}:{port} is in use; choose another with --port", field="port")
     folder.data.mkdir(parents=True, exist_ok=True)
-    environ = _environment() | phoenix_environment(folder.data, port, _free_port())
-    command = [str(folder.python), "-m", "phoenix.server.main", "serve"]
+    environ = _environment() | phoenix_environment(folder.data, port)
+    command = [str(folder.python), "-c", LAUNCH, "serve"]
     log_path = folder.root / "phoenix.log"
     with (
         log_path.open("wb") as log,
@@ -145,18 +155,20 @@ def _serve(folder: UiFolder, port: int) -> int:
         finally:
             _end(process)
             folder.run_file.unlink(missing_ok=True)
+    if process.returncode not in (0, -signal.SIGTERM, -signal.SIGKILL):
+        raise Unavailable(f"Phoenix ended with status {process.returncode}; see {log_path}")
     return 0
 
 
-def phoenix_environment(data: Path, port: int, grpc_port: int) -> dict[str, str]:
+def phoenix_environment(data: Path, port: int) -> dict[str, str]:
     """Loopback only, no usage reports, nothing fetched from elsewhere, state in `data`."""
     return {
         "PHOENIX_HOST": HOST,
         "PHOENIX_PORT": str(port),
-        "PHOENIX_GRPC_PORT": str(grpc_port),
         "PHOENIX_WORKING_DIR": str(data),
         "PHOENIX_TELEMETRY_ENABLED": "false",
         "PHOENIX_ALLOW_EXTERNAL_RESOURCES": "false",
+        "PHOENIX_DISABLE_AGENT_ASSISTANT": "true",
     }
 
 
@@ -236,12 +248,6 @@ def _command_of(pid: int) -> str:
 def _is_taken(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex((HOST, port)) == 0
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

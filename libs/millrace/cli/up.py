@@ -21,7 +21,7 @@ from .service_settings import explain_service
 from .stack.background import start_in_background
 from .stack.command import run_millrace
 from .stack.first_answer import FirstAnswer
-from .stack.model_choice import find_or_pull, served_model
+from .stack.model_choice import find_or_pull, require_fit, served_model
 from .stack.options import choose_model, public_endpoints, wiring_options
 from .stack.run_file import new_stack_record, running_stack, stack_lock
 from .stack.servers import find_server
@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
     topology = load_topology()
     model = choose_model(config, topology, environ)
     entry = find_or_pull(model, home)
+    if config.fit_check:
+        require_fit(entry, config, environ)
     if args.detach:
         return start_in_background(home, sys.argv[1:], Console())
     with stack_lock(home):

@@ -289,7 +289,9 @@ def _help_table(settings: Sequence[_Setting]) -> str:
         default = "required" if item.default is MISSING else format_value(item.default) or '""'
         unit = f" {item.doc.unit}" if item.doc.unit else ""
         choices = f" (one of {', '.join(item.doc.choices)})" if item.doc.choices else ""
-        lines.append(f"  {item.flag:<28} {item.env:<44} {default}{unit}")
+        is_switch = split_optional(item.hint)[0] is bool
+        flag = item.flag.replace("--", "--[no-]", 1) if is_switch else item.flag
+        lines.append(f"  {flag:<28} {item.env:<44} {default}{unit}")
         lines.append(f"      {item.doc.help}{choices}")
     lines.append("  --config FILE                MILLRACE_CONFIG")
     lines.append("      TOML file with a table per service.")

@@ -1,1 +1,1 @@
-"""Executes step plans on one device: models, paged attention, KV cache, rows. A library: no network."""
+"""Executes step plans on one device: models, paged attention, KV cache, rows. No network."""

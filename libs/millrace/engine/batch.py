@@ -65,7 +65,7 @@ class Batch:
 
 
 def order_work(work: Sequence[Work]) -> tuple[tuple[Work, ...], int]:
-    """Rows with one token first, by rising context; then the rest as given. And how many come first."""
+    """Rows with one token, by rising context, then the rest as given; and how many come first."""
     singles = sorted((item for item in work if item.num_tokens == 1), key=_context_len)
     return (*singles, *(item for item in work if item.num_tokens > 1)), len(singles)
 

@@ -1,4 +1,4 @@
-"""The engine: applies step plans to rows and runs their steps. One thread, synchronous, no network."""
+"""The engine: applies step plans to rows and runs their steps. Synchronous, one thread."""
 
 from __future__ import annotations
 
@@ -50,7 +50,12 @@ class Engine:
     @property
     def num_live_rows(self) -> int:
         """Rows that are neither free nor finished."""
-        return sum(row.is_live for row in self._rows)
+        return len(self.live_rows)
+
+    @property
+    def live_rows(self) -> list[int]:
+        """The numbers of those rows."""
+        return [row.index for row in self._rows if row.is_live]
 
     @property
     def progress(self) -> int:
@@ -58,7 +63,7 @@ class Engine:
         return self._progress.count
 
     def execute(self, plan: StepPlan) -> StepResult:
-        """Applies the plan and runs its one step. Raises `InternalError` for a plan that cannot be."""
+        """Applies the plan and runs its step. Raises `InternalError` for a plan that cannot be."""
         check_plan(plan, self._rows, self.num_blocks, self.block_size)
         self._apply(plan)
         chunks = dict(plan.chunks)

@@ -1,7 +1,7 @@
 """The paged K/V tensors of one device.
 
-Layout per layer, for K and V alike: [num_blocks, num_kv_heads, block_size, head_dim]. A block's head
-is one contiguous run, so that gathering whole blocks of a row by index gives [heads, tokens, dim]
+Layout per layer, for K and V alike: [num_blocks, num_kv_heads, block_size, head_dim]. One head of a
+block is one contiguous run, so that gathering a row's blocks by index gives [heads, tokens, dim]
 without a transposition. Slot s is offset s % block_size of block s // block_size.
 """
 
@@ -20,7 +20,7 @@ GPU_MEMORY_RESERVE = 0.10
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """What one attention layer keeps per token; `value_dim` differs from `key_dim` in MLA models."""
+    """What an attention layer keeps per token; `value_dim` differs from `key_dim` in MLA models."""
 
     num_kv_heads: int
     key_dim: int
@@ -46,7 +46,7 @@ class KVCache:
         self.num_blocks = num_blocks
         self.block_size = block_size
         # One tensor per distinct (heads, dim), so that copying or clearing blocks is one call for
-        # all layers of a uniform model. Left uninitialised: pages are taken as blocks come into use.
+        # all layers of a uniform model. Uninitialised: pages are taken as blocks come into use.
         counts: dict[tuple[int, int], int] = {}
         places: list[tuple[tuple[int, int], int]] = []
         for layer in self.layers:
@@ -75,7 +75,7 @@ class KVCache:
             pool.index_fill_(1, torch.tensor(blocks, device=pool.device), 0.0)
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
-        """Copies whole blocks, (from, to) each; all sources are read before any target is written."""
+        """Copies whole blocks, (from, to) each; reads all sources before it writes a target."""
         for pool in self._pools.values():
             sources = torch.tensor([pair[0] for pair in pairs], device=pool.device)
             targets = torch.tensor([pair[1] for pair in pairs], device=pool.device)

@@ -32,7 +32,7 @@ class Checkpoint:
         self._files: dict[str, Any] = {}
         self._file_of: dict[str, str] = {}
         for name in weight_files(folder):
-            opened = safe_open(str(folder / name), framework="pt", device="cpu")
+            opened: Any = safe_open(str(folder / name), framework="pt", device="cpu")
             self._files[name] = opened
             self._file_of.update(dict.fromkeys(opened.keys(), name))
 

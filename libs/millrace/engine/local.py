@@ -1,7 +1,7 @@
-"""Generation without services: a small synchronous loop over an engine, with its own block allocation.
+"""Generation without services: a small synchronous loop over an engine.
 
-All prompts run together, as many as rows and blocks allow; the rest wait their turn. Blocks for a
-prompt's longest output are taken at admission, so nothing is ever preempted.
+It allocates blocks itself. All prompts run together, as many as rows and blocks allow; the rest wait
+their turn. Blocks for the longest output are taken at admission, so nothing is ever preempted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TokenCallback = Callable[[int, RowToken], None]
 
 @dataclass(frozen=True, slots=True)
 class LocalRequest:
-    """One prompt; the engine's own end-of-text ids stop it unless `stop_token_ids` says otherwise."""
+    """One prompt; the model's end-of-text ids stop it unless `stop_token_ids` says otherwise."""
 
     prompt_token_ids: Sequence[int]
     max_tokens: int

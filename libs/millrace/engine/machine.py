@@ -1,4 +1,4 @@
-"""What this process may use of the machine: CPUs, memory, instruction sets. Standard library only."""
+"""What this process may use of the machine: CPUs, memory, instruction sets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def cpu_has_bf16(proc: Path = PROC) -> bool:
 
 
 def usable_cpus(proc: Path = PROC, cgroup: Path = CGROUP) -> int:
-    """CPUs this process may run on: the affinity mask, cut down to the cgroup's quota; at least 1."""
+    """CPUs this process may use: the affinity mask, cut down to the cgroup's quota; at least 1."""
     if hasattr(os, "sched_getaffinity"):
         count = len(os.sched_getaffinity(0))
     else:
@@ -60,7 +60,7 @@ def _reclaimable(folder: Path) -> int:
 
 
 def _cgroup_folders(proc: Path, cgroup: Path) -> list[Path]:
-    """Our cgroup (version 2) and all its parents; in a container the root is the container's own."""
+    """Our cgroup (version 2) and its parents; in a container the root is the container's own."""
     path = ""
     for line in _read(proc / "self" / "cgroup").splitlines():
         if line.startswith("0::"):

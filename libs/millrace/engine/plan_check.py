@@ -1,4 +1,4 @@
-"""Is a plan sound? Checked before anything of it is applied, so that a refused plan changes nothing."""
+"""Is a plan sound? Checked before any of it is applied, so that a refused plan changes nothing."""
 
 from __future__ import annotations
 

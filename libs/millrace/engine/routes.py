@@ -1,4 +1,4 @@
-"""Which route a checkpoint takes, or why it cannot be served; decided from config.json, without weights.
+"""Which route a checkpoint takes, or why it cannot be served; decided from config.json alone.
 
 The native route is decided without importing torch. The generic one needs the flags of the model's
 class and imports transformers when it comes to that.
@@ -52,7 +52,7 @@ REFUSED_TYPES: dict[str, str] = {
 
 
 def route_of(config: Mapping[str, Any]) -> tuple[str, str]:
-    """("native" | "generic" | "refused", reason of the refusal or "") for the content of config.json."""
+    """("native" | "generic" | "refused", reason of a refusal or "") for a config.json's content."""
     refusal = _refusal_by_config(config)
     if not refusal and is_native(config):
         return "native", ""

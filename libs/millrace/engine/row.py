@@ -19,8 +19,8 @@ from .sampler import SampleRow
 class Row:
     """One live sequence.
 
-    It is in prefill until the K/V of its first `num_admitted_tokens` is computed, then decodes, then
-    is finished and idle until released. `token_ids` is prompt and output; `sample` views the same list.
+    It is in prefill until the K/V of its first `num_admitted_tokens` is computed, then decodes, and
+    last is finished and idle until released. `token_ids` is prompt and output, shared by `sample`.
     """
 
     index: int

@@ -59,7 +59,7 @@ class LocalTextGenerator:
         chat: bool = False,
         on_text: Callable[[int, str], None] | None = None,
     ) -> list[TextOutput]:
-        """Runs all prompts with the settings of `request`; `on_text(index, new text)` as it comes."""
+        """Runs all prompts with the settings of `request`; `on_text(index, text)` as it comes."""
         requests = [
             replace(request, prompt_token_ids=self.encode(prompt, chat=chat)) for prompt in prompts
         ]

@@ -23,7 +23,6 @@ from .progress import Progress
 if TYPE_CHECKING:
     from huggingface_hub.errors import HfHubHTTPError
 
-_CHUNK_BYTES = 1 << 20
 _TIMEOUT_S = 20.0
 # Waits between attempts that brought no byte; any progress starts the list again.
 _RETRY_DELAYS_S = (0.5, 1.0, 2.0, 4.0)
@@ -64,18 +63,21 @@ class HubClient:
     def __init__(self, repo_id: str) -> None:
         try:
             import huggingface_hub
+            from huggingface_hub import constants, errors, utils
         except ImportError as error:
             raise ConfigError(
                 "fetching from the hub needs huggingface-hub: pip install 'millrace[models]'"
             ) from error
         self._hub = huggingface_hub
-        self._utils: Any = huggingface_hub.utils
+        self._constants: Any = constants
+        self._errors = errors
+        self._utils: Any = utils
         self.repo_id = repo_id
 
     @property
     def is_offline(self) -> bool:
         """True where HF_HUB_OFFLINE forbids the network."""
-        return self._hub.constants.is_offline_mode()
+        return bool(self._constants.is_offline_mode())
 
     def list_files(self, revision: str) -> RemoteRepository:
         """Files, hashes and licence at `revision` (branch, tag or commit)."""
@@ -110,7 +112,7 @@ class HubClient:
         except (FileNotFoundError, ValueError) as error:
             raise Unavailable(
                 f"HF_HUB_OFFLINE is set and {self.repo_id} is not in the hub's cache "
-                f"({self._hub.constants.HF_HUB_CACHE}); unset it to download"
+                f"({self._constants.HF_HUB_CACHE}); unset it to download"
             ) from error
         return Path(folder)
 
@@ -154,7 +156,8 @@ class HubClient:
             if have and not is_resumed:
                 progress.advance(-have)
             with part.open("ab" if is_resumed else "wb") as output:
-                for chunk in response.iter_bytes(_CHUNK_BYTES):
+                # Pieces as they arrive: gathered ones would be lost with the connection.
+                for chunk in response.iter_bytes():
                     output.write(chunk)
                     progress.advance(len(chunk))
 
@@ -165,21 +168,21 @@ class HubClient:
 
         try:
             yield
-        except (self._hub.errors.OfflineModeIsEnabled, httpx2.RequestError) as error:
-            endpoint = self._hub.constants.ENDPOINT
+        except (self._errors.OfflineModeIsEnabled, httpx2.RequestError) as error:
+            endpoint = self._constants.ENDPOINT
             raise Unavailable(
                 f"the hub at {endpoint} cannot be reached ({type(error).__name__}: {error}); "
                 "check the network, proxy settings and HF_ENDPOINT"
             ) from error
-        except self._hub.errors.HFValidationError as error:
+        except self._errors.HFValidationError as error:
             raise ConfigError(f"{self.repo_id!r} is not a hub id: {error}") from error
-        except self._hub.errors.HfHubHTTPError as error:
+        except self._errors.HfHubHTTPError as error:
             raise self._http_error(error, revision, file_name) from error
         except OSError as error:
             raise _disk_error(error) from error
 
     def _http_error(self, error: HfHubHTTPError, revision: str, file_name: str) -> MillraceError:
-        errors = self._hub.errors
+        errors = self._errors
         status = error.response.status_code
         what = f"{self.repo_id}/{file_name}" if file_name else self.repo_id
         if isinstance(error, errors.GatedRepoError) or status == 403:
@@ -188,7 +191,7 @@ class HubClient:
             return UnknownModel(f"{self.repo_id} has no revision {revision!r}", field="revision")
         if isinstance(error, errors.RepositoryNotFoundError):
             return UnknownModel(
-                f"{self.repo_id} is not on the hub at {self._hub.constants.ENDPOINT} "
+                f"{self.repo_id} is not on the hub at {self._constants.ENDPOINT} "
                 f"(HTTP {status}); if it is private: `hf auth login`, or HF_TOKEN=…",
                 field="model",
             )

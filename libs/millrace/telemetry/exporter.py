@@ -11,10 +11,11 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from urllib.parse import urlsplit
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+from .loopback import is_loopback
 
 WARNING_INTERVAL_S = 60.0
 REST_S = 5.0
@@ -103,9 +104,3 @@ def create_exporter() -> GuardedExporter | None:
     session.trust_env = not is_loopback(endpoint)
     timeout_s = None if any(map(os.environ.get, TIMEOUT_VARIABLES)) else DEFAULT_TIMEOUT_S
     return GuardedExporter(OTLPSpanExporter(timeout=timeout_s, session=session), endpoint)
-
-
-def is_loopback(url: str) -> bool:
-    """True where the URL's host is this machine by name."""
-    host = urlsplit(url).hostname or ""
-    return host in ("localhost", "::1") or host.startswith("127.")

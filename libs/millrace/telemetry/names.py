@@ -28,6 +28,7 @@ SERVICES = (SERVICE_GATEWAY, SERVICE_TOKENIZER, SERVICE_SCHEDULER, SERVICE_WORKE
 OPERATION_CHAT = "chat"
 OPERATION_TEXT_COMPLETION = "text_completion"
 SPAN_REQUEST = "{operation} {model}"
+RPC_PREFIX = "millrace.internal.v1."  # what drawings leave out
 SPAN_ENCODE = "millrace.internal.v1.TokenizerService/Encode"
 SPAN_CACHE_LOOK_UP = "millrace.internal.v1.CacheService/LookUp"
 SPAN_CACHE_STORE = "millrace.internal.v1.CacheService/Store"

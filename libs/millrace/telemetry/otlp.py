@@ -8,8 +8,9 @@ from typing import Any
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
-from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, Status
 
+from .names import SPAN_STEP
 from .span_record import SpanEvent, SpanLink, SpanRecord
 
 TRACE_ID_BYTES = 16
@@ -23,26 +24,45 @@ _STATUSES = {
 }
 
 
-def decode_spans(body: bytes) -> list[SpanRecord]:
-    """Spans of a serialized ExportTraceServiceRequest; those with ids of a wrong size are left out.
-
-    Raises ValueError where the body is not such a message.
-    """
+def parse_request(body: bytes) -> ExportTraceServiceRequest:
+    """A serialized ExportTraceServiceRequest. Raises ValueError where the body is none."""
     try:
         request = ExportTraceServiceRequest.FromString(body)
     except DecodeError:
         raise ValueError("the body is not an OTLP trace export request") from None
     if body and not request.resource_spans:
         raise ValueError("the body holds no resource spans")
+    return request
+
+
+def records_of(request: ExportTraceServiceRequest) -> list[SpanRecord]:
+    """The request's spans; those with ids of a wrong size are left out."""
     records: list[SpanRecord] = []
     for resource_spans in request.resource_spans:
-        resource = _attributes(resource_spans.resource.attributes)
-        service = str(resource.get("service.name", "unknown"))
+        service = service_of(resource_spans)
         for scope_spans in resource_spans.scope_spans:
             records.extend(
                 _record(span, service) for span in scope_spans.spans if _has_valid_ids(span)
             )
     return records
+
+
+def decode_spans(body: bytes) -> list[SpanRecord]:
+    """Both in one. Raises ValueError as `parse_request` does."""
+    return records_of(parse_request(body))
+
+
+def service_of(resource_spans: ResourceSpans) -> str:
+    """Name of the service that made the spans."""
+    for pair in resource_spans.resource.attributes:
+        if pair.key == "service.name":
+            return pair.value.string_value
+    return "unknown"
+
+
+def is_step(span: Span) -> bool:
+    """True for the root span of a batch step."""
+    return span.name == SPAN_STEP and not span.parent_span_id
 
 
 def _has_valid_ids(span: Span) -> bool:
@@ -65,11 +85,11 @@ def _record(span: Span, service: str) -> SpanRecord:
         start_ns=span.start_time_unix_nano,
         end_ns=span.end_time_unix_nano,
         attributes=_attributes(span.attributes),
-        events=[
+        events=tuple(
             SpanEvent(event.name, event.time_unix_nano, _attributes(event.attributes))
             for event in span.events
-        ],
-        links=[SpanLink(link.trace_id.hex(), link.span_id.hex()) for link in span.links],
+        ),
+        links=tuple(SpanLink(link.trace_id.hex(), link.span_id.hex()) for link in span.links),
         status=_STATUSES.get(span.status.code, "UNSET"),
         status_message=span.status.message[:MAX_VALUE_CHARS],
     )

@@ -17,6 +17,8 @@ from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, TraceFlags,
 TRACEPARENT = "traceparent"
 TRACESTATE = "tracestate"
 MAX_TRACESTATE_CHARS = 512
+# Sampled, and random-trace-id of level 2 of the recommendation.
+KNOWN_FLAGS = 0x03
 
 # Versions above 00 may add fields after another dash; ff is not a version.
 _PATTERN = re.compile(r"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
@@ -73,7 +75,7 @@ def _parse(traceparent: str, tracestate: str | None) -> SpanContext | None:
         trace_id=int(match[2], 16),
         span_id=int(match[3], 16),
         is_remote=True,
-        trace_flags=TraceFlags(int(match[4], 16) & TraceFlags.SAMPLED),
+        trace_flags=TraceFlags(int(match[4], 16) & KNOWN_FLAGS),
         trace_state=state,
     )
     return context if context.is_valid else None

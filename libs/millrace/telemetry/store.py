@@ -161,8 +161,8 @@ def _record(row: tuple[Any, ...]) -> SpanRecord:
         start_ns=start_ns,
         end_ns=end_ns,
         attributes=attributes,
-        events=[SpanEvent(*event) for event in events],
-        links=[SpanLink(*link) for link in links],
+        events=tuple(SpanEvent(*event) for event in events),
+        links=tuple(SpanLink(*link) for link in links),
         status=status,
         status_message=status_message,
     )

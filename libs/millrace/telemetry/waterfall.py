@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .diagnosis import Diagnosis, format_s
-from .names import ATTR_BATCH_KIND, ATTR_REQUEST_ID
+from .names import ATTR_BATCH_KIND, ATTR_REQUEST_ID, RPC_PREFIX
 from .span_record import SpanRecord
 from .store import RequestTrace
 
 MIN_BAR_CELLS = 12
 MAX_NAME_CELLS = 44
-RPC_PREFIX = "millrace.internal.v1."
 # Eighths of a cell, the last one full.
 PARTS = " ▏▎▍▌▋▊▉█"
 
@@ -25,7 +24,7 @@ def draw(trace: RequestTrace, diagnosis: Diagnosis, *, width: int, is_unicode: b
     service_cells = max(len(span.service) for span in trace.spans)
     fixed_cells = name_cells + service_cells + 24
     bar_cells = max(MIN_BAR_CELLS, width - fixed_cells - 1)
-    lines = [_headline(root), ""]
+    lines = [*_headline(root), ""]
     for span, label in zip(trace.spans, labels, strict=True):
         offset_s = (span.start_ns - root.start_ns) / 1e9
         bar = _bar(span, root, bar_cells, is_unicode=is_unicode)
@@ -38,11 +37,11 @@ def draw(trace: RequestTrace, diagnosis: Diagnosis, *, width: int, is_unicode: b
     return [*lines, "", _step_line(trace.steps, diagnosis), f"cause: {diagnosis.sentence}"]
 
 
-def _headline(root: SpanRecord) -> str:
+def _headline(root: SpanRecord) -> list[str]:
     request_id = root.attributes.get(ATTR_REQUEST_ID, "")
-    shown = f"request {request_id}  " if request_id else ""
     status = "failed" if root.status == "ERROR" else "ok"
-    return f"{shown}trace {root.trace_id}  {root.name}  {format_s(root.duration_s)}  {status}"
+    ids = [f"request {request_id}"] if request_id else []
+    return [f"{root.name}  {format_s(root.duration_s)}  {status}", *ids, f"trace   {root.trace_id}"]
 
 
 def _depths(spans: Sequence[SpanRecord]) -> dict[str, int]:

@@ -42,9 +42,7 @@ class _Row:
 
     @property
     def is_prefilling(self) -> bool:
-        return self.num_computed < len(self.admission.token_ids) - 1 or (
-            self.num_tokens == len(self.admission.token_ids)
-        )
+        return self.num_tokens == len(self.admission.token_ids)
 
 
 class ModelWorker:
@@ -128,7 +126,7 @@ class ModelWorker:
         return self._close(result)
 
     def run_lease_step(self) -> StepResult | None:
-        """One more decode step of the last plan's lease; None where it is used up or no row can run."""
+        """One more decode step of the plan's lease; None where it is used up or no row runs."""
         plan = self._plan
         if plan is None or self._leased >= plan.lease_steps:
             return None
@@ -272,8 +270,8 @@ class ModelWorker:
             slot = state.blocks[index] * size
             if self._slots[slot : slot + end - begin] != state.histories[begin + 1 : end + 1]:
                 raise CorruptCache(
-                    f"row {state.admission.row}: block {state.blocks[index]} does not hold its tokens "
-                    f"{begin} to {end}"
+                    f"row {state.admission.row}: block {state.blocks[index]} does not hold its "
+                    f"tokens {begin} to {end}"
                 )
 
     def _row(self, row: int) -> _Row:

@@ -66,7 +66,7 @@ def sample_steps(
                     names.ATTR_BATCH_NUM_TOKENS: batch_size,
                     names.ATTR_BATCH_KIND: "decode",
                 },
-                links=[SpanLink(member.trace_id, member.span_id)],
+                links=(SpanLink(member.trace_id, member.span_id),),
             )
         )
     return steps
@@ -189,7 +189,7 @@ class _TraceMaker:
     ) -> None:
         span = self._spans[index]
         self._spans[index] = replace(
-            span, end_ns=self._now_ns, attributes=attributes or {}, events=events
+            span, end_ns=self._now_ns, attributes=attributes or {}, events=tuple(events)
         )
 
 

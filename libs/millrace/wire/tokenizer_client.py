@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from itertools import accumulate, pairwise
+from itertools import accumulate, count, pairwise
 from typing import TypeVar
 
 import grpc
@@ -62,9 +62,13 @@ class TokenizerClient:
         up to the timeout, since giving up would end streams that clients already read.
         """
         request = _decode_request(model, rows)
+        tries = count()
 
         async def ask(replica: _Replica, timeout_s: float) -> tokenizer_pb2.DecodeResponse:
-            return await replica.decode(request, timeout_s)
+            # A refused frame ends the stream under all others: second tries go by themselves.
+            if next(tries) == 0:
+                return await replica.decode(request, timeout_s)
+            return await replica.decode_alone(request, timeout_s)
 
         response = await self._try(ask, waits=True)
         return _decoded_rows(response, len(rows))
@@ -123,13 +127,13 @@ class TokenizerClient:
 
         A single replica comes twice: its stream may only have broken.
         """
-        count = len(self._replicas)
+        num_replicas = len(self._replicas)
         start = self._next
-        self._next = (start + 1) % count
-        ordered = [self._replicas[(start + offset) % count] for offset in range(count)]
+        self._next = (start + 1) % num_replicas
+        ordered = self._replicas[start:] + self._replicas[:start]
         ordered.sort(key=_Replica.is_avoided)
-        yield from zip(range(count, 0, -1), ordered, strict=True)
-        if count == 1:
+        yield from zip(range(num_replicas, 0, -1), ordered, strict=True)
+        if num_replicas == 1:
             yield 1, ordered[0]
 
 
@@ -156,6 +160,15 @@ class _Replica:
         if self._stream is None or self._stream.is_broken:
             self._stream = _DecodeStream(self.stub.Decode())
         return await self._stream.decode(request, timeout_s)
+
+    async def decode_alone(
+        self, request: tokenizer_pb2.DecodeRequest, timeout_s: float
+    ) -> tokenizer_pb2.DecodeResponse:
+        stream = _DecodeStream(self.stub.Decode())
+        try:
+            return await stream.decode(request, timeout_s)
+        finally:
+            await stream.close()
 
     async def is_ready(self) -> bool:
         try:
@@ -229,7 +242,11 @@ class _DecodeStream:
                 if not answer.done():
                     answer.set_result(response)
         except grpc.aio.AioRpcError as exc:
-            self._fail(error_from_rpc(exc))
+            # A write that meets the end of the call hides the reason behind a bare INTERNAL.
+            if exc.code() is grpc.StatusCode.INTERNAL and not exc.trailing_metadata():
+                self._fail(Unavailable("the decode stream broke"))
+            else:
+                self._fail(error_from_rpc(exc))
         except asyncio.CancelledError:
             self._fail(Unavailable("the decode stream was closed"))
             raise

@@ -37,7 +37,9 @@ class Answer(Protocol):
 class StoredAnswer:
     """An answer from the response cache."""
 
-    def __init__(self, started: Started, answer: CachedAnswer, call: Call, record: RequestRecord):
+    def __init__(
+        self, started: Started, answer: CachedAnswer, call: Call, record: RequestRecord
+    ) -> None:
         self.started = started
         self.on_cut: Callable[[], None] | None = None
         self._events = self._replay(answer, call)
@@ -60,7 +62,7 @@ class StoredAnswer:
 
 
 class LiveAnswer:
-    """An answer in the making. `settle` is the router's; `store` takes it for the response cache."""
+    """An answer in the making. `settle` is the router's; `store` takes it for the cache."""
 
     def __init__(
         self,

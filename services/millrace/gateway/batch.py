@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 from millrace.core.errors import InvalidRequest, MillraceError
@@ -41,7 +41,7 @@ async def run_batch(
     call: Call,
     *,
     max_concurrency: int,
-) -> AsyncIterator[Outcome]:
+) -> AsyncGenerator[Outcome, None]:
     """Outcomes in the order they come. An entry that could not be read stands as its error.
 
     Closing the iterator ends every request of the batch.

@@ -8,8 +8,15 @@ import uuid
 from collections.abc import Mapping
 
 from opentelemetry import trace
-from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode
-from opentelemetry.trace import TraceFlags
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+)
 
 from millrace.core.errors import MillraceError
 from millrace.telemetry.names import (
@@ -38,6 +45,8 @@ class Call:
         self.span = span
         self.arrival_unix_ns = time.time_ns()
         self.arrival_ns = time.monotonic_ns()
+        self.error: MillraceError | None = None
+        self._is_ended = False
         if span.is_recording():
             span.set_attribute(ATTR_REQUEST_ID, self.request_id)
 
@@ -64,7 +73,11 @@ class Call:
         return Call(span, self.operation)
 
     def end(self, error: MillraceError | None = None) -> None:
-        """Ends the span; safe to repeat."""
+        """Ends the span, with `error` or the one noted in `self.error`; safe to repeat."""
+        if self._is_ended:
+            return
+        self._is_ended = True
+        error = error or self.error
         if error is not None and self.span.is_recording():
             self.span.set_attribute(ATTR_ERROR_TYPE, type(error).__name__)
             self.span.set_attribute(ATTR_ERROR_REASON, error.reason)

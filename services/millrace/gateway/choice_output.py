@@ -13,7 +13,7 @@ from enum import Enum, auto
 from millrace.core.detokenize import DecodedRow, DecodeRow
 from millrace.core.tokens import FinishReason, TokenDelta, TokenLogprobs
 
-from .stop_strings import Scan, StopScanner, StopStrings
+from .stop_strings import StopScanner, StopStrings
 
 
 class Acceptance(Enum):
@@ -117,11 +117,7 @@ class ChoiceOutput:
         A frame may bring several tokens of one choice (after a resume, say). Their texts are asked
         for one prefix at a time, all from the same tail.
         """
-        if (
-            not self._has_stops
-            or len(row.new_ids) < 2
-            or self._scan(self._scanner, decoded) is None
-        ):
+        if not self._has_stops or len(row.new_ids) < 2 or not self._has_match(row, decoded):
             return []
         return [
             DecodeRow(
@@ -139,10 +135,10 @@ class ChoiceOutput:
         """Takes the answer to `next_row`, with the answers to `probe_rows`."""
         num_new = len(row.new_ids)
         for length, probe in enumerate(probes, start=1):
-            if self._scan(self._scanner, probe) is not None:
+            if self._has_match(row, probe):
                 num_new, decoded = length, probe
                 break
-        scan = self._scanner.feed(decoded.text, can_stop=self._can_stop())
+        scan = self._scanner.feed(decoded.text, can_stop=self._can_stop(row))
         if scan.stop is not None:
             self.matched_stop = scan.stop
             return self._emit(scan.text, self._num_decoded + num_new, FinishReason.STOP)
@@ -162,12 +158,13 @@ class ChoiceOutput:
         self.ended = finish
         return Progress(text, self.token_ids[start:upto], self._logprobs[start:upto], finish)
 
-    def _can_stop(self) -> bool:
-        return self._num_decoded >= self._min_tokens - 1
+    def _can_stop(self, row: DecodeRow) -> bool:
+        """True where the row's first token, or the last one before it, reaches `min_tokens`."""
+        return self._num_decoded + bool(row.new_ids) >= self._min_tokens
 
-    def _scan(self, scanner: StopScanner, decoded: DecodedRow) -> Scan | None:
-        scan = scanner.copy().feed(decoded.text, can_stop=self._can_stop())
-        return scan if scan.stop is not None else None
+    def _has_match(self, row: DecodeRow, decoded: DecodedRow) -> bool:
+        scan = self._scanner.copy().feed(decoded.text, can_stop=self._can_stop(row))
+        return scan.stop is not None
 
     def _num_with_text(self) -> int:
         """Tokens that are text: all but a last one that is a stop token."""

@@ -56,8 +56,10 @@ class ModelDirectory:
 
     def on_status(self, status: SchedulerStatus) -> None:
         """The attached scheduler of a model told its state."""
-        if status.model.name:
-            entry = self._see(status.model)
+        # A scheduler that never had a worker knows only the name.
+        if status.model.vocab_size:
+            self._see(status.model)
+        if entry := self._entries.get(status.model.name):
             entry.is_attached = True
             entry.status = status
 
@@ -131,11 +133,8 @@ class ModelDirectory:
         entry = self._entries.get(info.name)
         if entry is None:
             entry = self._entries[info.name] = _Entry(info, int(self._unix_time_s()))
-        # A scheduler without workers knows the name only; keep the facts.
-        if info.vocab_size:
-            entry.info = info if info.config_json != "{}" else _with_config(info, entry.info)
+        elif info.config_json == "{}":
+            entry.info = replace(info, config_json=entry.info.config_json)
+        else:
+            entry.info = info
         return entry
-
-
-def _with_config(info: ModelInfo, known: ModelInfo) -> ModelInfo:
-    return replace(info, config_json=known.config_json)

@@ -1,4 +1,4 @@
-"""What happens to a request, as both edges see it: one Started, any number of others, one Finished."""
+"""What happens to a request, as both edges see it: Started first, Finished last."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from millrace.core.membership import ResumeQuery, SchedulerOwner, SchedulerStatu
 from millrace.core.tokens import Failed, FinishReason, Scheduled, TokenDelta, TokenFrame
 from millrace.wire.status import error_from_reason
 
-from .choice_output import Acceptance
+from .choice_output import Acceptance, ChoiceOutput
 from .detokenizer import Detokenizer
 from .directory import ModelDirectory
 from .live_request import LiveRequest
@@ -21,8 +21,8 @@ from .scheduler_link import AttachEvent, Notice, SchedulerLink
 
 _log = logging.getLogger(__name__)
 
-# A request whose frames leave gaps again and again is given up.
-MAX_GAPS = 3
+# A request that has lost so many deltas to a gap is given up: asking again did not help.
+MAX_GAPS = 1000
 MAX_STRAYS = 4096
 
 
@@ -172,7 +172,7 @@ class FrameRouter:
         if outcome is Acceptance.STALE:
             self._on_stale(1)
         elif outcome is Acceptance.GAP:
-            self._on_gap(side, live)
+            self._on_gap(side, live, choice)
         elif choice.finish is FinishReason.ERROR:
             self._on_failed(live, InternalError("the request failed while it ran"))
         else:
@@ -180,13 +180,16 @@ class FrameRouter:
             if choice.is_ended and live.is_ended and live.is_settled:
                 self.settle(live, None)
 
-    def _on_gap(self, side: _ModelSide, live: LiveRequest) -> None:
+    def _on_gap(self, side: _ModelSide, live: LiveRequest, choice: ChoiceOutput) -> None:
+        """Asks for everything from here on, once per place; what comes meanwhile is dropped."""
         live.num_gaps += 1
-        _log.warning("request %s: tokens are missing; attaching again", live.request_id)
+        place = (choice.index, len(choice.token_ids))
         if live.num_gaps > MAX_GAPS:
             self._on_failed(live, InternalError("tokens were lost on the way"))
-        else:
-            side.link.reattach()
+        elif live.gap_at != place:
+            _log.warning("request %s: tokens are missing; asking for them", live.request_id)
+            live.gap_at = place
+            side.link.tell(Notice("resume", live, live.request_id))
 
     def _on_stray(self, side: _ModelSide, delta: TokenDelta) -> None:
         """A request that is over here, or was never known: let the scheduler forget it."""

@@ -40,7 +40,7 @@ class Readiness:
 
 
 class Health:
-    """Asks the neighbours. `cache` None: the response cache is switched off, nothing is degraded."""
+    """Asks the neighbours. `cache` None: there is no response cache, by choice."""
 
     def __init__(
         self,

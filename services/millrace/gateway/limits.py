@@ -53,7 +53,7 @@ def resolve_max_tokens(sampling: SamplingParams, num_prompt_tokens: int, info: M
 
 
 def stop_ids(sampling: SamplingParams, info: ModelInfo) -> tuple[int, ...]:
-    """Token ids that end the output: the model's own unless they are to be ignored, and the given."""
+    """Token ids that end the output: the model's own unless ignored, and the given ones."""
     own = () if sampling.ignore_eos else info.eos_token_ids
     return tuple(dict.fromkeys((*own, *sampling.stop_token_ids)))
 

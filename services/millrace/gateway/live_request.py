@@ -38,6 +38,7 @@ class LiveRequest:
         self.on_gap: Callable[[float, int], None] | None = None
         self.is_registered = False
         self.num_gaps = 0
+        self.gap_at: tuple[int, int] | None = None
         self.num_cached_tokens = 0
         self.scheduled_unix_ns = 0
         self.first_token_ns = 0

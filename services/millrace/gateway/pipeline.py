@@ -121,9 +121,9 @@ class Pipeline:
             raise
         except Exception as exc:
             _log.exception("request %s failed", call.request_id)
-            error = InternalError(f"internal error; the request id is {call.request_id}")
-            record.fail(error)
-            raise error from exc
+            defect = InternalError(f"internal error; the request id is {call.request_id}")
+            record.fail(defect)
+            raise defect from exc
         finally:
             self._num_opening -= 1
 

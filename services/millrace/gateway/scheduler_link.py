@@ -79,10 +79,6 @@ class SchedulerLink:
             self._owner = owner
             self._changed.set()
 
-    def reattach(self) -> None:
-        """Breaks the stream and opens it again, so that every request is resumed."""
-        self._changed.set()
-
     def tell(self, notice: Notice) -> bool:
         """Queues a notice; False where the stream is down."""
         if self._stream is None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
 
 import grpc
 
@@ -89,7 +89,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> AsyncIterator[inference_pb2.GenerateBatchResponse]:
         """Runs many prompts."""
         call = await _begin(OPERATION_TEXT_COMPLETION, context)
-        context.add_done_callback(lambda _: call.end())
+        _on_done(context, call.end)
         check_batch_size(len(request.requests), self._max_batch_size)
         requests = [_tried(each) for each in request.requests]
         outcomes = run_batch(
@@ -141,12 +141,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         model = _model_to_proto(self._directory.get(request.name))
         return inference_pb2.GetModelResponse(model=model)
 
-    async def _events(self, convert: Any, call: Call, context: Context) -> AsyncIterator[Event]:
+    async def _events(
+        self, convert: Callable[[], GenerationRequest], call: Call, context: Context
+    ) -> AsyncIterator[Event]:
         error: MillraceError | None = None
         try:
             answer = await self._pipeline.open(convert(), call)
             # The generator may be dropped without being closed; the call's end is always told.
-            context.add_done_callback(lambda _: answer.abandon())
+            _on_done(context, answer.abandon)
             answer.on_cut = _cutter()
             try:
                 async for event in answer:
@@ -160,7 +162,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             call.end(error)
 
 
-def _cutter() -> Any:
+def _on_done(context: Context, action: Callable[[], None]) -> None:
+    def ended(_: Any) -> None:
+        action()
+
+    context.add_done_callback(cast(Any, ended))
+
+
+def _cutter() -> Callable[[], None]:
     task, loop = asyncio.current_task(), asyncio.get_running_loop()
 
     def cut() -> None:

@@ -16,10 +16,8 @@ from itertools import islice
 from millrace.core.errors import (
     Conflict,
     ContextLengthExceeded,
-    DeadlineExceeded,
     InternalError,
     InvalidRequest,
-    MillraceError,
     Overloaded,
 )
 from millrace.core.request import QueuedRequest
@@ -49,7 +47,6 @@ class Scheduler:
         self._ledger = TenantLedger(policy.tenant_weights)
         self._deadlines: list[tuple[int, str]] = []
         self._newly_scheduled: list[Scheduled] = []
-        self._newly_refused: list[tuple[str, MillraceError]] = []
         self._num_accepted = 0
         self._num_turns = 0
         self._num_preemptions = 0
@@ -66,8 +63,11 @@ class Scheduler:
         max_num_seqs: int,
         max_model_len: int,
         prefix_seed: bytes,
-    ) -> None:
-        """Takes in an empty worker. Raises `Conflict` where the id is in use."""
+    ) -> StepOutcome:
+        """Takes in an empty worker. Raises `Conflict` where the id is in use.
+
+        The outcome names requests that came while there was no worker and that none can hold.
+        """
         if worker_id in self._workers:
             raise Conflict(f"worker {worker_id} is there already")
         # A step must have room for one token of every row and one chunk besides.
@@ -80,13 +80,15 @@ class Scheduler:
             max_model_len=max_model_len,
             prefix_seed=prefix_seed,
         )
+        outcome = StepOutcome()
         for request in [r for r in self._requests.values() if not r.is_checked]:
             try:
                 self._check_length(request.queued)
                 request.is_checked = True
             except ContextLengthExceeded as error:
-                self._newly_refused.append((request.request_id, error))
+                outcome.failed.append((request.request_id, error))
                 self._end(request)
+        return outcome
 
     def remove_worker(self, worker_id: str) -> list[str]:
         """Forgets a worker; its sequences wait again at their old place, with all tokens so far.
@@ -157,19 +159,16 @@ class Scheduler:
         request.is_isolated = True
         return True
 
-    def expire(self, now_unix_ms: int) -> list[tuple[str, MillraceError]]:
-        """Ends the requests whose deadline has passed, waiting or running, each with its error.
-
-        Also names requests that came while there was no worker and that no worker can hold.
-        """
-        ended, self._newly_refused = self._newly_refused, []
+    def expire(self, now_unix_ms: int) -> list[str]:
+        """Ends the requests whose deadline has passed, waiting or running; returns their ids."""
+        ended: list[str] = []
         while self._deadlines and self._deadlines[0][0] <= now_unix_ms:
             deadline_unix_ms, request_id = heappop(self._deadlines)
             request = self._requests.get(request_id)
             if request is None or request.queued.deadline_unix_ms != deadline_unix_ms:
                 continue
             self._end(request)
-            ended.append((request_id, DeadlineExceeded(f"request {request_id} ran out of time")))
+            ended.append(request_id)
         return ended
 
     # Steps.
@@ -225,6 +224,16 @@ class Scheduler:
         return outcome
 
     # Numbers.
+
+    def members(self, worker_id: str) -> list[str]:
+        """Request ids of the worker's live rows, one per row."""
+        worker = self._workers[worker_id]
+        rows = (*worker.decoding.values(), *worker.prefilling.values())
+        return [row.sequence.request_id for row in rows]
+
+    def num_used_blocks(self, worker_id: str) -> int:
+        """Blocks that the worker's rows own."""
+        return self._workers[worker_id].blocks.num_used
 
     def predicted_step_ms(self, worker_id: str) -> float:
         """How long the slowest of the worker's outstanding steps should take."""

@@ -245,7 +245,12 @@ class WorkerMirror:
         return step
 
     def accept(self, row: Row, token_id: int) -> None:
-        """Appends a sampled token; the K/V of all tokens before it is computed."""
+        """Appends a sampled token; the K/V of all tokens before it is computed.
+
+        Raises `InternalError` where the row is in prefill and cannot have sampled.
+        """
+        if row.epoch in self.prefilling:
+            raise InternalError(f"worker {self.worker_id} sampled in the prefill of row {row.row}")
         sequence = row.sequence
         sequence.token_ids.append(token_id)
         sequence.num_computed_tokens = row.num_tokens

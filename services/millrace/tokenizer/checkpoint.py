@@ -55,9 +55,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{folder}: the added tokens cannot be read: {error!r}") from error
     description = {**description, "added_tokens": entries, "truncation": None, "padding": None}
-    standard = {name: named[name] for name in NAMED_TOKENS if name in named}
-    others = {name: token for name, token in named.items() if name not in standard}
-    return Checkpoint(description, standard | others, _read_template(folder, settings))
+    return Checkpoint(description, named, _read_template(folder, settings))
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -79,6 +77,7 @@ def _content(token: Any) -> str | None:
 
 
 def _named_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
+    """In the order in which missing ones get their ids."""
     named = {}
     for name, value in settings.items():
         if name.endswith("_token") and (content := _content(value)):
@@ -86,7 +85,8 @@ def _named_tokens(settings: Mapping[str, Any]) -> dict[str, str]:
     extra = settings.get("extra_special_tokens")
     if isinstance(extra, Mapping):
         named |= {name: content for name, value in extra.items() if (content := _content(value))}
-    return named
+    standard = {name: named[name] for name in NAMED_TOKENS if name in named}
+    return standard | named
 
 
 def _more_special_tokens(settings: Mapping[str, Any]) -> Iterator[str]:

@@ -11,7 +11,8 @@ import uvloop
 from millrace.bus.nats import connect_bus
 from millrace.config.loader import load_config
 from millrace.core.membership import WorkerRegistration
-from millrace.engine import Engine, EngineConfig, create_engine
+from millrace.engine.config import EngineConfig
+from millrace.engine.engine import Engine, create_engine
 from millrace.hub.catalog import resolve_model
 from millrace.internal.v1 import worker_pb2_grpc
 from millrace.rpc.server import RpcServer

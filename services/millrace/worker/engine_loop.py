@@ -30,7 +30,7 @@ class StepEngine(Protocol):
         """Drops all rows."""
 
     @property
-    def num_live_rows(self) -> int:
+    def live_rows(self) -> list[int]:
         """Rows taken and not finished."""
 
 
@@ -61,7 +61,7 @@ class EngineLoop:
     @property
     def num_rows(self) -> int:
         """Rows in use; read without a lock, so a step old at the worst."""
-        return self._engine.num_live_rows
+        return len(self._engine.live_rows)
 
     def start(self) -> None:
         """Starts the thread."""
@@ -148,7 +148,13 @@ class EngineLoop:
             return StepResult(
                 step_id=self.num_steps,
                 plan_id=plan.plan_id,
+                failed_rows=self._rows_of(plan),
                 failure=f"{type(exc).__name__}: {exc}",
                 started_unix_ns=started_unix_ns,
                 step_ns=time.perf_counter_ns() - started_ns,
             )
+
+    def _rows_of(self, plan: StepPlan) -> list[int]:
+        """Every row that the step may have been for, taken in by the engine or not."""
+        admitted = (admission.row for admission in plan.admissions)
+        return sorted({*self._engine.live_rows, *admitted})

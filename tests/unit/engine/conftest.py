@@ -98,6 +98,7 @@ class Tiny:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Callable[[str], Tiny]:
     transformers.logging.disable_progress_bar()
+    torch.set_num_threads(1)
     made: dict[str, Tiny] = {}
 
     def make(name: str) -> Tiny:
@@ -128,7 +129,9 @@ def engine_for(tiny) -> Callable[..., Engine]:
     engines: dict[tuple[Any, ...], Engine] = {}
 
     def make(name: str, **settings: Any) -> Engine:
-        settings = {"block_size": 8, "max_num_seqs": 8, "dtype": "float32", **settings}
+        # One thread: the tests' matrices are tiny, and other processes may want the CPUs too.
+        defaults = {"block_size": 8, "max_num_seqs": 8, "dtype": "float32", "num_threads": 1}
+        settings = {**defaults, **settings}
         key = (name, *sorted(settings.items()))
         if key not in engines:
             config = EngineConfig(model_path=tiny(name).path, name=name, device="cpu", **settings)

@@ -48,7 +48,13 @@ def test_greedy_output_equals_transformers(tiny, engine_for, prompt, name, route
 @pytest.mark.parametrize(("name", "route"), [*BOTH, ("llama", "generic")])
 def test_logits_equal_transformers(tiny, prompt, drive, name, route):
     config = EngineConfig(
-        tiny(name).path, name, device="cpu", dtype="float32", route=route, max_num_seqs=4
+        tiny(name).path,
+        name,
+        device="cpu",
+        dtype="float32",
+        route=route,
+        max_num_seqs=4,
+        num_threads=1,
     )
     runner = ModelRunner.load(config)
     rows = RowTable(4)

@@ -20,7 +20,7 @@ class _Engine:
         self.gate = threading.Event()
         self.gate.set()
         self.num_resets = 0
-        self.num_live_rows = 0
+        self.live_rows = [3]
         self.runnable_lease_steps = runnable_lease_steps
         self._step_id = 0
         self._plan_id = 0
@@ -119,5 +119,6 @@ def test_failing_step_is_reported_and_the_loop_goes_on(results: queue.Queue[Step
     loop.submit(session, StepPlan(2))
     failed, fine = _take(results, 2)
     assert (failed.plan_id, failed.failure) == (1, "MemoryError: no room for the step")
+    assert failed.failed_rows == [3]
     assert (fine.plan_id, fine.failure) == (2, "")
     loop.stop()

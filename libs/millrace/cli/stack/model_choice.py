@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 
+from millrace.cli.service_settings import explain_service
+from millrace.cli.up_config import UpConfig
 from millrace.config.home import Home
 from millrace.core.errors import UnknownModel, UnsupportedModel
 from millrace.hub.catalog import looks_like_path, resolve_model
 from millrace.hub.entry import ModelEntry
 
 from .options import ServedModel
+from .topology import load_topology
 
 
 def find_or_pull(model: str, home: Home) -> ModelEntry:
@@ -29,6 +33,20 @@ def find_or_pull(model: str, home: Home) -> ModelEntry:
     if entry.route == "refused":
         raise UnsupportedModel(f"{entry.name} cannot be served: {entry.refusal}")
     return entry
+
+
+def require_fit(entry: ModelEntry, config: UpConfig, environ: Mapping[str, str]) -> None:
+    """Raises `ConfigError` with the table and the nearest setting where it does not fit."""
+    from millrace.hub.fit import check_fit
+
+    worker = explain_service(load_topology(), "worker", environ)
+    check_fit(
+        entry,
+        dtype=config.dtype or str(worker["dtype"].value),
+        max_num_seqs=int(worker["max_num_seqs"].value),
+        max_model_len=int(worker["max_model_len"].value),
+        num_workers=config.workers,
+    ).require()
 
 
 def served_model(model: str, entry: ModelEntry) -> ServedModel:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from millrace.cli.service_settings import explain_service
 from millrace.cli.up_config import UpConfig
 from millrace.core.errors import ConfigError
+from millrace.engine.machine import usable_cpus
 
 from .ports import require_free_port
 from .topology import Topology
@@ -72,16 +72,9 @@ def _overrides(
     worker = {"dtype": config.dtype} if config.dtype else {}
     if config.workers > 1 and "MILLRACE_WORKER_NUM_THREADS" not in environ:
         # Workers of one machine share its cores.
-        worker["num_threads"] = str(max(1, num_usable_cores() // config.workers))
+        worker["num_threads"] = str(max(1, usable_cpus() // config.workers))
     gateway = {"insecure_bind": "true"} if is_bind_allowed else {}
     return {"worker": worker, "gateway": gateway}
-
-
-def num_usable_cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def is_loopback(host: str) -> bool:

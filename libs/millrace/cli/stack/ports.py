@@ -88,8 +88,8 @@ def _all_pids() -> list[int]:
 def _socket_inodes(pid: int) -> set[str]:
     found = set()
     try:
-        for descriptor in os.scandir(f"/proc/{pid}/fd"):
-            target = os.readlink(descriptor.path)
+        for descriptor in os.listdir(f"/proc/{pid}/fd"):
+            target = os.readlink(f"/proc/{pid}/fd/{descriptor}")
             if target.startswith("socket:["):
                 found.add(target[8:-1])
     except OSError:

@@ -17,6 +17,7 @@ from .run_file import StackRecord, end_leftovers, remove_run_file, write_run_fil
 from .wiring import Instance, Wiring
 
 NUM_SHOWN_LINES = 15
+_START_LINE = "---- started"
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,11 +210,14 @@ class Supervisor:
 
     def _open_log(self, instance: Instance) -> LogFile:
         log = LogFile(self._home.logs / f"{instance.name}.log")
-        log.write_line(f"---- started {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        log.write_line(f"{_START_LINE} {time.strftime('%Y-%m-%d %H:%M:%S')}")
         return log
 
     def _last_lines(self, process: ManagedProcess) -> list[str]:
-        return last_lines(process.log.path, NUM_SHOWN_LINES)
+        """The end of this run's log, without what earlier runs wrote."""
+        lines = last_lines(process.log.path, NUM_SHOWN_LINES)
+        starts = [index for index, line in enumerate(lines) if line.startswith(_START_LINE)]
+        return lines[starts[-1] + 1 :] if starts else lines
 
     def _publish(self) -> None:
         write_run_file(self._home, self._record)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from millrace.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from ..kv_cache import KVCache
+    from millrace.engine.kv_cache import KVCache
+
     from .base import AttentionBackend
 
 

@@ -7,11 +7,11 @@ from typing import Any, Protocol
 
 import torch
 
-from ..batch import Batch
+from millrace.engine.batch import Batch
 
 
 class AttentionBackend(Protocol):
-    """Paged attention over one KV cache. Every implementation equals `torch_attention` in its results."""
+    """Paged attention over one KV cache. All implementations equal `torch_attention` in results."""
 
     def prepare(self, batch: Batch) -> Any:
         """What `forward` needs to know of the step, made once before the first layer."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch.nn import functional
 
-from ..batch import Batch, IntArray
-from ..kv_cache import KVCache
+from millrace.engine.batch import Batch, IntArray
+from millrace.engine.kv_cache import KVCache
 
 QUERY_TILE = 128
 # A bucket may waste up to half of its shortest row's blocks, or this many, in padding.

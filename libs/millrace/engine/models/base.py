@@ -6,9 +6,9 @@ from typing import Protocol
 
 import torch
 
-from ..attention.base import AttentionStep
-from ..batch import Batch
-from ..kv_cache import LayerShape
+from millrace.engine.attention.base import AttentionStep
+from millrace.engine.batch import Batch
+from millrace.engine.kv_cache import LayerShape
 
 
 class Model(Protocol):

@@ -21,11 +21,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging as transformers_logging
 
 from millrace.core.errors import UnsupportedModel
-
-from ..attention.base import AttentionStep
-from ..batch import Batch
-from ..kv_cache import LayerShape
-from ..loader import weight_files
+from millrace.engine.attention.base import AttentionStep
+from millrace.engine.batch import Batch
+from millrace.engine.kv_cache import LayerShape
+from millrace.engine.loader import weight_files
 
 # No part of the name may be one that transformers treats specially (flash, sdpa, flex, paged).
 ATTENTION_NAME = "millrace"
@@ -39,7 +38,7 @@ class GenericModel:
         ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, paged_attention)
         weight_files(folder)
         with _without_progress_bar():
-            self._model = AutoModelForCausalLM.from_pretrained(
+            model: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=config,
                 dtype=dtype,
@@ -48,7 +47,7 @@ class GenericModel:
                 trust_remote_code=False,
                 use_safetensors=True,
             )
-        self._model.eval().to(device)
+        self._model = model.eval().to(device)
         self._device = device
         if "logits_to_keep" not in inspect.signature(self._model.forward).parameters:
             raise UnsupportedModel(
@@ -96,13 +95,14 @@ class GenericModel:
 
 @contextmanager
 def _without_progress_bar() -> Iterator[None]:
-    was_on = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    switch: Any = transformers_logging
+    was_on = switch.is_progress_bar_enabled()
+    switch.disable_progress_bar()
     try:
         yield
     finally:
         if was_on:
-            transformers_logging.enable_progress_bar()
+            switch.enable_progress_bar()
 
 
 @dataclass(slots=True)

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from ..attention.base import AttentionStep
-from ..batch import Batch
-from ..kv_cache import LayerShape
-from ..loader import Checkpoint
+from millrace.engine.attention.base import AttentionStep
+from millrace.engine.batch import Batch
+from millrace.engine.kv_cache import LayerShape
+from millrace.engine.loader import Checkpoint
+
 from .rope import inverse_frequencies, rotate, rotation
 
 

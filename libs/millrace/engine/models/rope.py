@@ -1,7 +1,7 @@
 """Rotary position embeddings: inverse frequencies by the kinds of scaling the native route knows.
 
-RoPE: Su et al., 2021 (arXiv 2104.09864). "linear" divides all frequencies by the factor; "llama3" is
-the scaling by wavelength of Llama 3.1.
+RoPE: Su et al., 2021 (arXiv 2104.09864). "linear" divides all frequencies by the factor; "llama3"
+is the scaling by wavelength of Llama 3.1.
 """
 
 from __future__ import annotations

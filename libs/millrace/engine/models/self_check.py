@@ -1,7 +1,7 @@
 """A check at load: does a model of the generic route give the same logits over a paged cache?
 
 A model that keeps state of its own between tokens (a convolution, a recurrence, shared K/V) would
-answer fluently and wrongly. So the same few tokens go through it once as a whole and once cut in two.
+answer fluently and wrongly. So the same few tokens go through it once as a whole and once cut up.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from millrace.core.errors import UnsupportedModel
 from millrace.core.model import ModelInfo
 from millrace.core.sampling import SamplingSpec
 from millrace.core.step import Admission
-
-from ..batch import Batch, Work, build_batch
-from ..kv_cache import KVCache
-from ..row import RowTable
+from millrace.engine.batch import Batch, Work, build_batch
+from millrace.engine.kv_cache import KVCache
+from millrace.engine.row import RowTable
 
 NUM_TOKENS = 6
 # Of the logits' standard deviation. Lower precisions round differently in batches of other shapes.
@@ -32,7 +31,7 @@ def check_cached_equals_whole(
 ) -> None:
     """Raises `UnsupportedModel` where a pass over cached tokens differs from a pass over all."""
     num_blocks = -(-NUM_TOKENS // cache.block_size)
-    if num_blocks > cache.num_blocks or NUM_TOKENS >= info.max_model_len:
+    if num_blocks > cache.num_blocks or info.max_model_len <= NUM_TOKENS:
         return
     whole = _last_logits(forward, cache, info, device, (NUM_TOKENS,))
     cut = _last_logits(forward, cache, info, device, (NUM_TOKENS - 3, 2, 1))

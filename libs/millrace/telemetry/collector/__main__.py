@@ -9,9 +9,9 @@ import sys
 
 from millrace.config.loader import load_config
 from millrace.core.errors import ConfigError, MillraceError, Unavailable
-from millrace.telemetry.exporter import is_loopback
 from millrace.telemetry.http_server import HttpServer
 from millrace.telemetry.logs import configure_logging
+from millrace.telemetry.loopback import is_loopback
 from millrace.telemetry.trace_writer import TraceWriter
 
 from .config import CollectorConfig

@@ -33,7 +33,7 @@ class Forwarder:
         self._port = parts.port or 80
         self._path = parts.path.rstrip("/") + "/v1/traces"
         self._clock = clock
-        self._queue: deque[tuple[bytes, str]] = deque()
+        self._queue: deque[bytes] = deque()
         self._queued_bytes = 0
         self._resting_until = 0.0
         self._is_up = False
@@ -41,13 +41,17 @@ class Forwarder:
         self.num_forwarded = 0
         self.num_dropped = 0
 
-    def offer(self, body: bytes, encoding: str) -> None:
-        """Queue one body; never waits."""
-        is_full = self._queued_bytes + len(body) > MAX_QUEUE_BYTES
-        if not self._host or is_full or self._clock() < self._resting_until:
+    @property
+    def is_open(self) -> bool:
+        """False while it drops everything; may be asked from any thread."""
+        return bool(self._host) and self._clock() >= self._resting_until
+
+    def offer(self, body: bytes) -> None:
+        """Queue one export request; never waits."""
+        if not self.is_open or self._queued_bytes + len(body) > MAX_QUEUE_BYTES:
             self.num_dropped += 1
             return
-        self._queue.append((body, encoding))
+        self._queue.append(body)
         self._queued_bytes += len(body)
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._drain(), name="forwarder")
@@ -60,11 +64,11 @@ class Forwarder:
 
     async def _drain(self) -> None:
         while self._queue:
-            body, encoding = self._queue.popleft()
+            body = self._queue.popleft()
             self._queued_bytes -= len(body)
             try:
                 async with asyncio.timeout(TIMEOUT_S):
-                    status = await self._post(body, encoding)
+                    status = await self._post(body)
             except (OSError, TimeoutError, ValueError, asyncio.IncompleteReadError) as error:
                 self._rest(error)
                 return
@@ -88,20 +92,18 @@ class Forwarder:
         extra = {"address": f"{self._host}:{self._port}"} | ({"reason": reason} if reason else {})
         _logger.info("the tracing UI is %s", "up" if is_up else "gone", extra=extra)
 
-    async def _post(self, body: bytes, encoding: str) -> int:
+    async def _post(self, body: bytes) -> int:
         """One request on a connection of its own; the status. Raises OSError, ValueError."""
         reader, writer = await asyncio.open_connection(self._host, self._port)
         try:
-            head = [
-                f"POST {self._path} HTTP/1.1",
-                f"Host: {self._host}:{self._port}",
-                "Content-Type: application/x-protobuf",
-                f"Content-Length: {len(body)}",
-                "Connection: close",
-            ]
-            if encoding:
-                head.append(f"Content-Encoding: {encoding}")
-            writer.write("\r\n".join([*head, "", ""]).encode("latin-1") + body)
+            head = (
+                f"POST {self._path} HTTP/1.1\r\n"
+                f"Host: {self._host}:{self._port}\r\n"
+                "Content-Type: application/x-protobuf\r\n"
+                f"Content-Length: {len(body)}\r\n"
+                "Connection: close\r\n\r\n"
+            )
+            writer.write(head.encode("latin-1") + body)
             await writer.drain()
             status_line = await reader.readuntil(b"\r\n")
             return int(status_line.split(b" ", 2)[1])

@@ -9,10 +9,11 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 from millrace.telemetry.http_server import HttpRequest, HttpResponse
-from millrace.telemetry.otlp import decode_spans
+from millrace.telemetry.otlp import parse_request, records_of
 from millrace.telemetry.trace_writer import TraceWriter
 
 from .forwarder import Forwarder
+from .ui_body import fit_for_ui
 
 PROTOBUF = "application/x-protobuf"
 # Export requests decoded or waiting for it; beyond that exporters are told to come again.
@@ -63,7 +64,9 @@ class Receiver:
         self._num_pending += 1
         try:
             loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._thread, self._keep, request.body, encoding == "gzip")
+            shown = await loop.run_in_executor(
+                self._thread, self._keep, request.body, encoding == "gzip"
+            )
         except ValueError as error:
             return HttpResponse(400, f"{error}\n".encode())
         except Exception as error:  # a full disk, a locked file: the collector goes on
@@ -71,15 +74,19 @@ class Receiver:
             return HttpResponse(503, b"the spans could not be stored\n")
         finally:
             self._num_pending -= 1
-        self._forwarder.offer(request.body, encoding)
+        if shown is not None:
+            self._forwarder.offer(shown)
         return HttpResponse(200, b"", PROTOBUF)
 
-    def _keep(self, body: bytes, is_gzip: bool) -> None:
+    def _keep(self, body: bytes, is_gzip: bool) -> bytes | None:
+        """Store the spans; what to forward, None while nobody listens there."""
         if is_gzip:
             body = gunzip(body, self._max_body_bytes)
-        spans = decode_spans(body)
+        request = parse_request(body)
+        spans = records_of(request)
         self._writer.add(spans)
         self.num_spans += len(spans)
+        return fit_for_ui(request) if self._forwarder.is_open else None
 
     def _warn(self, error: Exception) -> None:
         now = time.monotonic()

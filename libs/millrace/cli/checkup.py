@@ -1,0 +1,190 @@
+"""The checks of `millrace doctor`, one function each."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from millrace.config.home import Home
+from millrace.core.errors import MillraceError, UnknownModel
+
+from .console import format_bytes
+from .service_settings import explain_service
+from .stack.ports import can_bind, describe_port_owner
+from .stack.run_file import running_stack
+from .stack.servers import find_server
+from .stack.topology import load_topology
+from .status import stack_report
+
+MIN_PYTHON = (3, 11)
+MIN_FREE_DISK_BYTES = 2 << 30
+MIN_MEMORY_BYTES = 2 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check found: level ok, warn or fail, and what to do about it."""
+
+    check: str
+    level: str
+    text: str
+    advice: str = ""
+
+
+def examine(home: Home, environ: Mapping[str, str]) -> list[Finding]:
+    """Every check, in the order in which problems would show."""
+    found = [_python(), _packages(), _cpu(), _gpu(environ), _memory(), _disk(home)]
+    found += _servers(environ)
+    found += [_settings(environ), _model(home, environ)]
+    return found + _stack(home, environ)
+
+
+def _python() -> Finding:
+    text = f"Python {platform.python_version()} ({sys.executable})"
+    if sys.version_info[:2] < MIN_PYTHON:
+        return Finding("python", "fail", text, "use Python 3.11 or newer: PYTHON=... make setup")
+    return Finding("python", "ok", text)
+
+
+def _packages() -> Finding:
+    names = ("grpc", "nats", "redis", "tokenizers", "torch", "transformers", "uvicorn")
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        text = f"not installed: {', '.join(missing)}"
+        return Finding("packages", "fail", text, "pip install 'millrace[all]', or make setup")
+    return Finding("packages", "ok", "all services can be imported")
+
+
+def _cpu() -> Finding:
+    from millrace.engine.machine import cpu_has_bf16, usable_cpus
+
+    kinds = ", ".join(_instruction_sets()) or platform.machine()
+    dtype = "bfloat16" if cpu_has_bf16() else "float32"
+    text = f"{usable_cpus()} usable cores ({kinds}); attention backend torch, dtype auto: {dtype}"
+    return Finding("cpu", "ok", text)
+
+
+def _instruction_sets() -> list[str]:
+    wanted = {
+        "avx2": "AVX2",
+        "avx512f": "AVX-512",
+        "avx512_bf16": "AVX512-BF16",
+        "amx_bf16": "AMX",
+        "asimd": "NEON",
+    }
+    cpuinfo = Path("/proc/cpuinfo")
+    words = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+    return [label for flag, label in wanted.items() if flag in words]
+
+
+def _gpu(environ: Mapping[str, str]) -> Finding:
+    program = shutil.which("nvidia-smi", path=environ.get("PATH"))
+    if program is None:
+        return Finding("gpu", "ok", "no NVIDIA GPU: the model runs on the CPU")
+    command = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    if shown.returncode != 0:
+        return Finding("gpu", "warn", "nvidia-smi fails", "check the driver; the CPU is used else")
+    return Finding("gpu", "ok", f"GPU {shown.stdout.strip().replace(chr(10), '; ')}")
+
+
+def _memory() -> Finding:
+    from millrace.engine.machine import available_memory_bytes
+
+    available = available_memory_bytes()
+    text = f"{format_bytes(available)} of memory available (cgroup limits respected)"
+    if available < MIN_MEMORY_BYTES:
+        advice = "free some, or see what fits: millrace models fit smollm2"
+        return Finding("memory", "warn", text, advice)
+    return Finding("memory", "ok", text)
+
+
+def _disk(home: Home) -> Finding:
+    folder = home.root
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    text = f"{format_bytes(free)} free for {home.root}"
+    if free < MIN_FREE_DISK_BYTES:
+        return Finding("disk", "warn", text, "free some, or point MILLRACE_HOME elsewhere")
+    return Finding("disk", "ok", text)
+
+
+def _servers(environ: Mapping[str, str]) -> list[Finding]:
+    found = []
+    for spec in load_topology().processes:
+        if not spec.is_server:
+            continue
+        try:
+            program = find_server(spec, environ.get("PATH"))
+        except MillraceError as exc:
+            found.append(Finding(spec.name, "fail", exc.message))
+            continue
+        text = f"{spec.name}: {program.path.name} {program.version} from {program.origin}"
+        found.append(Finding(spec.name, "ok", text))
+    return found
+
+
+def _settings(environ: Mapping[str, str]) -> Finding:
+    topology = load_topology()
+    for spec in topology.processes:
+        if not spec.config:
+            continue
+        try:
+            explain_service(topology, spec.name, environ)
+        except MillraceError as exc:
+            return Finding("settings", "fail", exc.message, "see millrace config show")
+        except ModuleNotFoundError as exc:
+            return Finding("settings", "fail", f"{spec.name}: {exc.name} is not installed")
+    return Finding("settings", "ok", "all settings are valid")
+
+
+def _model(home: Home, environ: Mapping[str, str]) -> Finding:
+    from millrace.hub.catalog import DEFAULT_MODEL, resolve_model
+
+    model = environ.get("MILLRACE_UP_MODEL") or environ.get("MILLRACE_WORKER_MODEL")
+    try:
+        entry = resolve_model(model or DEFAULT_MODEL, home)
+    except UnknownModel as exc:
+        return Finding("model", "warn", exc.message, "millrace up fetches it by itself")
+    except MillraceError as exc:
+        return Finding("model", "fail", exc.message)
+    size = format_bytes(entry.size_bytes)
+    return Finding("model", "ok", f"model {entry.name}: {size}, route {entry.route}")
+
+
+def _stack(home: Home, environ: Mapping[str, str]) -> list[Finding]:
+    record = running_stack(home)
+    if record is None:
+        return [_port(*pair, environ) for pair in (("http_port", 8080), ("grpc_port", 50051))]
+    report = stack_report(record)
+    bad = [item["name"] for item in report["processes"] if item["state"] != "ready"]
+    if bad:
+        advice = f"millrace logs {bad[0]}"
+        return [Finding("stack", "fail", f"not ready: {', '.join(bad)}", advice)]
+    if not report["gateway"]["is_ready"]:
+        text = f"the gateway is not ready: {report['gateway']['answer']}"
+        return [Finding("stack", "fail", text, "millrace logs gateway")]
+    if missing := (report["gateway"]["answer"] or {}).get("degraded"):
+        return [Finding("stack", "warn", f"degraded: {missing}", "millrace status")]
+    return [Finding("stack", "ok", f"the stack runs (pid {record.pid}) and is ready")]
+
+
+def _port(setting: str, default: int, environ: Mapping[str, str]) -> Finding:
+    try:
+        gateway = explain_service(load_topology(), "gateway", environ)
+        port = int(gateway[setting].value)
+    except (MillraceError, ModuleNotFoundError):
+        # Told by the check of the settings.
+        port = default
+    if can_bind("127.0.0.1", port):
+        return Finding(setting, "ok", f"port {port} is free")
+    text = f"port {port} is in use by {describe_port_owner(port)}"
+    advice = f"stop it, or: millrace up --{setting.replace('_', '-')} PORT"
+    return Finding(setting, "warn", text, advice)

@@ -1,0 +1,82 @@
+"""Makes an export request fit for a tracing UI that knows neither services nor links.
+
+Phoenix reads spans only: the resource with the service's name and the span links are lost there.
+So each span below the root is named with its service, batch steps go to a project of their own
+instead of filling the list of requests, and each step is shown again inside the traces of its
+members, as a span `step (linked)` below the span that it links to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
+
+from millrace.telemetry.names import RPC_PREFIX, SPAN_STEP
+from millrace.telemetry.otlp import is_step, service_of
+
+PROJECT = "millrace"
+STEP_PROJECT = "millrace-steps"
+LINKED_STEP = f"{SPAN_STEP} (linked)"
+ATTR_PROJECT = "openinference.project.name"
+ATTR_SERVICE = "service.name"
+ATTR_STEP_TRACE_ID = "millrace.step.trace_id"
+# Members of one step that are shown; more would only slow the UI down.
+MAX_MEMBERS = 64
+
+
+def fit_for_ui(request: ExportTraceServiceRequest) -> bytes:
+    """The request as the UI shows it best, serialized; `request` itself stays as it is."""
+    fitted = ExportTraceServiceRequest()
+    for resource_spans in request.resource_spans:
+        service = service_of(resource_spans)
+        spans = [span for scope in resource_spans.scope_spans for span in scope.spans]
+        steps = [span for span in spans if is_step(span)]
+        others = [span for span in spans if not is_step(span)]
+        copies = [copy for step in steps for copy in _copies(step)]
+        _add(fitted, resource_spans, PROJECT, service, [*others, *copies])
+        _add(fitted, resource_spans, STEP_PROJECT, service, steps)
+    return fitted.SerializeToString()
+
+
+def _add(
+    fitted: ExportTraceServiceRequest,
+    source: ResourceSpans,
+    project: str,
+    service: str,
+    spans: list[Span],
+) -> None:
+    if not spans:
+        return
+    target = fitted.resource_spans.add()
+    target.resource.CopyFrom(source.resource)
+    target.resource.attributes.append(_pair(ATTR_PROJECT, project))
+    added = target.scope_spans.add().spans
+    added.extend(spans)
+    for span in added:
+        span.attributes.append(_pair(ATTR_SERVICE, service))
+        if span.parent_span_id:
+            span.name = f"{span.name.removeprefix(RPC_PREFIX)} · {service}"
+
+
+def _copies(step: Span) -> list[Span]:
+    """The step once per member, in the member's trace."""
+    copies = []
+    for link in step.links[:MAX_MEMBERS]:
+        copy = Span()
+        copy.CopyFrom(step)
+        del copy.links[:]
+        copy.name = LINKED_STEP
+        copy.trace_id = link.trace_id
+        copy.parent_span_id = link.span_id
+        seed = step.trace_id + step.span_id + link.span_id
+        copy.span_id = hashlib.blake2b(seed, digest_size=8).digest()
+        copy.attributes.append(_pair(ATTR_STEP_TRACE_ID, step.trace_id.hex()))
+        copies.append(copy)
+    return copies
+
+
+def _pair(key: str, value: str) -> KeyValue:
+    return KeyValue(key=key, value=AnyValue(string_value=value))

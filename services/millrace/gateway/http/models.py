@@ -1,0 +1,75 @@
+"""GET /v1/models, GET /v1/models/{id}, GET /model/info."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from millrace.gateway.directory import ServedModel
+
+from .edge import HttpEdge
+
+
+def model_routes(edge: HttpEdge) -> list[Route]:
+    """The routes about models."""
+
+    async def list_models(request: Request) -> JSONResponse:
+        models = [openai_model(model) for model in edge.directory.list()]
+        return JSONResponse({"object": "list", "data": models})
+
+    async def get_model(request: Request) -> JSONResponse:
+        return JSONResponse(openai_model(edge.directory.get(request.path_params["name"])))
+
+    async def model_info(request: Request) -> JSONResponse:
+        name = request.query_params.get("model", "")
+        return JSONResponse(plain_model(edge.directory.get(name)))
+
+    return [
+        Route("/v1/models", list_models, methods=["GET"]),
+        Route("/v1/models/{name:path}", get_model, methods=["GET"]),
+        Route("/model/info", model_info, methods=["GET"]),
+    ]
+
+
+def openai_model(model: ServedModel) -> dict[str, Any]:
+    """A model as the OpenAI API lists it, with the length of its context."""
+    return {
+        "id": model.info.name,
+        "object": "model",
+        "created": model.created_unix_s,
+        "owned_by": "millrace",
+        "aliases": list(model.info.aliases),
+        "max_model_len": model.info.max_model_len,
+    }
+
+
+def plain_model(model: ServedModel) -> dict[str, Any]:
+    """Everything that is known of a loaded model; counts are those of the loaded tensors."""
+    info = model.info
+    return {
+        "model": info.name,
+        "aliases": list(info.aliases),
+        "revision": info.revision,
+        "architecture": info.architecture,
+        "route": info.route,
+        "dtype": info.dtype,
+        "quantization": info.quantization,
+        "parameters": info.num_parameters,
+        "bytes": info.weight_bytes,
+        "maxModelLen": info.max_model_len,
+        "vocabSize": info.vocab_size,
+        "eosTokenIds": list(info.eos_token_ids),
+        "workers": model.num_workers,
+        "config": _config(info.config_json),
+    }
+
+
+def _config(config_json: str) -> Any:
+    try:
+        return json.loads(config_json)
+    except ValueError:
+        return {}

@@ -1,0 +1,328 @@
+"""POST /v1/completions, whole and streamed, of one prompt or of several."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from millrace.core.errors import InvalidRequest, MillraceError
+from millrace.gateway.answers import Answer, WholeAnswer
+from millrace.gateway.batch import run_batch, run_one
+from millrace.gateway.calls import Call
+from millrace.gateway.events import ChoiceFinished, Delta, Event, Finished, Started, Usage
+from millrace.gateway.generation import GenerationRequest
+
+from .body import read_json
+from .edge import HttpEdge, call_of, while_connected
+from .errors import error_body, unsupported_parameter
+from .fields import Fields, check_names, is_integer
+from .openai_chat import includes_usage
+from .parameters import (
+    IGNORED_FIELDS,
+    OPTION_FIELDS,
+    SAMPLING_FIELDS,
+    UNSUPPORTED_EVERYWHERE,
+    request_options,
+    sampling_params,
+)
+from .replies import completion_logprobs, extension, fingerprint, finish_reason_text, usage_body
+from .sse import DONE, EventStream
+
+PATH = "/v1/completions"
+# Events of several prompts that wait for one client, beside what each request buffers itself.
+MERGE_BUFFER = 64
+
+_KNOWN = (
+    {"model", "prompt", "stream", "stream_options", "best_of"}
+    | SAMPLING_FIELDS
+    | OPTION_FIELDS
+    | IGNORED_FIELDS
+)
+_UNSUPPORTED: Mapping[str, str] = {
+    **UNSUPPORTED_EVERYWHERE,
+    "echo": "repeating the prompt",
+    "suffix": "text after the completion",
+    "response_format": "constrained output",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionCall:
+    """One request per prompt, and how the reply is to look."""
+
+    requests: list[GenerationRequest]
+    num_choices: int
+    is_streamed: bool
+    has_logprobs: bool
+    includes_usage: bool
+
+
+def completion_routes(edge: HttpEdge) -> list[Route]:
+    """The completion route."""
+
+    async def complete(request: Request) -> Any:
+        body = await read_json(request, edge.max_body_bytes)
+        parsed = parse_completion(body, edge.max_batch_size)
+        call = call_of(request)
+        if not parsed.is_streamed:
+            return await while_connected(request, _whole(edge, parsed, call))
+        answers = await while_connected(request, _open_all(edge, parsed, call))
+
+        def abandon() -> None:
+            for answer, part in answers:
+                answer.abandon()
+                part.end()
+
+        return EventStream(
+            completion_chunks([answer for answer, _ in answers], parsed, call),
+            abandon,
+            ping_interval_s=edge.ping_interval_s,
+            write_timeout_s=edge.write_timeout_s,
+        )
+
+    return [Route(PATH, complete, methods=["POST"])]
+
+
+def parse_completion(body: dict[str, Any], max_prompts: int) -> CompletionCall:
+    """The requests in a body. Raises `InvalidRequest` naming field and value."""
+    fields = Fields(body)
+    check_names(fields, _KNOWN, _UNSUPPORTED)
+    best_of, num_choices = fields.integer("best_of"), fields.integer("n")
+    if best_of is not None and best_of != (num_choices or 1):
+        raise unsupported_parameter("best_of", "choosing the best of several")
+    is_streamed = fields.flag("stream") or False
+    top_logprobs = fields.integer("logprobs")
+    sampling = sampling_params(
+        fields,
+        max_tokens=fields.integer("max_tokens"),
+        top_logprobs=top_logprobs,
+        names={"top_logprobs": "logprobs"},
+    )
+    options = request_options(fields)
+    model = fields.text("model") or ""
+    requests = [
+        GenerationRequest(
+            model=model, sampling=sampling, is_streamed=is_streamed, **prompt, **options
+        )
+        for prompt in _prompts(fields, max_prompts)
+    ]
+    return CompletionCall(
+        requests,
+        sampling.num_choices,
+        is_streamed,
+        top_logprobs is not None,
+        includes_usage(fields, is_streamed),
+    )
+
+
+def _prompts(fields: Fields, max_prompts: int) -> list[dict[str, Any]]:
+    prompt = fields.raw("prompt")
+    if prompt is None:
+        raise fields.missing("prompt")
+    if isinstance(prompt, str):
+        return [{"text": prompt}]
+    if not isinstance(prompt, list) or not prompt:
+        raise _wrong_prompt(fields)
+    if all(is_integer(each) for each in prompt):
+        return [{"token_ids": tuple(prompt)}]
+    if len(prompt) > max_prompts:
+        raise InvalidRequest(
+            f"prompt has {len(prompt)} entries; the limit is {max_prompts}", field="prompt"
+        )
+    if all(isinstance(each, str) for each in prompt):
+        return [{"text": each} for each in prompt]
+    if all(isinstance(each, list) and all(map(is_integer, each)) for each in prompt):
+        return [{"token_ids": tuple(each)} for each in prompt]
+    raise _wrong_prompt(fields)
+
+
+def _wrong_prompt(fields: Fields) -> InvalidRequest:
+    return fields.refuse("prompt", "a text, a list of texts, token ids or a list of token id lists")
+
+
+def _parts(parsed: CompletionCall, call: Call) -> list[Call]:
+    """The call itself for a single prompt, else one part per prompt."""
+    return [call] if len(parsed.requests) == 1 else [call.part() for _ in parsed.requests]
+
+
+async def _whole(edge: HttpEdge, parsed: CompletionCall, call: Call) -> JSONResponse:
+    answers: list[WholeAnswer | None] = [None] * len(parsed.requests)
+    if len(parsed.requests) == 1:
+        outcome = await run_one(edge.pipeline, parsed.requests[0], call)
+        if outcome.error is not None:
+            raise outcome.error
+        answers[0] = outcome.answer
+    else:
+        outcomes = run_batch(
+            edge.pipeline, parsed.requests, call, max_concurrency=edge.max_batch_concurrency
+        )
+        async with aclosing(outcomes):
+            async for outcome in outcomes:
+                if outcome.error is not None:
+                    raise outcome.error
+                answers[outcome.index] = outcome.answer
+    whole = [answer for answer in answers if answer is not None]
+    return JSONResponse(completion_reply(whole, parsed, call))
+
+
+async def _open_all(
+    edge: HttpEdge, parsed: CompletionCall, call: Call
+) -> list[tuple[Answer, Call]]:
+    """Opens every prompt; where one is refused the others are ended."""
+    opened: list[tuple[Answer, Call]] = []
+    try:
+        for request, part in zip(parsed.requests, _parts(parsed, call), strict=True):
+            opened.append((await edge.pipeline.open(request, part), part))
+    except BaseException:
+        for answer, part in opened:
+            answer.abandon()
+            part.end()
+        raise
+    return opened
+
+
+def completion_reply(
+    answers: Sequence[WholeAnswer], parsed: CompletionCall, call: Call
+) -> dict[str, Any]:
+    """The whole reply; choices of all prompts in order."""
+    started = answers[0].started
+    choices = []
+    for number, whole in enumerate(answers):
+        for choice in whole.finished.choices:
+            logprobs = whole.logprobs[choice.choice]
+            choices.append(
+                {
+                    "index": number * parsed.num_choices + choice.choice,
+                    "text": whole.texts[choice.choice],
+                    "logprobs": completion_logprobs(logprobs) if parsed.has_logprobs else None,
+                    "finish_reason": finish_reason_text(choice.finish_reason),
+                }
+            )
+    return {
+        "id": f"cmpl-{call.request_id}",
+        "object": "text_completion",
+        "created": started.created_unix_s,
+        "model": started.model,
+        "system_fingerprint": fingerprint(started),
+        "choices": choices,
+        "usage": usage_body(total_usage([whole.finished.usage for whole in answers])),
+        "millrace": extension(started),
+    }
+
+
+def total_usage(usages: Sequence[Usage]) -> Usage:
+    """Sums over several requests."""
+    return Usage(
+        sum(usage.num_prompt_tokens for usage in usages),
+        sum(usage.num_output_tokens for usage in usages),
+        sum(usage.num_cached_tokens for usage in usages),
+    )
+
+
+async def completion_chunks(
+    answers: Sequence[Answer], parsed: CompletionCall, call: Call
+) -> AsyncIterator[bytes]:
+    """The events of a streamed reply; an error ends it with an error chunk."""
+    writer = CompletionChunks(answers[0].started, parsed, call.request_id)
+    usages: list[Usage] = []
+    try:
+        async with aclosing(_merged(answers)) as events:
+            async for number, event in events:
+                if isinstance(event, Finished):
+                    usages.append(event.usage)
+                elif chunk := writer.chunk(number, event):
+                    yield chunk
+        if parsed.includes_usage:
+            yield writer.usage(total_usage(usages))
+    except MillraceError as error:
+        call.error = error
+        yield b"data: " + json.dumps(error_body(error)).encode() + b"\n\n"
+    yield DONE
+
+
+async def _merged(answers: Sequence[Answer]) -> AsyncGenerator[tuple[int, Event], None]:
+    """Events of several answers as they come, with the number of their prompt."""
+    if len(answers) == 1:
+        async for event in answers[0]:
+            yield 0, event
+        return
+    merged: asyncio.Queue[tuple[int, Event | MillraceError]] = asyncio.Queue(MERGE_BUFFER)
+
+    async def pump(number: int, answer: Answer) -> None:
+        try:
+            async for event in answer:
+                await merged.put((number, event))
+        except MillraceError as error:
+            await merged.put((number, error))
+
+    pumps = [asyncio.create_task(pump(*each)) for each in enumerate(answers)]
+    try:
+        num_open = len(answers)
+        while num_open:
+            number, item = await merged.get()
+            if isinstance(item, MillraceError):
+                raise item
+            num_open -= isinstance(item, Finished)
+            yield number, item
+    finally:
+        for task in pumps:
+            task.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+
+
+class CompletionChunks:
+    """Writes chunks around a head that is made once; only the text is encoded per token."""
+
+    def __init__(self, started: Started, parsed: CompletionCall, request_id: str) -> None:
+        self._parsed = parsed
+        head = json.dumps(
+            {
+                "id": f"cmpl-{request_id}",
+                "object": "text_completion",
+                "created": started.created_unix_s,
+                "model": started.model,
+                "system_fingerprint": fingerprint(started),
+            },
+            separators=(",", ":"),
+        )
+        self._head = f"data: {head[:-1]}"
+        self._tail = ',"usage":null}\n\n' if parsed.includes_usage else "}\n\n"
+        self._extra = f',"millrace":{json.dumps(extension(started), separators=(",", ":"))}'
+        self._offsets: dict[int, int] = {}
+
+    def chunk(self, number: int, event: Event) -> bytes:
+        """The chunk of an event of prompt `number`; empty where there is nothing to send."""
+        if isinstance(event, Delta) and (event.text or event.logprobs):
+            index = number * self._parsed.num_choices + event.choice
+            return self._choice(index, json.dumps(event.text), self._logprobs(index, event))
+        if isinstance(event, ChoiceFinished):
+            index = number * self._parsed.num_choices + event.choice
+            return self._choice(index, '""', "null", f'"{finish_reason_text(event.finish_reason)}"')
+        return b""
+
+    def usage(self, usage: Usage) -> bytes:
+        """The chunk without choices that carries the usage."""
+        body = json.dumps(usage_body(usage), separators=(",", ":"))
+        return f'{self._head},"choices":[],"usage":{body}}}\n\n'.encode()
+
+    def _choice(self, index: int, text: str, logprobs: str, finish: str = "null") -> bytes:
+        extra, self._extra = self._extra, ""
+        return (
+            f'{self._head},"choices":[{{"index":{index},"text":{text},"logprobs":{logprobs},'
+            f'"finish_reason":{finish}}}]{extra}{self._tail}'
+        ).encode()
+
+    def _logprobs(self, index: int, event: Delta) -> str:
+        if not self._parsed.has_logprobs:
+            return "null"
+        offset = self._offsets.get(index, 0)
+        self._offsets[index] = offset + len(event.text)
+        return json.dumps(completion_logprobs(list(event.logprobs), offset))

@@ -1,0 +1,181 @@
+"""The plain routes: POST /generate, POST /generate/batch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from millrace.core.errors import InvalidRequest, MillraceError
+from millrace.gateway.answers import Answer, WholeAnswer, read_whole
+from millrace.gateway.batch import Outcome, check_batch_size, run_batch
+from millrace.gateway.calls import Call
+from millrace.gateway.events import Delta, Finished, Started
+from millrace.gateway.generation import GenerationRequest
+
+from .body import read_json
+from .edge import HttpEdge, call_of, while_connected
+from .errors import error_body
+from .fields import Fields, check_names
+from .parameters import (
+    IGNORED_FIELDS,
+    OPTION_FIELDS,
+    SAMPLING_FIELDS,
+    UNSUPPORTED_EVERYWHERE,
+    request_options,
+    sampling_params,
+)
+from .replies import finish_reason_text
+from .sse import DONE, EventStream
+
+GENERATE_PATH = "/generate"
+BATCH_PATH = "/generate/batch"
+
+_KNOWN = (
+    {"model", "prompt", "stream"}
+    | (SAMPLING_FIELDS - {"n", "logprobs"})
+    | OPTION_FIELDS
+    | IGNORED_FIELDS
+)
+_UNSUPPORTED = {
+    **UNSUPPORTED_EVERYWHERE,
+    "n": "more than one choice (use /v1/completions)",
+    "logprobs": "log-probabilities (use /v1/completions)",
+}
+
+
+def plain_routes(edge: HttpEdge) -> list[Route]:
+    """Both routes."""
+
+    async def generate(request: Request) -> Any:
+        parsed = parse_generate(Fields(await read_json(request, edge.max_body_bytes)))
+        call = call_of(request)
+        if not parsed.is_streamed:
+            return await while_connected(request, _whole(edge, parsed, call))
+        answer = await while_connected(request, edge.pipeline.open(parsed, call))
+        return EventStream(
+            generate_chunks(answer, call),
+            answer.abandon,
+            ping_interval_s=edge.ping_interval_s,
+            write_timeout_s=edge.write_timeout_s,
+        )
+
+    async def batch(request: Request) -> JSONResponse:
+        fields = Fields(await read_json(request, edge.max_body_bytes))
+        items = fields.items("requests")
+        if items is None:
+            raise fields.missing("requests")
+        check_batch_size(len(items), edge.max_batch_size)
+        parsed = [_tried(item, index) for index, item in enumerate(items)]
+        return await while_connected(request, _batch(edge, parsed, call_of(request)))
+
+    return [
+        Route(GENERATE_PATH, generate, methods=["POST"]),
+        Route(BATCH_PATH, batch, methods=["POST"]),
+    ]
+
+
+def parse_generate(fields: Fields) -> GenerationRequest:
+    """The request in a body; camelCase and snake_case are both read."""
+    fields = fields.with_snake_names()
+    check_names(fields, _KNOWN, _UNSUPPORTED)
+    prompt = fields.text("prompt")
+    if prompt is None:
+        raise fields.missing("prompt")
+    return GenerationRequest(
+        model=fields.text("model") or "",
+        text=prompt,
+        sampling=sampling_params(
+            fields, max_tokens=fields.integer("max_tokens"), top_logprobs=None, names={}
+        ),
+        is_streamed=fields.flag("stream") or False,
+        **request_options(fields),
+    )
+
+
+def _tried(item: Any, index: int) -> GenerationRequest | MillraceError:
+    where = f"requests[{index}]"
+    try:
+        if not isinstance(item, dict):
+            raise InvalidRequest(f"{where} must be an object", field=where)
+        parsed = parse_generate(Fields(item))
+        if parsed.is_streamed:
+            raise InvalidRequest(f"{where}: a batch is not streamed", field="stream")
+    except MillraceError as error:
+        return error
+    return parsed
+
+
+async def _whole(edge: HttpEdge, parsed: GenerationRequest, call: Call) -> JSONResponse:
+    answer = await edge.pipeline.open(parsed, call)
+    whole = await read_whole(answer, parsed.sampling.num_choices)
+    return JSONResponse(generate_reply(whole, call.elapsed_ns))
+
+
+async def _batch(
+    edge: HttpEdge, parsed: list[GenerationRequest | MillraceError], call: Call
+) -> JSONResponse:
+    results: list[Any] = [None] * len(parsed)
+    total_latency_ns = 0
+    outcomes = run_batch(edge.pipeline, parsed, call, max_concurrency=edge.max_batch_concurrency)
+    async for outcome in outcomes:
+        results[outcome.index] = _result(outcome)
+        total_latency_ns += outcome.latency_ns
+    return JSONResponse(
+        {
+            "results": results,
+            "size": len(results),
+            "totalLatencyMs": _ms(call.elapsed_ns),
+            "meanLatencyMs": _ms(total_latency_ns / len(results)),
+        }
+    )
+
+
+def _result(outcome: Outcome) -> dict[str, Any]:
+    if outcome.answer is not None:
+        return generate_reply(outcome.answer, outcome.latency_ns)
+    error = outcome.error or MillraceError("the request did not run")
+    return {**error_body(error), "requestId": outcome.request_id}
+
+
+def generate_reply(whole: WholeAnswer, latency_ns: int) -> dict[str, Any]:
+    """The whole reply."""
+    return {"text": whole.texts[0], **_summary(whole.started, whole.finished, latency_ns)}
+
+
+async def generate_chunks(answer: Answer, call: Call) -> AsyncIterator[bytes]:
+    """`{"text": ...}` per piece, then the reply's other fields, then [DONE]."""
+    try:
+        async for event in answer:
+            if isinstance(event, Delta) and event.text:
+                yield f'data: {{"text":{json.dumps(event.text)}}}\n\n'.encode()
+            elif isinstance(event, Finished):
+                summary = _summary(answer.started, event, call.elapsed_ns)
+                yield b"data: " + json.dumps(summary).encode() + b"\n\n"
+    except MillraceError as error:
+        call.error = error
+        yield b"data: " + json.dumps(error_body(error)).encode() + b"\n\n"
+    yield DONE
+
+
+def _summary(started: Started, finished: Finished, latency_ns: int) -> dict[str, Any]:
+    usage = finished.usage
+    return {
+        "inputTokens": usage.num_prompt_tokens,
+        "outputTokens": usage.num_output_tokens,
+        "totalTokens": usage.num_prompt_tokens + usage.num_output_tokens,
+        "finishReason": finish_reason_text(finished.choices[0].finish_reason),
+        "cached": finished.is_cached,
+        "latencyMs": _ms(latency_ns),
+        "model": started.model,
+        "requestId": started.request_id,
+        "seed": started.seed,
+    }
+
+
+def _ms(elapsed_ns: float) -> float:
+    return round(elapsed_ns / 1e6, 3)

@@ -1,0 +1,79 @@
+"""Parts that the OpenAI replies have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from millrace.core.tokens import FinishReason
+from millrace.gateway.events import PositionLogprobs, Started, TokenLogprob, Usage
+
+# JSON has no infinity; the OpenAI API shows the unlikeliest tokens so.
+MIN_LOGPROB = -9999.0
+
+
+def finish_reason_text(reason: FinishReason) -> str:
+    """`stop`, `length`, `abort` or `error`."""
+    return reason.name.lower()
+
+
+def fingerprint(started: Started) -> str:
+    """`system_fingerprint`: the same while the same weights answer."""
+    return f"fp_{started.revision[:12]}"
+
+
+def extension(started: Started) -> dict[str, Any]:
+    """What a reply says beyond the OpenAI API: the seed in force, and whether it was cached."""
+    return {"seed": started.seed, "cached": started.is_cached}
+
+
+def usage_body(usage: Usage) -> dict[str, Any]:
+    """The `usage` object."""
+    return {
+        "prompt_tokens": usage.num_prompt_tokens,
+        "completion_tokens": usage.num_output_tokens,
+        "total_tokens": usage.num_prompt_tokens + usage.num_output_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.num_cached_tokens},
+    }
+
+
+def chat_logprobs(positions: list[PositionLogprobs]) -> dict[str, Any]:
+    """The `logprobs` object of a chat choice."""
+    return {
+        "content": [
+            {
+                **_token(position.chosen),
+                "top_logprobs": [_token(entry) for entry in position.top],
+            }
+            for position in positions
+        ],
+        "refusal": None,
+    }
+
+
+def completion_logprobs(positions: list[PositionLogprobs], text_offset: int = 0) -> dict[str, Any]:
+    """The `logprobs` object of a completion choice whose text starts at `text_offset`."""
+    offsets = []
+    for position in positions:
+        offsets.append(text_offset)
+        text_offset += len(position.chosen.text)
+    return {
+        "tokens": [position.chosen.text for position in positions],
+        "token_logprobs": [_clamped(position.chosen.logprob) for position in positions],
+        "top_logprobs": [
+            {entry.text: _clamped(entry.logprob) for entry in position.top}
+            for position in positions
+        ],
+        "text_offset": offsets,
+    }
+
+
+def _token(entry: TokenLogprob) -> dict[str, Any]:
+    return {
+        "token": entry.text,
+        "logprob": _clamped(entry.logprob),
+        "bytes": list(entry.raw),
+    }
+
+
+def _clamped(logprob: float) -> float:
+    return max(logprob, MIN_LOGPROB)

@@ -1,0 +1,80 @@
+"""uvicorn inside the gateway's own event loop, without signals, access log or lifespan."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from millrace.core.errors import ConfigError
+
+KEEP_ALIVE_S = 75
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals belong to the service."""
+        yield
+
+
+class HttpServer:
+    """Serves an ASGI app on one address."""
+
+    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
+        self._host = host
+        self._port = port
+        self._server = _Server(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+            )
+        )
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> str:
+        """Binds, serves, and returns `host:port`. Raises `ConfigError` where the port is taken."""
+        listener = _bind(self._host, self._port)
+        self._task = asyncio.create_task(self._server.serve(sockets=[listener]))
+        while not self._server.started:
+            if self._task.done():
+                await self._task
+                raise ConfigError(f"HTTP did not start on {self._host}:{self._port}")
+            await asyncio.sleep(0.005)
+        return f"{self._host}:{listener.getsockname()[1]}"
+
+    async def stop(self, grace_s: float = 5.0) -> None:
+        """Takes no new connections, gives running replies `grace_s`, then ends."""
+        if self._task is None:
+            return
+        self._server.config.timeout_graceful_shutdown = max(0, round(grace_s))
+        self._server.should_exit = True
+        await self._task
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as exc:
+        listener.close()
+        raise ConfigError(
+            f"HTTP cannot listen on {host}:{port} ({exc.strerror}); "
+            "stop what listens there or set --http-port",
+            field="http_port",
+        ) from exc
+    listener.setblocking(False)
+    return listener

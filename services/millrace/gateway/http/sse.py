@@ -1,0 +1,83 @@
+"""Server-sent events: `data: ...` per event, `: ping` while idle, ended with the client.
+
+Format: https://html.spec.whatwg.org/multipage/server-sent-events.html.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Callable
+
+from starlette.types import Receive, Scope, Send
+
+_log = logging.getLogger(__name__)
+
+DONE = b"data: [DONE]\n\n"
+PING = b": ping\n\n"
+HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
+
+
+class EventStream:
+    """A reply of events, as ASGI app. Sends what `chunks` yields, each a whole event or several.
+
+    `abandon` is called when it is over, however it ends.
+    """
+
+    def __init__(
+        self,
+        chunks: AsyncIterator[bytes],
+        abandon: Callable[[], None],
+        *,
+        ping_interval_s: float,
+        write_timeout_s: float,
+    ) -> None:
+        self._chunks = chunks
+        self._abandon = abandon
+        self._ping_interval_s = ping_interval_s
+        self._write_timeout_s = write_timeout_s
+        self._last_write_s = time.monotonic()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        writer = asyncio.create_task(self._write(send))
+        gone = asyncio.create_task(_disconnected(receive))
+        pinger = asyncio.create_task(self._ping(send))
+        try:
+            await asyncio.wait((writer, gone), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._abandon()
+            for task in (writer, gone, pinger):
+                task.cancel()
+            outcome, _, _ = await asyncio.gather(writer, gone, pinger, return_exceptions=True)
+        if isinstance(outcome, TimeoutError):
+            _log.info("a client took nothing for %g s; cut", self._write_timeout_s)
+        elif isinstance(outcome, Exception):
+            raise outcome
+
+    async def _write(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
+        async for chunk in self._chunks:
+            async with asyncio.timeout(self._write_timeout_s):
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            self._last_write_s = time.monotonic()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _ping(self, send: Send) -> None:
+        while True:
+            idle_s = time.monotonic() - self._last_write_s
+            if idle_s < self._ping_interval_s:
+                await asyncio.sleep(self._ping_interval_s - idle_s)
+                continue
+            await send({"type": "http.response.body", "body": PING, "more_body": True})
+            self._last_write_s = time.monotonic()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

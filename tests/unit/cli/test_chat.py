@@ -1,0 +1,228 @@
+"""`generate` and `chat` against a gateway that answers from a script."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from millrace.cli.client import InferenceClient, SamplingOptions
+from millrace.core.errors import InvalidRequest, Unavailable
+from millrace.rpc.server import RpcServer
+from millrace.v1 import inference_pb2, inference_pb2_grpc, types_pb2
+
+TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+@dataclass
+class FakeGateway(inference_pb2_grpc.InferenceServiceServicer):
+    """Answers every chat with how many turns it saw; "hang" never ends, "bad" is refused."""
+
+    chats: list[list[str]] = field(default_factory=list)
+    prompts: list[Any] = field(default_factory=list)
+    num_cancelled: int = 0
+
+    async def Chat(self, request: Any, context: Any) -> AsyncIterator[inference_pb2.ChatResponse]:
+        self.chats.append([f"{turn.role}: {turn.content}" for turn in request.messages])
+        said = request.messages[-1].content
+        if said == "bad":
+            raise InvalidRequest("messages is bad; say something else", field="messages")
+        await context.send_initial_metadata((("traceresponse", f"00-{TRACE_ID}-00f067aa-01"),))
+        yield inference_pb2.ChatResponse(started=_started())
+        yield inference_pb2.ChatResponse(delta=_delta(f"{len(request.messages)} "))
+        try:
+            if said == "hang":
+                await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.num_cancelled += 1
+            raise
+        yield inference_pb2.ChatResponse(delta=_delta("turns"))
+        yield inference_pb2.ChatResponse(finished=_finished())
+
+    async def Generate(
+        self, request: Any, context: Any
+    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
+        self.prompts.append(request)
+        yield inference_pb2.GenerateResponse(started=_started())
+        yield inference_pb2.GenerateResponse(delta=_delta("and so "))
+        yield inference_pb2.GenerateResponse(delta=_delta("on"))
+        yield inference_pb2.GenerateResponse(finished=_finished())
+
+
+def _started() -> inference_pb2.Started:
+    return inference_pb2.Started(request_id="ab" * 16, model="fake", num_prompt_tokens=3, seed=7)
+
+
+def _delta(text: str) -> inference_pb2.Delta:
+    return inference_pb2.Delta(text=text, token_ids=[1])
+
+
+def _finished() -> inference_pb2.Finished:
+    return inference_pb2.Finished(
+        choices=[inference_pb2.ChoiceFinished(finish_reason=types_pb2.FINISH_REASON_STOP)],
+        usage=types_pb2.Usage(num_prompt_tokens=3, num_output_tokens=2),
+    )
+
+
+@pytest.fixture
+async def gateway() -> AsyncIterator[tuple[FakeGateway, str]]:
+    make: Any = FakeGateway
+    fake: FakeGateway = make()
+    server = RpcServer("gateway", "127.0.0.1", 0)
+    add: Any = inference_pb2_grpc.add_InferenceServiceServicer_to_server
+    server.add(add, fake, "millrace.v1.InferenceService")
+    address = await server.start()
+    yield fake, address
+    await server.stop(0.1)
+
+
+async def run_millrace(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
+    process = await start_millrace(*arguments)
+    out, err = await asyncio.wait_for(process.communicate(stdin.encode()), 30)
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+async def start_millrace(*arguments: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "millrace.cli",
+        *arguments,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={**os.environ, "OTEL_SDK_DISABLED": "true"},
+    )
+
+
+async def test_an_answer_is_streamed_and_measured(gateway: tuple[FakeGateway, str]) -> None:
+    fake, address = gateway
+    client = InferenceClient(address)
+    pieces: list[str] = []
+    sampling = SamplingOptions(max_tokens=5, temperature=0.0, stop=["."])
+
+    answer = await client.generate("once", "fake", sampling, pieces.append)
+    await client.close()
+
+    assert pieces == ["and so ", "on"]
+    assert (answer.text, answer.finish_reason, answer.num_output_tokens) == ("and so on", "stop", 2)
+    assert answer.total_s >= answer.ttft_s > 0
+    sent = fake.prompts[0].options.sampling
+    assert (sent.max_tokens, sent.temperature, list(sent.stop)) == (5, 0.0, ["."])
+    assert not sent.HasField("top_p")
+
+
+async def test_an_error_of_the_gateway_keeps_its_class(gateway: tuple[FakeGateway, str]) -> None:
+    client = InferenceClient(gateway[1])
+
+    with pytest.raises(InvalidRequest, match="messages is bad") as caught:
+        await client.chat([("user", "bad")], "", SamplingOptions(), print)
+    await client.close()
+
+    assert caught.value.field == "messages"
+
+
+async def test_nobody_at_the_address_says_how_to_start_a_stack() -> None:
+    client = InferenceClient("127.0.0.1:1")
+
+    with pytest.raises(Unavailable, match="start a stack with `millrace up`"):
+        await client.generate("x", "", SamplingOptions(), print)
+    await client.close()
+
+
+async def test_one_message_is_answered_with_its_trace(gateway: tuple[FakeGateway, str]) -> None:
+    status, out, err = await run_millrace(
+        "chat", "hello", "--stats", "--system", "be brief", "--address", gateway[1]
+    )
+
+    assert (status, err) == (0, "")
+    assert out.startswith("2 turns\n")
+    assert "2 tokens, first after" in out
+    assert f"millrace trace {TRACE_ID}" in out
+    assert gateway[0].chats == [["system: be brief", "user: hello"]]
+
+
+async def test_piped_lines_are_a_conversation(gateway: tuple[FakeGateway, str]) -> None:
+    lines = "one\ntwo\n/reset\nthree\n/exit\nfour\n"
+
+    status, out, err = await run_millrace("chat", "--address", gateway[1], stdin=lines)
+
+    assert (status, err) == (0, "")
+    assert out == "1 turns\n3 turns\nforgotten\n1 turns\n"
+    assert gateway[0].chats[1] == ["user: one", "assistant: 1 turns", "user: two"]
+
+
+async def test_a_refused_turn_is_told_and_forgotten(gateway: tuple[FakeGateway, str]) -> None:
+    status, out, err = await run_millrace("chat", "--address", gateway[1], stdin="bad\ngood\n")
+
+    assert status == 1
+    assert "millrace: messages is bad" in err
+    assert gateway[0].chats[1] == ["user: good"]
+
+
+async def test_ctrl_c_ends_the_answer_and_not_the_chat(gateway: tuple[FakeGateway, str]) -> None:
+    fake, address = gateway
+    process = await start_millrace("chat", "--address", address)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(b"hang\n")
+    assert await asyncio.wait_for(process.stdout.readexactly(2), 20) == b"1 "
+
+    process.send_signal(signal.SIGINT)
+    assert b"[stopped]" in await asyncio.wait_for(process.stdout.readline(), 20)
+    process.stdin.write(b"again\n")
+    answered = await asyncio.wait_for(process.stdout.readline(), 20)
+    process.stdin.close()
+    await asyncio.wait_for(process.wait(), 20)
+
+    assert answered == b"1 turns\n"
+    assert process.returncode == 0
+    assert fake.num_cancelled == 1
+
+
+async def test_generate_reads_stdin_and_answers_json(gateway: tuple[FakeGateway, str]) -> None:
+    status, out, _ = await run_millrace(
+        "generate", "-", "--json", "--address", gateway[1], stdin="once upon"
+    )
+
+    assert status == 0
+    answer = json.loads(out)
+    assert (answer["text"], answer["finish_reason"], answer["seed"]) == ("and so on", "stop", 7)
+    assert gateway[0].prompts[0].text == "once upon"
+
+
+async def test_probe_asks_the_health_service(gateway: tuple[FakeGateway, str]) -> None:
+    status, out, _ = await run_millrace("probe", f"grpc://{gateway[1]}")
+    assert (status, out) == (0, "healthy\n")
+
+    status, _, err = await run_millrace("probe", "grpc://127.0.0.1:1")
+    assert status == 1
+    assert err.startswith("millrace: grpc://127.0.0.1:1 does not answer")
+
+
+async def test_a_reader_that_goes_away_is_no_traceback(gateway: tuple[FakeGateway, str]) -> None:
+    process = await start_millrace("generate", "once", "--address", gateway[1])
+    assert process.stdout is not None
+    assert process.stderr is not None
+    transport: Any = process._transport  # type: ignore[attr-defined]
+    transport.get_pipe_transport(1).close()
+
+    with contextlib.suppress(ConnectionResetError):
+        await asyncio.wait_for(process.wait(), 20)
+    assert b"Traceback" not in await process.stderr.read()
+
+
+def test_no_speed_is_made_up_for_a_single_token() -> None:
+    from millrace.cli.client import Answer
+
+    assert Answer(num_output_tokens=1, text="x", ttft_s=0.1, total_s=0.1).tokens_per_s == 0.0
+    assert Answer(num_output_tokens=11, text="x", ttft_s=1.0, total_s=2.0).tokens_per_s == 10.0

@@ -1,0 +1,191 @@
+"""The `millrace` command as a user meets it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from millrace.cli.__main__ import VERBS, run_verb
+from millrace.cli.console import Console, format_bytes, format_duration
+
+HEAVY = ("torch", "grpc", "transformers", "numpy", "nats", "google.protobuf", "asyncio")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MILLRACE_HOME", str(tmp_path / "home"))
+    for name in list(os.environ):
+        if name.startswith("MILLRACE_") and name != "MILLRACE_HOME":
+            monkeypatch.delenv(name)
+    return tmp_path / "home"
+
+
+def test_help_imports_nothing_heavy_and_lists_every_verb() -> None:
+    code = (
+        "import sys; from millrace.cli.__main__ import overview; print(overview());"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)"
+    )
+
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert shown.stderr.strip() == "[]"
+    assert all(f"  {verb} " in shown.stdout for verb in VERBS)
+
+
+def test_help_is_fast() -> None:
+    took_s = []
+    for _ in range(5):
+        began = time.monotonic()
+        subprocess.run(
+            [sys.executable, "-m", "millrace.cli", "--help"], check=True, stdout=subprocess.DEVNULL
+        )
+        took_s.append(time.monotonic() - began)
+
+    assert min(took_s) < 0.15
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_verb([verb, "--help"])
+
+    assert caught.value.code == 0
+    assert f"millrace {verb}" in capsys.readouterr().out
+
+
+def test_an_unknown_verb_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_verb(["stauts"]) == 2
+    assert capsys.readouterr().err == "millrace: unknown verb stauts; did you mean status?\n"
+
+
+def test_an_error_is_one_line(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_verb(["config", "show", "gatewya"]) == 1
+
+    shown = capsys.readouterr()
+    assert shown.err == "millrace: unknown service gatewya; did you mean gateway?\n"
+    assert shown.out == ""
+
+
+def test_debug_shows_the_traceback(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MILLRACE_DEBUG", "1")
+
+    with pytest.raises(Exception, match="unknown service"):
+        run_verb(["config", "show", "gatewya"])
+
+
+def test_status_without_a_stack_fails_and_is_json(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_verb(["status", "--json"]) == 1
+
+    report = json.loads(capsys.readouterr().out)
+    assert report == {"is_running": False, "gateway": {"is_ready": False}, "processes": []}
+
+
+def test_config_show_names_value_and_origin(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home.mkdir()
+    (home / "millrace.toml").write_text("[worker]\nmax_num_seqs = 7\n")
+    monkeypatch.setenv("MILLRACE_WORKER_DTYPE", "float32")
+
+    assert run_verb(["config", "show", "worker", "--json"]) == 0
+
+    settings = {item["name"]: item for item in json.loads(capsys.readouterr().out)["worker"]}
+    assert (settings["dtype"]["value"], settings["dtype"]["origin"]) == ("float32", "env")
+    assert (settings["max_num_seqs"]["value"], settings["max_num_seqs"]["origin"]) == (7, "file")
+    assert settings["port"]["origin"] == "default"
+
+
+def test_doctor_is_json_with_a_level_for_every_check(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_verb(["doctor", "--json"])
+
+    findings = json.loads(capsys.readouterr().out)
+    assert {item["level"] for item in findings} <= {"ok", "warn", "fail"}
+    found = {item["check"]: item for item in findings}
+    assert {"python", "cpu", "memory", "disk", "nats", "valkey", "model"} <= set(found)
+    assert found["nats"]["level"] == "ok"
+    assert found["model"]["level"] == "warn"
+    assert "millrace models pull" in found["model"]["text"]
+
+
+def test_down_without_a_stack_says_so(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_verb(["down"]) == 0
+    assert capsys.readouterr().out == "no stack is running\n"
+
+
+def test_uninstall_asks_and_then_leaves_nothing(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "models").mkdir(parents=True)
+    (home / "models" / "weights").write_bytes(b"x" * 2048)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+
+    assert run_verb(["uninstall"]) == 1
+    assert "say --yes" in capsys.readouterr().err
+    assert run_verb(["uninstall", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["items"] == [{"path": str(home / "models"), "bytes": 2048}]
+    assert run_verb(["uninstall", "--yes"]) == 0
+    assert not home.exists()
+
+
+def test_uninstall_keeps_what_is_not_ours(home: Path) -> None:
+    (home / "logs").mkdir(parents=True)
+    (home / "thesis.tex").write_text("years of work")
+
+    assert run_verb(["uninstall", "--yes"]) == 0
+
+    assert [path.name for path in home.iterdir()] == ["thesis.tex"]
+
+
+def test_up_beyond_loopback_needs_an_explicit_flag(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from millrace.cli.stack.options import ServedModel, wiring_options
+    from millrace.cli.stack.topology import load_topology
+    from millrace.cli.up_config import UpConfig
+    from millrace.core.errors import ConfigError
+
+    model = ServedModel("m", "m")
+    config = UpConfig(host="0.0.0.0", http_port=21_080, grpc_port=21_051)
+
+    with pytest.raises(ConfigError, match="--insecure-bind"):
+        wiring_options(config, load_topology(), model, {"MILLRACE_HOME": str(home)})
+
+
+def test_the_gateways_own_port_setting_reaches_up(home: Path) -> None:
+    from millrace.cli.stack.options import ServedModel, wiring_options
+    from millrace.cli.stack.topology import load_topology
+    from millrace.cli.up_config import UpConfig
+
+    environ = {"MILLRACE_HOME": str(home), "MILLRACE_GATEWAY_HTTP_PORT": "21180"}
+    config = UpConfig(grpc_port=21_151)
+
+    options = wiring_options(config, load_topology(), ServedModel("m", "m"), environ)
+
+    assert options.public_ports == {"http_port": 21180, "grpc_port": 21151}
+
+
+def test_colours_need_a_terminal_and_no_no_color() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    assert Console(Terminal(), environ={}).paint("x", "red") == "\x1b[31mx\x1b[0m"
+    assert Console(Terminal(), environ={"NO_COLOR": "1"}).paint("x", "red") == "x"
+    assert Console(io.StringIO(), environ={}).paint("x", "red") == "x"
+
+
+def test_sizes_and_durations_are_short() -> None:
+    assert [format_bytes(n) for n in (12, 2048, 5 << 20)] == ["12 B", "2 KB", "5.0 MB"]
+    assert [format_duration(s) for s in (5.9, 184, 18_120)] == ["5s", "3m04s", "5h02m"]

@@ -1,0 +1,162 @@
+"""Memory arithmetic, on models small enough to count by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from millrace.config.home import Home
+from millrace.core.errors import ConfigError, UnsupportedModel
+from millrace.hub.catalog import resolve_model
+from millrace.hub.entry import read_config
+from millrace.hub.fit import check_fit
+from millrace.hub.model_shape import parse_memory, shape_of
+from millrace.hub.safetensors_file import read_tensor_headers, tensor_headers, write_safetensors
+
+GB = 10**9
+
+
+def test_parameters_and_kv_are_counted_from_the_files(tiny_model: Path) -> None:
+    shape = shape_of(read_config(tiny_model), tensor_headers(tiny_model))
+
+    assert shape.num_parameters == 32 * 16 + 2 * 24 * 16
+    assert shape.weight_bytes("bfloat16") == 2 * shape.num_parameters
+    # K and V, 2 layers, 2 heads of 4 numbers, 4 bytes each.
+    assert shape.kv_bytes_per_token("float32") == 2 * 2 * 2 * 4 * 4
+    assert shape.kv_bytes_per_token("bfloat16") == shape.kv_bytes_per_token("float32") // 2
+
+
+def test_tied_head_is_not_counted_twice(tiny_model: Path) -> None:
+    head = tiny_model / "head.safetensors"
+    write_safetensors(head, [("lm_head.weight", "BF16", (32, 16))], [bytes(1024)])
+    config = read_config(tiny_model)
+
+    tied = shape_of(config, tensor_headers(tiny_model))
+    untied = shape_of(config | {"tie_word_embeddings": False}, tensor_headers(tiny_model))
+
+    assert untied.num_parameters - tied.num_parameters == 32 * 16
+
+
+def test_more_memory_holds_more_sequences(tiny_model: Path, home: Home) -> None:
+    entry = resolve_model(str(tiny_model), home)
+
+    small, large = (check_fit(entry, memory).asked for memory in (GB, 2 * GB))
+
+    added = large.num_sequences(128) - small.num_sequences(128)
+    assert added == pytest.approx(GB / small.bytes_per_sequence(128), abs=1)
+
+
+def test_sequences_take_whole_blocks(tiny_model: Path, home: Home) -> None:
+    row = check_fit(resolve_model(str(tiny_model), home), GB).asked
+
+    assert row.bytes_per_sequence(33) == row.bytes_per_sequence(64)
+    assert row.bytes_per_sequence(33) == 2 * row.bytes_per_sequence(32)
+
+
+def test_bfloat16_is_suggested_where_it_is_enough(
+    make_model: Callable[..., Path], home: Home
+) -> None:
+    entry = resolve_model(str(make_model("long", max_position_embeddings=2**22)), home)
+    rows = {row.dtype: row for row in check_fit(entry, GB).rows}
+    memory = (rows["float32"].needed_bytes + rows["bfloat16"].needed_bytes) // 2
+
+    report = check_fit(entry, memory, "float32")
+
+    assert not report.fits
+    assert report.suggestion == "fits with dtype bfloat16 (MILLRACE_WORKER_DTYPE=bfloat16)"
+    assert check_fit(entry, memory, "bfloat16").fits
+    with pytest.raises(ConfigError, match="(?s)float32 .*bfloat16 .*MILLRACE_WORKER_DTYPE"):
+        report.require()
+
+
+def test_suggested_length_is_the_longest_that_fits(
+    make_model: Callable[..., Path], home: Home
+) -> None:
+    entry = resolve_model(str(make_model("long", max_position_embeddings=2**24)), home)
+
+    report = check_fit(entry, GB, "bfloat16")
+
+    assert not report.fits
+    length = int(report.suggestion.rpartition("=")[2].rstrip(")"))
+    assert check_fit(entry, GB, "bfloat16", max_model_len=length).fits
+    assert not check_fit(entry, GB, "bfloat16", max_model_len=length + 256).fits
+
+
+def test_hopeless_memory_is_told_what_it_takes(tiny_model: Path, home: Home) -> None:
+    entry = resolve_model(str(tiny_model), home)
+
+    report = check_fit(entry, 10**6, num_workers=3)
+
+    assert report.suggestion.startswith("no setting fits with 3 workers: it takes at least")
+
+
+def test_workers_share_the_memory(tiny_model: Path, home: Home) -> None:
+    entry = resolve_model(str(tiny_model), home)
+    needed = check_fit(entry, GB).asked.needed_bytes
+
+    assert check_fit(entry, 2 * needed, num_workers=2).fits
+    assert not check_fit(entry, 2 * needed - 2, num_workers=2).fits
+
+
+def test_missing_number_is_named(tiny_model: Path) -> None:
+    config = read_config(tiny_model)
+    del config["num_hidden_layers"]
+
+    with pytest.raises(UnsupportedModel, match="no num_hidden_layers"):
+        shape_of(config, [])
+
+
+def test_report_lists_both_dtypes(tiny_model: Path, home: Home) -> None:
+    report = check_fit(resolve_model(str(tiny_model), home), 24 * GB)
+
+    lines = report.lines()
+    assert lines[0].startswith("tiny in 24.0 GB")
+    assert [line.split()[0] for line in lines[2:]] == ["float32", "bfloat16"]
+    assert json.loads(json.dumps(report.to_json()))["fits"] is True
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("24GB", 24 * GB),
+        ("1.5 g", 1_500_000_000),
+        ("2GiB", 2 * 2**30),
+        ("512MiB", 512 * 2**20),
+        ("8k", 8000),
+        ("1000000", 1_000_000),
+    ],
+)
+def test_memory_sizes_are_read(text: str, expected: int) -> None:
+    assert parse_memory(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "lots", "-1GB", "24iB", "1e9"])
+def test_other_memory_sizes_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="write it as 24GB"):
+        parse_memory(text)
+
+
+@pytest.mark.parametrize("num_bytes", [4, 40])
+def test_cut_weights_are_refused(tiny_model: Path, num_bytes: int) -> None:
+    weights = tiny_model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:num_bytes])
+
+    with pytest.raises(UnsupportedModel, match="safetensors"):
+        read_tensor_headers(weights)
+
+
+def test_weights_with_a_missing_tail_are_refused(tiny_model: Path) -> None:
+    weights = tiny_model / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1])
+
+    with pytest.raises(UnsupportedModel, match=f"{len(content) - 1} bytes where"):
+        read_tensor_headers(weights)
+
+
+def test_writer_refuses_bytes_that_do_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="tensor a: 3 bytes where its shape needs 4"):
+        write_safetensors(tmp_path / "x.safetensors", [("a", "BF16", (2,))], [b"123"])

@@ -1,0 +1,308 @@
+"""The span collector: what it takes, keeps, forwards and refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from millrace.telemetry.collector.forwarder import REST_S, Forwarder
+from millrace.telemetry.collector.receiver import PROTOBUF, Receiver, gunzip
+from millrace.telemetry.collector.ui_body import LINKED_STEP, fit_for_ui
+from millrace.telemetry.http_server import HttpRequest, HttpResponse, HttpServer
+from millrace.telemetry.otlp import parse_request, records_of
+from millrace.telemetry.store import TraceStore
+from millrace.telemetry.trace_writer import TraceWriter
+from millrace.testing.sample_trace import otlp_body, sample_steps, sample_trace
+
+LIMIT = 1 << 20
+
+
+@asynccontextmanager
+async def _receiver(tmp_path: Path, url: str = "") -> AsyncIterator[Receiver]:
+    forwarder = Forwarder(url)
+    receiver = Receiver(TraceWriter(tmp_path / "spans.db"), forwarder, max_body_bytes=LIMIT)
+    try:
+        yield receiver
+    finally:
+        await receiver.close()
+        await forwarder.close()
+
+
+@asynccontextmanager
+async def _tracing_ui(
+    status: int = 200, gate: asyncio.Event | None = None
+) -> AsyncIterator[tuple[str, list[bytes]]]:
+    """A UI that keeps the bodies it gets; with `gate` it answers once that is set."""
+    bodies: list[bytes] = []
+
+    async def answer(request: HttpRequest) -> HttpResponse:
+        bodies.append(request.body)
+        if gate is not None:
+            await gate.wait()
+        return HttpResponse(status)
+
+    server = HttpServer(answer, max_body_bytes=LIMIT)
+    await server.start("127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.port}", bodies
+    finally:
+        await server.close()
+
+
+def _post(body: bytes, **headers: str) -> HttpRequest:
+    named = {key.replace("_", "-"): value for key, value in headers.items()}
+    return HttpRequest("POST", "/v1/traces", {"content-type": PROTOBUF} | named, body)
+
+
+async def _until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("encoding", ["", "gzip"])
+async def test_spans_are_stored(tmp_path: Path, encoding: str) -> None:
+    body = otlp_body(sample_trace())
+    packed = gzip.compress(body) if encoding else body
+    async with _receiver(tmp_path) as receiver:
+        answer = await receiver.answer(_post(packed, content_encoding=encoding))
+
+    assert answer.status == 200
+    with closing(TraceStore(tmp_path / "spans.db")) as store:
+        loaded = store.load(store.latest(1)[0])
+    assert {span.service for span in loaded.spans} >= {
+        "gateway",
+        "tokenizer",
+        "scheduler",
+        "worker",
+    }
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (_post(b"garbage"), 400),
+        (_post(b"\x0a\xff\xff\xff"), 400),
+        (_post(b"not gzip", content_encoding="gzip"), 400),
+        (_post(gzip.compress(b"garbage"), content_encoding="gzip"), 400),
+        (_post(gzip.compress(otlp_body(sample_trace()))[:-20], content_encoding="gzip"), 400),
+        (_post(gzip.compress(bytes(LIMIT * 2)), content_encoding="gzip"), 400),
+        (_post(b"", content_encoding="br"), 415),
+        (_post(b"{}", content_type="application/json"), 415),
+        (HttpRequest("GET", "/v1/traces", {}, b""), 405),
+        (HttpRequest("POST", "/other", {}, b""), 404),
+        (HttpRequest("GET", "/health", {}, b""), 200),
+        (_post(b""), 200),
+    ],
+)
+async def test_garbage_is_refused_and_survived(
+    tmp_path: Path, request_: HttpRequest, status: int
+) -> None:
+    async with _receiver(tmp_path) as receiver:
+        assert (await receiver.answer(request_)).status == status
+        assert (await receiver.answer(_post(otlp_body(sample_trace())))).status == 200
+
+
+def test_unpacked_size_is_limited() -> None:
+    with pytest.raises(ValueError, match="over 100 bytes"):
+        gunzip(gzip.compress(bytes(101)), 100)
+    assert gunzip(gzip.compress(bytes(99)), 100) == bytes(99)
+
+
+async def test_spans_reach_the_tracing_ui(tmp_path: Path) -> None:
+    async with _tracing_ui() as (url, bodies), _receiver(tmp_path, url) as receiver:
+        await receiver.answer(_post(otlp_body(sample_trace())))
+        await _until(lambda: bodies)
+
+    names = {span.name for span in records_of(parse_request(bodies[0]))}
+    assert {"chat smollm2", "prefill · worker", "TokenizerService/Encode · tokenizer"} <= names
+
+
+async def test_slow_ui_does_not_slow_the_answer(tmp_path: Path) -> None:
+    gate = asyncio.Event()
+    async with _tracing_ui(gate=gate) as (url, bodies), _receiver(tmp_path, url) as receiver:
+        async with asyncio.timeout(5):
+            for number in range(1, 20):
+                answer = await receiver.answer(_post(otlp_body(sample_trace(number=number))))
+                assert answer.status == 200
+        assert len(bodies) <= 1
+        gate.set()
+        await _until(lambda: len(bodies) == 19)
+
+
+async def test_absent_ui_is_tried_again_after_a_rest_and_not_before() -> None:
+    now = [0.0]
+    async with _tracing_ui() as (url, _):
+        pass
+    forwarder = Forwarder(url, clock=lambda: now[0])
+    forwarder.offer(b"lost")
+    await _until(lambda: not forwarder.is_open)
+    forwarder.offer(b"lost too")
+    assert forwarder.num_dropped == 2
+
+    server = HttpServer(_accept_all)
+    await server.start("127.0.0.1", int(url.rsplit(":", 1)[1]))
+    try:
+        forwarder.offer(b"still resting")
+        now[0] += REST_S
+        forwarder.offer(b"sent")
+        await _until(lambda: forwarder.num_forwarded)
+    finally:
+        await server.close()
+    assert (forwarder.num_forwarded, forwarder.num_dropped) == (1, 3)
+
+
+async def _accept_all(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(200)
+
+
+async def test_forwarding_queue_is_bounded() -> None:
+    gate = asyncio.Event()
+    async with _tracing_ui(gate=gate) as (url, bodies):
+        forwarder = Forwarder(url)
+        for _ in range(40):
+            forwarder.offer(bytes(500_000))
+        await _until(lambda: bodies)
+        assert forwarder.num_dropped >= 20
+        gate.set()
+        await _until(lambda: forwarder.num_forwarded + forwarder.num_dropped == 40)
+        await forwarder.close()
+
+
+async def test_ui_that_speaks_no_http_is_survived() -> None:
+    async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"what?\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(babble, "127.0.0.1", 0)
+    async with server:
+        forwarder = Forwarder(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        forwarder.offer(b"x")
+        await _until(lambda: forwarder.num_dropped == 1)
+
+
+@pytest.mark.parametrize("url", ["https://x", "ftp://x", "nonsense", "http://"])
+def test_url_that_cannot_be_forwarded_to_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="http://host:port"):
+        Forwarder(url)
+
+
+def test_batch_step_appears_in_the_traces_of_its_members() -> None:
+    spans = sample_trace()
+    steps = sample_steps(spans, count=2)
+    request = parse_request(otlp_body([*spans, *steps]))
+
+    fitted = ExportTraceServiceRequest.FromString(fit_for_ui(request))
+
+    process = next(span for span in spans if span.name.startswith("process"))
+    linked = [span for span in records_of(fitted) if span.name.startswith(LINKED_STEP)]
+    assert [span.parent_id for span in linked] == [process.span_id] * 2
+    assert {span.trace_id for span in linked} == {process.trace_id}
+    assert {span.attributes["millrace.step.trace_id"] for span in linked} == {
+        step.trace_id for step in steps
+    }
+    assert len({span.span_id for span in linked}) == 2
+
+
+async def test_process_prints_ready_stores_and_ends_on_sigterm(tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "millrace.telemetry.collector", "--port", "0"),
+        env={"MILLRACE_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    try:
+        async with asyncio.timeout(20):
+            ready = (await process.stdout.readline()).decode().split()
+            assert ready[:2] == ["ready", "collector"]
+            host, port = ready[2].split(":")
+            body = otlp_body(sample_trace())
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(
+                b"POST /v1/traces HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-protobuf\r\n"
+                b"Content-Length: %d\r\nConnection: close\r\n\r\n" % len(body) + body
+            )
+            assert (await reader.read()).startswith(b"HTTP/1.1 200")
+            writer.close()
+            process.send_signal(signal.SIGTERM)
+            errors = await process.stderr.read()
+            assert await process.wait() == 0
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert b"Traceback" not in errors
+    with closing(TraceStore(tmp_path / "run" / "spans.db")) as store:
+        assert len(store.latest(10)) == 1
+
+
+async def test_process_refuses_an_address_beyond_loopback(tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "millrace.telemetry.collector", "--host", "0.0.0.0"),
+        env={"MILLRACE_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, errors = await asyncio.wait_for(process.communicate(), 20)
+
+    assert process.returncode == 1
+    assert b"0.0.0.0" in errors and b"loopback" in errors
+
+
+async def test_http_server_reads_chunks_and_keeps_the_connection() -> None:
+    bodies = []
+
+    async def answer(request: HttpRequest) -> HttpResponse:
+        bodies.append(request.body)
+        return HttpResponse(200, b"ok")
+
+    server = HttpServer(answer, max_body_bytes=100)
+    await server.start("127.0.0.1", 0)
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        chunked = (
+            b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n"
+        )
+        writer.write(chunked + b"POST / HTTP/1.1\r\nContent-Length: 2\r\n\r\nxy")
+        await _until(lambda: len(bodies) == 2)
+        writer.write(b"POST / HTTP/1.1\r\nContent-Length: 101\r\n\r\n")
+        tail = await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+    finally:
+        await server.close()
+
+    assert bodies == [b"abcde", b"xy"]
+    assert b"HTTP/1.1 413" in tail
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+        b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"GET /" + b"a" * 40000 + b" HTTP/1.1\r\n\r\n",
+    ],
+)
+async def test_http_server_refuses_what_is_not_http(raw: bytes) -> None:
+    server = HttpServer(_accept_all)
+    await server.start("127.0.0.1", 0)
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(raw)
+        answer = await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+    finally:
+        await server.close()
+
+    assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 431"))

@@ -1,0 +1,152 @@
+"""Start and stop of a process's telemetry, and an exporter that nobody answers."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+import pytest
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+
+from millrace.telemetry.exporter import (
+    REST_S,
+    WARNING_INTERVAL_S,
+    GuardedExporter,
+    create_exporter,
+)
+from millrace.telemetry.loopback import is_loopback
+
+SCRIPT = """
+import time
+from opentelemetry import trace
+from millrace.telemetry.setup import start_telemetry
+from millrace.telemetry.propagation import traceparent_of
+telemetry = start_telemetry("worker")
+tracer = trace.get_tracer("test")
+started = time.perf_counter()
+for _ in range(2000):
+    with tracer.start_as_current_span("decode") as span:
+        span.set_attribute("a", 1)
+        assert traceparent_of()
+spent = time.perf_counter() - started
+stopping = time.perf_counter()
+telemetry.shutdown()
+telemetry.shutdown()
+is_on = int(telemetry.exporter is not None)
+print(f"{spent:.3f} {time.perf_counter() - stopping:.3f} {is_on} {span.is_recording()}")
+"""
+
+
+def _spans(count: int) -> list[ReadableSpan]:
+    return [ReadableSpan("a") for _ in range(count)]
+
+
+class FakeExporter(SpanExporter):
+    def __init__(self, *results: SpanExportResult | Exception) -> None:
+        self.results = list(results)
+        self.num_calls = 0
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        self.num_calls += 1
+        result = self.results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+
+def _run(environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    base = {"PATH": "/usr/bin:/bin"}
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env=base | environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+
+def _hanging_port() -> tuple[socket.socket, int]:
+    """Accepts connections and never answers."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+    return listener, listener.getsockname()[1]
+
+
+def test_hanging_endpoint_neither_slows_spans_nor_holds_up_the_end() -> None:
+    listener, port = _hanging_port()
+    with listener:
+        done = _run({"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}"})
+
+    spent_s, stop_s, is_on, _ = done.stdout.split()
+    assert float(spent_s) < 2.0
+    assert float(stop_s) < 3.0
+    assert is_on == "1"
+
+
+def test_dead_endpoint_costs_one_warning() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    done = _run({"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}"})
+
+    assert float(done.stdout.split()[0]) < 2.0
+    assert len(done.stderr.splitlines()) <= 1
+    assert "Traceback" not in done.stderr
+
+
+def test_without_an_endpoint_nothing_is_exported_and_ids_exist() -> None:
+    done = _run({})
+
+    assert done.stdout.split()[2:] == ["0", "False"]
+    assert done.stderr == ""
+
+
+def test_failure_closes_the_door_for_a_while_and_counts_drops() -> None:
+    now = [100.0]
+    inner = FakeExporter(SpanExportResult.FAILURE, SpanExportResult.SUCCESS)
+    exporter = GuardedExporter(inner, "http://x", clock=lambda: now[0])
+
+    exporter.export(_spans(3))
+    exporter.export(_spans(4))
+    now[0] += REST_S
+    exporter.export(_spans(5))
+
+    assert inner.num_calls == 2
+    assert (exporter.num_dropped, exporter.num_exported) == (7, 5)
+
+
+def test_warns_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    now = [0.0]
+    inner = FakeExporter(*[ValueError("boom")] * 4)
+    exporter = GuardedExporter(inner, "http://x", clock=lambda: now[0])
+
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            exporter.export(_spans(1))
+            now[0] += REST_S
+        assert len(caplog.records) == 1
+        now[0] += WARNING_INTERVAL_S
+        exporter.export(_spans(1))
+
+    assert len(caplog.records) == 2
+
+
+def test_no_endpoint_means_no_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
+        monkeypatch.delenv(name, raising=False)
+    started = time.perf_counter()
+
+    assert create_exporter() is None
+    assert time.perf_counter() - started < 0.05
+
+
+def test_loopback_is_told_from_the_outside() -> None:
+    assert is_loopback("http://127.0.0.1:4318")
+    assert is_loopback("http://localhost:4318/v1/traces")
+    assert is_loopback("http://[::1]:4318")
+    assert not is_loopback("http://collector:4318")
+    assert not is_loopback("https://127.example.org")
