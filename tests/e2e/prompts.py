@@ -27,6 +27,7 @@ class Reference:
     """What transformers `generate` gives in float32, greedily."""
 
     name: str
+    max_tokens: int
     prompt_token_ids: list[int]
     output_token_ids: list[int]
 

@@ -12,11 +12,13 @@ from millrace.core.request import Priority, QueuedRequest
 class HeldRequest(Protocol):
     """A delivered request that its scheduler holds until it is terminal.
 
-    `request` is None where the payload cannot be read; `num_delivered` counts from 1.
+    `request` is None where the payload cannot be read; `num_delivered` counts from 1;
+    `published_unix_ns` is when the queue took it in.
     """
 
     request: QueuedRequest | None
     num_delivered: int
+    published_unix_ns: int
 
     async def in_progress(self) -> None:
         """Keeps it from being delivered to somebody else."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
@@ -178,6 +179,7 @@ class MemoryHeldRequest(HeldRequest):
         self._is_settled = False
         self.request: QueuedRequest | None = request
         self.num_delivered = 0
+        self.published_unix_ns = time.time_ns()
 
     async def in_progress(self) -> None:
         """Nothing expires here."""

@@ -357,6 +357,7 @@ class NatsHeldRequest(HeldRequest):
     def __init__(self, message: Msg) -> None:
         self._message = message
         self.num_delivered = message.metadata.num_delivered or 1
+        self.published_unix_ns = round(message.metadata.timestamp.timestamp() * 1e9)
         self.request: QueuedRequest | None = None
         try:
             proto = bus_pb2.QueuedRequest.FromString(message.data)

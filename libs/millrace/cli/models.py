@@ -11,11 +11,11 @@ from typing import Any
 from millrace.config.home import Home, millrace_home
 from millrace.core.errors import MillraceError
 from millrace.hub.add import add_model
+from millrace.hub.byte_size import format_bytes, parse_memory
 from millrace.hub.catalog import find_manifest, manifests, resolve_model
 from millrace.hub.entry import ModelEntry, entry_of
-from millrace.hub.fit import check_fit, parse_memory
+from millrace.hub.fit import check_fit
 from millrace.hub.manifest import Manifest
-from millrace.hub.progress import format_bytes
 from millrace.hub.pull import pull_model
 from millrace.hub.remove import remove_model
 

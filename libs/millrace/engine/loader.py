@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from millrace.core.errors import UnsupportedModel
 
@@ -31,8 +31,9 @@ class Checkpoint:
         self._folder = folder
         self._files: dict[str, Any] = {}
         self._file_of: dict[str, str] = {}
+        self._used: set[str] = set()
         for name in weight_files(folder):
-            opened: Any = safe_open(str(folder / name), framework="pt", device="cpu")
+            opened = _open(folder / name)
             self._files[name] = opened
             self._file_of.update(dict.fromkeys(opened.keys(), name))
 
@@ -65,7 +66,21 @@ class Checkpoint:
         """`merged`, or None where the checkpoint has not a single one of them."""
         return self.merged(names) if any(name in self._file_of for name in names) else None
 
+    def check_all_used(self, *, but: Sequence[str] = ()) -> None:
+        """Raises `UnsupportedModel` where a tensor was never asked for and does not end in `but`."""
+        left = sorted(
+            name
+            for name in self._file_of
+            if name not in self._used and not name.endswith(tuple(but))
+        )
+        if left:
+            raise UnsupportedModel(
+                f"{self._folder} has {len(left)} tensors that this model does not have, "
+                f"{left[0]!r} first"
+            )
+
     def _read(self, name: str) -> torch.Tensor:
+        self._used.add(name)
         file = self._file_of.get(name)
         if file is None:
             raise UnsupportedModel(f"{self._folder} has no tensor {name!r}")
@@ -78,6 +93,13 @@ class Checkpoint:
         self.num_parameters += tensor.numel()
         self.num_bytes += tensor.nbytes
         return tensor
+
+
+def _open(path: Path) -> Any:
+    try:
+        return safe_open(str(path), framework="pt", device="cpu")
+    except (OSError, SafetensorError) as error:
+        raise UnsupportedModel(f"cannot read {path}: {error}") from error
 
 
 def weight_files(folder: Path) -> list[str]:

@@ -1,7 +1,7 @@
 """Generation without services: a small synchronous loop over an engine.
 
-It allocates blocks itself. All prompts run together, as many as rows and blocks allow; the rest wait
-their turn. Blocks for the longest output are taken at admission, so nothing is ever preempted.
+It allocates blocks itself. All prompts run together, as many as rows and blocks allow; the rest
+wait their turn. Blocks for the longest output are taken at admission: nothing is ever preempted.
 """
 
 from __future__ import annotations

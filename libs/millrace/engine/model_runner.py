@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -110,11 +111,7 @@ def _choose_route(asked: str, checkpoint: Mapping[str, Any]) -> str:
 def _load_model(
     config: EngineConfig, route: str, dtype: torch.dtype, device: torch.device
 ) -> tuple[Model, int]:
-    from transformers import AutoConfig
-
-    parsed = AutoConfig.from_pretrained(
-        config.model_path, local_files_only=True, trust_remote_code=False
-    )
+    parsed = _parse_config(config.model_path)
     if route == "generic":
         from .models.generic import GenericModel
 
@@ -123,6 +120,16 @@ def _load_model(
 
     with Checkpoint(config.model_path, dtype, device) as checkpoint:
         return LlamaModel(LlamaSpec.from_config(parsed), checkpoint), _max_positions(parsed)
+
+
+def _parse_config(folder: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    # Each configuration class has its own ways of refusing values.
+    except Exception as error:
+        raise UnsupportedModel(f"{folder / 'config.json'} is not valid: {error}") from error
 
 
 def _max_positions(parsed: Any) -> int:

@@ -112,7 +112,11 @@ def _refusal_by_class(config: Mapping[str, Any]) -> str:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
     settings = {key: value for key, value in config.items() if key != "model_type"}
-    parsed = AutoConfig.for_model(model_type, **settings)
+    try:
+        parsed = AutoConfig.for_model(model_type, **settings)
+    # Each configuration class has its own ways of refusing values.
+    except Exception as error:
+        return f"{model_type}: its config.json is not valid: {error}"
     model_class = MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)]
     if getattr(parsed, "is_encoder_decoder", False):
         return f"{model_type}: encoder-decoder models are not supported"

@@ -12,6 +12,7 @@ from typing import TextIO
 from millrace.config.home import Home
 from millrace.core.errors import ConfigError, UnsupportedModel
 
+from .byte_size import format_bytes
 from .hub_client import HubClient, RemoteFile, RemoteRepository
 from .licence import license_of_folder
 from .manifest import (
@@ -23,7 +24,7 @@ from .manifest import (
     model_files,
     sha256_of,
 )
-from .progress import Progress, format_bytes, say
+from .progress import Progress, say
 from .staging import check_disk
 
 _WANTED_ENDS = (".safetensors", ".json", ".jinja")

@@ -7,75 +7,26 @@ attention.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from millrace.core.errors import ConfigError, UnsupportedModel
+from millrace.core.errors import ConfigError
 
+from .byte_size import format_bytes
 from .entry import ModelEntry, read_config
-from .progress import format_bytes
-from .safetensors_file import TensorHeader, read_tensor_headers
+from .model_shape import DTYPE_BYTES, STORED_DTYPES, shape_of
+from .safetensors_file import tensor_headers
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 REPORTED_DTYPES = ("float32", "bfloat16")
 SHORT_SEQUENCE = 2048
-# Python, torch, transformers and the service around them, before any weight; measured on Linux.
-RUNTIME_BYTES = 330_000_000
+# Python, torch, transformers and the service around them, before any weight; measured on Linux
+# x86_64 with CPU builds of torch 2.13.
+RUNTIME_BYTES = 380_000_000
 _BLOCK_TOKENS = 32
 _SMALLEST_LEN = 256
-# Logits are kept raw, as float32 and once more while they are worked on.
-_LOGIT_COPIES = 3
 _DEFAULT_LEN = 2048
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-
-
-@dataclass(frozen=True, slots=True)
-class ModelShape:
-    """The numbers that decide memory."""
-
-    num_parameters: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    hidden_size: int
-    intermediate_size: int
-    vocab_size: int
-
-    def weight_bytes(self, dtype: str) -> int:
-        """All tensors in `dtype`."""
-        return self.num_parameters * DTYPE_BYTES[dtype]
-
-    def kv_bytes_per_token(self, dtype: str) -> int:
-        """K and V of one token over all layers."""
-        per_layer = 2 * self.num_kv_heads * self.head_dim
-        return per_layer * self.num_layers * DTYPE_BYTES[dtype]
-
-    def activation_bytes(
-        self, dtype: str, *, num_tokens: int, num_rows: int, context_len: int
-    ) -> int:
-        """Working memory of the largest step: `num_tokens` of prompt at the end of a context of
-        `context_len`, and logits of `num_rows` rows."""
-        size = DTYPE_BYTES[dtype]
-        num_tokens = min(num_tokens, context_len)
-        heads = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
-        in_mlp = 2 * self.hidden_size + 4 * self.intermediate_size
-        in_attention = 3 * self.hidden_size + 3 * heads
-        # The row's own K and V, gathered, then once more for every query head that shares them.
-        gathered = 2 * context_len * (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
-        mask = num_tokens * context_len
-        attending = num_tokens * in_attention * size + gathered * size + mask
-        logits = num_rows * self.vocab_size * (size + 4 * _LOGIT_COPIES)
-        return max(attending, num_tokens * in_mlp * size, logits)
-
-    def workspace_bytes_per_token(self, dtype: str) -> int:
-        """What a decode step adds for each token of context: one layer's K and V gathered, and a
-        float32 score for each head, twice."""
-        gathered = 2 * self.num_kv_heads * self.head_dim * DTYPE_BYTES[dtype]
-        return gathered + 2 * 4 * self.num_heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +39,8 @@ class DtypeFit:
     runtime_bytes: int
     kv_bytes_per_token: int
     workspace_bytes_per_token: int
+    merged_bytes: int
+    loading_bytes: int
     memory_bytes: int
     max_model_len: int
 
@@ -100,6 +53,16 @@ class DtypeFit:
     def needed_bytes(self) -> int:
         """Needed for one sequence of full length."""
         return self.fixed_bytes + self.bytes_per_sequence(self.max_model_len)
+
+    @property
+    def peak_resident_bytes(self) -> int:
+        """The most the system shows for the process with one sequence of full length.
+
+        More than `needed_bytes` by pages of the mapped checkpoint that it takes back at will:
+        those merged into other matrices, or, where the dtype is another, all of them at loading.
+        """
+        loading = self.runtime_bytes + self.weight_bytes + self.loading_bytes
+        return max(loading, self.needed_bytes + self.merged_bytes)
 
     @property
     def fits(self) -> bool:
@@ -158,7 +121,17 @@ class FitReport:
         """The table for people."""
         share = f", {self.num_workers} workers" if self.num_workers > 1 else ""
         full, short = str(self.max_model_len), str(SHORT_SEQUENCE)
-        header = ("dtype", "weights", "activations", "runtime", "KV/token", "needed", full, short)
+        header = (
+            "dtype",
+            "weights",
+            "activations",
+            "runtime",
+            "KV/token",
+            "needed",
+            "peak",
+            full,
+            short,
+        )
         cells = [header]
         for row in self.rows:
             cells.append(
@@ -169,6 +142,7 @@ class FitReport:
                     format_bytes(row.runtime_bytes),
                     format_bytes(row.kv_bytes_per_token),
                     format_bytes(row.needed_bytes),
+                    format_bytes(row.peak_resident_bytes),
                     str(row.num_sequences(self.max_model_len)),
                     str(row.num_sequences(SHORT_SEQUENCE)),
                 )
@@ -179,7 +153,12 @@ class FitReport:
             for line in cells
         ]
         title = f"{self.model} in {format_bytes(self.memory_bytes)}{share}"
-        return [f"{title} (last columns: sequences of that many tokens at once)", *table]
+        return [
+            title,
+            *table,
+            "needed, peak: with one sequence of full length, without and with pages of the file "
+            "that the system can drop; last columns: sequences of that many tokens at once",
+        ]
 
 
 def _row_json(row: DtypeFit) -> dict[str, Any]:
@@ -191,6 +170,7 @@ def _row_json(row: DtypeFit) -> dict[str, Any]:
         "kv_bytes_per_token": row.kv_bytes_per_token,
         "workspace_bytes_per_token": row.workspace_bytes_per_token,
         "needed_bytes": row.needed_bytes,
+        "peak_resident_bytes": row.peak_resident_bytes,
         "num_full_sequences": row.num_sequences(row.max_model_len),
         "num_2048_sequences": row.num_sequences(SHORT_SEQUENCE),
         "fits": row.fits,
@@ -212,9 +192,15 @@ def check_fit(
     Raises UnsupportedModel where config.json lacks the numbers, ConfigError for an unknown dtype.
     """
     config = read_config(entry.path)
-    shape = shape_of(config, tensor_headers(entry.path))
+    tensors = tensor_headers(entry.path)
+    shape = shape_of(config, tensors)
+    stored_bytes = sum(tensor.num_bytes for tensor in tensors)
+    is_native = entry.route == "native"
     memory_bytes = memory_bytes or _available_memory_bytes()
     length = max_model_len or entry.max_model_len or _DEFAULT_LEN
+
+    def is_stored_as(dtype: str) -> bool:
+        return all(tensor.dtype == STORED_DTYPES[dtype] for tensor in tensors)
 
     def row(dtype: str, length: int) -> DtypeFit:
         return DtypeFit(
@@ -229,6 +215,8 @@ def check_fit(
             runtime_bytes=RUNTIME_BYTES,
             kv_bytes_per_token=shape.kv_bytes_per_token(dtype),
             workspace_bytes_per_token=shape.workspace_bytes_per_token(dtype),
+            merged_bytes=shape.merged_bytes(dtype) if is_native and is_stored_as(dtype) else 0,
+            loading_bytes=0 if is_stored_as(dtype) else stored_bytes,
             memory_bytes=memory_bytes // num_workers,
             max_model_len=length,
         )
@@ -294,50 +282,3 @@ def _resolved_dtype(dtype: str, config: Mapping[str, Any]) -> str:
     if resolved.dtype not in DTYPE_BYTES:
         raise ConfigError(f"dtype {dtype!r} is not one of {', '.join(DTYPE_BYTES)}", field="dtype")
     return resolved.dtype
-
-
-def tensor_headers(folder: Path) -> list[TensorHeader]:
-    """The headers of every tensor of a model folder, each name once."""
-    found: dict[str, TensorHeader] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        found.update((tensor.name, tensor) for tensor in read_tensor_headers(path))
-    return list(found.values())
-
-
-def shape_of(config: Mapping[str, Any], tensors: list[TensorHeader]) -> ModelShape:
-    """Raises UnsupportedModel where config.json lacks a number."""
-    text = {**config, **(config.get("text_config") or {})}
-
-    def number(*keys: str) -> int:
-        for key in keys:
-            if text.get(key) is not None:
-                return int(text[key])
-        raise UnsupportedModel(f"config.json has no {' or '.join(keys)}: memory cannot be computed")
-
-    num_heads = number("num_attention_heads", "n_head")
-    hidden_size = number("hidden_size", "n_embd")
-    is_tied = bool(text.get("tie_word_embeddings", False))
-    return ModelShape(
-        num_parameters=sum(
-            tensor.num_elements
-            for tensor in tensors
-            if not (is_tied and tensor.name == "lm_head.weight")
-        ),
-        num_layers=number("num_hidden_layers", "n_layer"),
-        num_heads=num_heads,
-        num_kv_heads=int(text.get("num_key_value_heads") or num_heads),
-        head_dim=int(text.get("head_dim") or hidden_size // num_heads),
-        hidden_size=hidden_size,
-        intermediate_size=int(text.get("intermediate_size") or 4 * hidden_size),
-        vocab_size=number("vocab_size"),
-    )
-
-
-def parse_memory(text: str) -> int:
-    """Bytes of "24GB", "24GiB", "512M" or a plain number. Raises ConfigError for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
-    if match is None or (match[3] and not match[2]):
-        raise ConfigError(f"memory {text!r}: write it as 24GB, 24GiB or in bytes", field="memory")
-    unit = match[2].upper()
-    factor = 1024 ** "KMGT".find(unit) * 1024 if match[3] else _UNITS[unit]
-    return int(float(match[1]) * factor)

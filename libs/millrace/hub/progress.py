@@ -7,18 +7,11 @@ import time
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from .byte_size import format_bytes
+
 _REDRAW_S = 0.1
 _LINE_EVERY = 0.25
 _BAR_WIDTH = 30
-
-
-def format_bytes(count: float) -> str:
-    """A size in decimal units, as disks and downloads are sold: 92.9 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 @dataclass

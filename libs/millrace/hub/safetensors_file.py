@@ -98,6 +98,14 @@ def _tensor_header(name: str, fields: Mapping[str, Any]) -> TensorHeader:
     return TensorHeader(name, str(fields["dtype"]), shape, int(end) - int(begin))
 
 
+def tensor_headers(folder: Path) -> list[TensorHeader]:
+    """The headers of every tensor of a model folder, each name once."""
+    found: dict[str, TensorHeader] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        found.update((tensor.name, tensor) for tensor in read_tensor_headers(path))
+    return list(found.values())
+
+
 def write_safetensors(
     path: Path,
     tensors: Sequence[tuple[str, str, tuple[int, ...]]],

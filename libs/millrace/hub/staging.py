@@ -13,7 +13,7 @@ from pathlib import Path
 from millrace.config.home import Home
 from millrace.core.errors import ConfigError, Conflict
 
-from .progress import format_bytes
+from .byte_size import format_bytes
 
 _STAGING = ".staging"
 _LOCKS = ".locks"

@@ -2,8 +2,10 @@
 
 Every moment of the root span goes to the first of these that covers it:
 
-1. preemption   from `preempted` to `resumed`, and any prefill after the first `preempted`
-2. queue        `queue_wait`: publish to first row
+1. preemption   from `preempted` to `resumed` or to the next prefill, and any prefill after the
+                first `preempted`
+2. queue        `queue_wait`, and before it from the end of `send` to the start of `process`: the
+                time that the message lay on NATS
 3. prefill      `prefill`
 4. worker       `decode`
 5. tokenizer    the gateway's Encode call
@@ -117,7 +119,7 @@ def _claims(root: SpanRecord, spans: Sequence[SpanRecord]) -> list[tuple[Cause, 
     ]
     return [
         (Cause.PREEMPTION, [*lost, *again]),
-        (Cause.QUEUE, of(names.SPAN_QUEUE_WAIT)),
+        (Cause.QUEUE, [*of(names.SPAN_QUEUE_WAIT), *_on_nats(spans)]),
         (Cause.PREFILL, of(names.SPAN_PREFILL)),
         (Cause.WORKER, of(names.SPAN_DECODE)),
         (Cause.TOKENIZER, of(names.SPAN_ENCODE, service=names.SERVICE_GATEWAY)),
@@ -127,19 +129,26 @@ def _claims(root: SpanRecord, spans: Sequence[SpanRecord]) -> list[tuple[Cause, 
 
 
 def _lost_intervals(root: SpanRecord, spans: Sequence[SpanRecord]) -> list[Interval]:
-    """From each `preempted` to the next `resumed`, or to the end."""
+    """From each `preempted` to the next `resumed` or prefill, or to the end."""
+    prefills = [span.start_ns for span in _named(spans, names.SPAN_PREFILL)]
     lost: list[Interval] = []
     for span in _named(spans, names.SPAN_PROCESS):
-        since: int | None = None
-        for event in sorted(span.events, key=lambda event: event.time_ns):
-            if event.name == names.EVENT_PREEMPTED and since is None:
-                since = event.time_ns
-            elif event.name == names.EVENT_RESUMED and since is not None:
-                lost.append((since, event.time_ns))
-                since = None
-        if since is not None:
-            lost.append((since, min(span.end_ns, root.end_ns)))
+        resumed = [event.time_ns for event in span.events if event.name == names.EVENT_RESUMED]
+        for event in span.events:
+            if event.name == names.EVENT_PREEMPTED:
+                back = [at_ns for at_ns in (*resumed, *prefills) if at_ns >= event.time_ns]
+                lost.append((event.time_ns, min([*back, span.end_ns, root.end_ns])))
     return lost
+
+
+def _on_nats(spans: Sequence[SpanRecord]) -> list[Interval]:
+    """From the end of each `send` to the start of its `process`."""
+    sent_ns = {span.span_id: span.end_ns for span in _named(spans, names.SPAN_SEND)}
+    return [
+        (sent_ns[span.parent_id], span.start_ns)
+        for span in _named(spans, names.SPAN_PROCESS)
+        if span.parent_id in sent_ns
+    ]
 
 
 def _sentence(

@@ -214,12 +214,15 @@ class ModelWorker:
                 continue
             self._compute(state, end)
             result.num_tokens += num_tokens
-            if end == state.num_tokens and self._poison_token_id in state.admission.token_ids:
+            if end == state.num_tokens and self._is_poisoned(state.admission):
                 state.is_ended = True
                 result.failed_rows.append(row)
                 result.failure = "poisoned prompt"
             elif end == state.num_tokens:
                 self._sample(row, state, result)
+
+    def _is_poisoned(self, admission: Admission) -> bool:
+        return self._poison_token_id in admission.token_ids[: admission.num_prompt_tokens]
 
     def _decode(self, rows: Sequence[int], result: StepResult) -> None:
         for row in rows:

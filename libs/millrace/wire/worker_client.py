@@ -85,7 +85,8 @@ class ExecuteStream:
     async def results(self) -> AsyncIterator[StepResult]:
         """In the order of the steps; raises the worker's error where the stream breaks."""
         try:
-            async for response in self._call:
+            # Not `async for`: grpc.aio refuses to iterate over a call that was read before.
+            while isinstance(response := await self._call.read(), worker_pb2.ExecuteResponse):
                 if response.WhichOneof("message") == "result":
                     yield step_result_from_proto(response.result)
         except grpc.aio.AioRpcError as exc:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 
 import uvloop
@@ -36,6 +37,8 @@ def main() -> None:
 
 async def serve(config: CacheConfig, store: RedisStore) -> None:
     """Serves, with or without Redis, until the process is told to end."""
+    # Before the ready line: whoever reads it may end the process at once.
+    stopped = asyncio.create_task(run_until_signalled())
     telemetry = start_telemetry("cache")
     registry = create_registry("cache")
     responses = ResponseCache(
@@ -48,7 +51,7 @@ async def serve(config: CacheConfig, store: RedisStore) -> None:
     if config.metrics_port:
         await start_metrics_server(registry, config.host, config.metrics_port)
     print(f"ready cache {address}", flush=True)
-    await run_until_signalled()
+    await stopped
     await server.stop(grace_s=1.0)
     await responses.close()
     await store.close()

@@ -52,8 +52,11 @@ end
 """
 
 # More ARGV: key, value, ttl_ms, size, max_bytes. 0 where the value alone is over the cap.
+# The first command is one that a full Redis refuses: after any other write of the script it would
+# let the rest pass.
 _PUT = (
-    _PRUNE
+    "redis.call('HINCRBY', KEYS[2], '', 0)"
+    + _PRUNE
     + """
 local key, value, ttl_ms = ARGV[2], ARGV[3], tonumber(ARGV[4])
 local size, max_bytes = tonumber(ARGV[5]), tonumber(ARGV[6])
@@ -132,13 +135,20 @@ class RedisStore:
 
     async def get(self, key: str) -> bytes | None:
         """The value, or None where there is none."""
-        value: bytes | None = await self._run(self._redis.get(PREFIX + key))
-        return value
+        value = await self._run(self._redis.get(PREFIX + key))
+        return value if isinstance(value, bytes) else None
 
     async def put(self, key: str, value: bytes) -> bool:
         """Keeps a value for the time to live; False where it alone is over the cap."""
         size = len(value) + len(key) + OVERHEAD_BYTES
-        arguments = [PREFIX, key, value, self._ttl_ms, size, self.max_bytes]
+        arguments: list[bytes | str | int] = [
+            PREFIX,
+            key,
+            value,
+            self._ttl_ms,
+            size,
+            self.max_bytes,
+        ]
         return bool(await self._run(self._put(keys=[EXPIRY_KEY, SIZE_KEY], args=arguments)))
 
     async def remove(self, key: str) -> None:

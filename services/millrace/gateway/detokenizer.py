@@ -132,7 +132,7 @@ class Detokenizer:
         live.push_delta(Delta(choice.index, made.text, made.token_ids, self._logprobs(made)))
         if choice.is_ended:
             live.push_end(choice)
-            if live.is_ended:
+            if live.is_over:
                 self._on_ended(live)
         elif choice.next_row() is not None:
             self.add(live, choice)

@@ -177,8 +177,6 @@ class FrameRouter:
             self._on_failed(live, InternalError("the request failed while it ran"))
         else:
             side.detokenizer.add(live, choice)
-            if choice.is_ended and live.is_ended and live.is_settled:
-                self.settle(live, None)
 
     def _on_gap(self, side: _ModelSide, live: LiveRequest, choice: ChoiceOutput) -> None:
         """Asks for everything from here on, once per place; what comes meanwhile is dropped."""

@@ -50,6 +50,7 @@ class LiveRequest:
         self.client_blocked_ns = 0
         self._max_buffered_events = max_buffered_events
         self._events: deque[Event] = deque()
+        self._num_ends = 0
         self._is_closed = False
         self._error: MillraceError | None = None
         self._wake: asyncio.Future[None] | None = None
@@ -59,11 +60,6 @@ class LiveRequest:
     def is_over(self) -> bool:
         """True where no further event will be taken."""
         return self._is_closed
-
-    @property
-    def is_ended(self) -> bool:
-        """True where every choice has ended for the client."""
-        return all(choice.is_ended for choice in self.choices)
 
     @property
     def is_settled(self) -> bool:
@@ -84,7 +80,8 @@ class LiveRequest:
     def push_end(self, choice: ChoiceOutput) -> None:
         """The end of a choice; the last one closes the request."""
         self._push(self.end_of(choice))
-        if self.is_ended:
+        self._num_ends += 1
+        if self._num_ends == len(self.choices):
             self._close()
 
     def end_of(self, choice: ChoiceOutput) -> ChoiceFinished:

@@ -40,6 +40,7 @@ class TenantLedger:
     def __init__(self, weights: Mapping[str, float]) -> None:
         self._weights = dict(weights)
         self._accounts: dict[str, TenantAccount] = {}
+        self._next_sweep = MAX_IDLE_ACCOUNTS
 
     def open(self, tenant: str) -> TenantAccount:
         """The account for one more request of `tenant`."""
@@ -60,9 +61,10 @@ class TenantLedger:
         account.num_requests -= 1
 
     def _forget_idle(self) -> None:
-        idle = [a for a in self._accounts.values() if not a.num_requests]
-        if len(idle) < MAX_IDLE_ACCOUNTS:
+        if len(self._accounts) < self._next_sweep:
             return
+        idle = [a for a in self._accounts.values() if not a.num_requests]
         idle.sort(key=lambda account: account.served)
-        for account in idle[: len(idle) // 2]:
+        for account in idle[: len(idle) - MAX_IDLE_ACCOUNTS // 2]:
             del self._accounts[account.tenant]
+        self._next_sweep = len(self._accounts) + MAX_IDLE_ACCOUNTS // 2

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from millrace.bus.base import Bus, HeldRequest, WorkQueue
-from millrace.core.errors import Aborted, MillraceError, Overloaded, Unavailable
+from millrace.core.errors import Aborted, DeadlineExceeded, MillraceError, Overloaded, Unavailable
 from millrace.core.membership import ResumeQuery
 from millrace.core.request import Priority, QueuedRequest
 
@@ -147,7 +147,12 @@ class Intake:
             self._admit(entry, {})
 
     def _hold(self, held: HeldRequest, request: QueuedRequest) -> LedgerEntry:
-        spans = RequestSpans.begin(request, self._frames.owner_epoch, held.num_delivered)
+        spans = RequestSpans.begin(
+            request,
+            self._frames.owner_epoch,
+            num_delivered=held.num_delivered,
+            published_unix_ns=held.published_unix_ns,
+        )
         entry = LedgerEntry(held, replace(request, traceparent=spans.traceparent), spans)
         self._ledger.add(entry)
         return entry
@@ -190,9 +195,9 @@ class Intake:
             self._drop_absent_gateways()
 
     def _expire(self, now_unix_ms: int) -> None:
-        for request_id, error in self._scheduler.expire(now_unix_ms):
+        for request_id in self._scheduler.expire(now_unix_ms):
             if (entry := self._ledger.get(request_id)) is not None:
-                self._frames.fail(entry, error)
+                self._frames.fail(entry, DeadlineExceeded("the request's deadline has passed"))
             self._on_work()
 
     def _drop_absent_gateways(self) -> None:

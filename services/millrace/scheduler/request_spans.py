@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -56,13 +55,21 @@ class RequestSpans:
     num_preemptions: int = 0
 
     @classmethod
-    def begin(cls, request: QueuedRequest, owner_epoch: int, num_delivered: int) -> RequestSpans:
+    def begin(
+        cls,
+        request: QueuedRequest,
+        owner_epoch: int,
+        *,
+        num_delivered: int,
+        published_unix_ns: int,
+    ) -> RequestSpans:
         """From the message's trace context; the time on the queue is part of `queue_wait`."""
         tracer = trace.get_tracer(__name__)
         process = tracer.start_span(
             SPAN_PROCESS,
             context=context_from_traceparent(request.traceparent),
             kind=SpanKind.CONSUMER,
+            start_time=published_unix_ns,
             attributes={
                 ATTR_MESSAGING_SYSTEM: MESSAGING_SYSTEM_NATS,
                 ATTR_MESSAGING_OPERATION_NAME: "process",
@@ -73,7 +80,11 @@ class RequestSpans:
                 ATTR_ATTEMPT: owner_epoch,
             },
         )
-        queue_wait = tracer.start_span(SPAN_QUEUE_WAIT, context=trace.set_span_in_context(process))
+        queue_wait = tracer.start_span(
+            SPAN_QUEUE_WAIT,
+            context=trace.set_span_in_context(process),
+            start_time=published_unix_ns,
+        )
         return cls(process, queue_wait)
 
     @property
@@ -129,7 +140,7 @@ class StepSpans:
             SPAN_STEP,
             context=Context(),
             links=links,
-            start_time=result.started_unix_ns or time.time_ns(),
+            start_time=result.started_unix_ns,
             attributes={
                 ATTR_WORKER_ID: worker_id,
                 ATTR_STEP_ID: result.step_id,

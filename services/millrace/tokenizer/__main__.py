@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -52,6 +53,8 @@ def load_codecs(models: tuple[str, ...]) -> dict[str, Codec]:
 
 async def serve(config: TokenizerConfig, codecs: dict[str, Codec]) -> None:
     """Serves until the process is told to end."""
+    # Before the ready line: whoever reads it may end the process at once.
+    stopped = asyncio.create_task(run_until_signalled())
     telemetry = start_telemetry("tokenizer")
     registry = create_registry("tokenizer")
     server = RpcServer("tokenizer", config.host, config.port)
@@ -64,7 +67,7 @@ async def serve(config: TokenizerConfig, codecs: dict[str, Codec]) -> None:
         if config.metrics_port:
             await start_metrics_server(registry, config.host, config.metrics_port)
         print(f"ready tokenizer {address}", flush=True)
-        await run_until_signalled()
+        await stopped
         await server.stop(grace_s=1.0)
     telemetry.shutdown()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from millrace.core.errors import ConfigError, UnsupportedModel
 from millrace.engine.batch import Work, build_batch
@@ -120,7 +121,7 @@ def test_self_check_refuses_a_model_that_keeps_state_outside_of_the_cache(tiny, 
     monkeypatch.setattr(GenericModel, "forward", forward)
 
     with pytest.raises(UnsupportedModel, match="state outside of the KV cache"):
-        create_engine(EngineConfig(tiny("phi3").path, "x", device="cpu"))
+        create_engine(EngineConfig(tiny("phi3").path, "x", device="cpu", num_threads=1))
 
 
 def test_folder_without_safetensors_is_refused(tiny, tmp_path):
@@ -129,3 +130,48 @@ def test_folder_without_safetensors_is_refused(tiny, tmp_path):
 
     with pytest.raises(UnsupportedModel, match="no \\*.safetensors file"):
         create_engine(EngineConfig(tmp_path, "x"))
+
+
+@pytest.mark.parametrize(
+    ("name", "dropped", "added", "message"),
+    [
+        ("qwen3", "model.layers.1.self_attn.q_norm.weight", None, "no tensor .*q_norm"),
+        ("llama", None, "model.layers.0.self_attn.q_norm.weight", "1 tensors that this model"),
+        ("phi3", "model.layers.1.mlp.down_proj.weight", None, "lacks 1 tensors, .*down_proj"),
+    ],
+)
+def test_checkpoint_that_does_not_fit_its_config_is_refused(
+    tiny, tmp_path, name, dropped, added, message
+):
+    source = tiny(name).path
+    tensors = load_file(source / "model.safetensors")
+    if dropped is not None:
+        del tensors[dropped]
+    if added is not None:
+        tensors[added] = torch.ones(16)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_bytes((source / "config.json").read_bytes())
+
+    with pytest.raises(UnsupportedModel, match=message):
+        create_engine(EngineConfig(tmp_path, "x", device="cpu", num_threads=1))
+
+
+def test_sharded_checkpoint_is_read_whole(tiny, engine_for, prompt, tmp_path):
+    tiny("llama").model.save_pretrained(tmp_path, max_shard_size="100KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    config = EngineConfig(tmp_path, "x", dtype="float32", device="cpu", num_threads=1)
+
+    sharded = LocalGenerator(create_engine(config)).generate([LocalRequest(prompt(9), 8)])
+
+    assert sharded[0].token_ids == tiny("llama").greedy(prompt(9), 8)
+
+
+def test_broken_files_are_named(tiny, tmp_path):
+    (tmp_path / "config.json").write_bytes((tiny("llama").path / "config.json").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(b"not a tensor")
+    with pytest.raises(UnsupportedModel, match="cannot read .*model.safetensors"):
+        create_engine(EngineConfig(tmp_path, "x", device="cpu", num_threads=1))
+
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UnsupportedModel, match="cannot read .*config.json"):
+        create_engine(EngineConfig(tmp_path, "x", device="cpu", num_threads=1))

@@ -23,7 +23,17 @@ def random_prompt(random, max_len):
     return (shared + tail)[:max_len]
 
 
-def random_request(random, make_request, name, now_ns, max_prompt):
+def follow_up(random, sim, max_len):
+    """The next turn of a conversation: what was said before, and more."""
+    before = [key for key, finish in sim.finishes.items() if finish]
+    if not before or random.random() < 0.6:
+        return None
+    request_id, choice = random.choice(before)
+    said = sim.requests[request_id].prompt_token_ids + sim.outputs[request_id, choice]
+    return [*said, *(random.randrange(1, 97) for _ in range(random.randint(0, 8)))][:max_len]
+
+
+def random_request(random, make_request, sim, name, max_prompt):
     sampling = SamplingSpec(
         temperature=random.choice((0.0, 1.0)),
         seed=random.randrange(100),
@@ -31,12 +41,12 @@ def random_request(random, make_request, name, now_ns, max_prompt):
     )
     return make_request(
         name,
-        random_prompt(random, max_prompt),
+        follow_up(random, sim, max_prompt) or random_prompt(random, max_prompt),
         max_tokens=random.choice((1, 2, 7, 20, 60)),
         num_choices=random.choice((1, 1, 1, 3)),
         priority=random.choice(list(Priority)),
         tenant=random.choice(("", "t")),
-        arrival=now_ns - random.randrange(10),
+        arrival=sim.now_ns - random.randrange(10),
         stop=random.choice(((), (0,), tuple(range(8)))),
         sampling=sampling,
     )
@@ -71,7 +81,7 @@ def drive(random, sim, make_request, num_requests, chances, max_prompt=60):
         worker_id = random.choice(list(sim.links))
         move = random.choices(list(chances), weights=list(chances.values()))[0]
         if move == "add":
-            sim.add(random_request(random, make_request, str(num_added), sim.now_ns, max_prompt))
+            sim.add(random_request(random, make_request, sim, str(num_added), max_prompt))
             num_added += 1
         elif move == "abort":
             sim.abort(str(random.randrange(num_added + 1)))
@@ -123,6 +133,44 @@ def test_tokens_are_right_when_workers_are_lost(simulation, make_request, seed, 
     sim = simulation(random_policy(random, lease_steps), workers)
 
     drive(random, sim, make_request, 16, {**CHANCES, "lose": 0.2})
+
+
+@given(seed=SEEDS)
+def test_requests_that_fail_take_nothing_with_them(simulation, make_request, seed):
+    random = Random(seed)
+    worker = ModelWorker(
+        num_blocks=20, block_size=8, max_num_seqs=4, max_model_len=100, poison_token_id=5
+    )
+    sim = simulation(random_policy(random, random.randrange(3)), {"w": worker})
+
+    drive(random, sim, make_request, 14, CHANCES)
+
+    for request_id in sim.failed:
+        assert 5 in sim.requests[request_id].prompt_token_ids
+
+
+@given(seed=SEEDS, lease_steps=st.integers(0, 2))
+def test_another_scheduler_goes_on_where_the_clients_are(
+    simulation, make_request, seed, lease_steps
+):
+    random = Random(seed)
+    worker = ModelWorker(num_blocks=24, block_size=8, max_num_seqs=4, max_model_len=100)
+    policy = random_policy(random, lease_steps)
+    first = simulation(policy, {"w": worker})
+    for i in range(6):
+        first.add(random_request(random, make_request, first, str(i), 60))
+    for _ in range(random.randrange(60)):
+        getattr(first, random.choice(("plan", "execute", "deliver")))("w")
+
+    worker.reset()
+    second = simulation(policy, {"w": worker})
+    for request_id, request in first.requests.items():
+        if request_id not in first.finished:
+            outputs = {i: first.outputs[request_id, i] for i in range(request.num_choices)}
+            second.add(request, outputs)
+    second.run()
+
+    second.check_end()
 
 
 @given(seed=SEEDS)

@@ -67,6 +67,28 @@ def test_slow_decode_calls_after_the_last_token_are_the_tokenizer() -> None:
     assert diagnose(spans).cause is Cause.TOKENIZER
 
 
+def test_next_prefill_ends_a_preemption_without_a_resumed_event() -> None:
+    spans = sample_trace(SampleTimings(preempted_s=1.0, prefill_s=0.1))
+    cut = [
+        replace(span, events=[event for event in span.events if event.name != "resumed"])
+        for span in spans
+    ]
+
+    assert diagnose(cut).seconds == diagnose(spans).seconds
+
+
+def test_time_on_nats_is_queue() -> None:
+    spans = sample_trace(SampleTimings(queue_s=2.0))
+    late = [
+        replace(span, start_ns=span.start_ns + 15 * 10**8)
+        if span.name in ("queue_wait", "process mr.v1.req")
+        else span
+        for span in spans
+    ]
+
+    assert diagnose(late).seconds[Cause.QUEUE] == pytest.approx(2.0)
+
+
 def test_preempted_and_never_resumed_counts_to_the_end() -> None:
     spans = sample_trace(SampleTimings(preempted_s=1.0))
     cut = [

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from millrace.core.chat import ChatMessage
 from millrace.core.errors import ConfigError, InvalidRequest
@@ -281,3 +283,50 @@ def test_a_merge_that_builds_a_special_string_is_closed(tmp_path: Path) -> None:
 
     assert size not in ids
     assert b"".join(codec.piece(i) for i in ids) == b"|X|"
+
+
+FRAGMENTS = (
+    "<|",
+    "im_start",
+    "im_end",
+    "|>",
+    "endoftext",
+    "<s>",
+    "</s>",
+    "<",
+    "s",
+    ">",
+    "/",
+    "a",
+    " ",
+)
+
+
+@given(
+    parts=st.lists(st.sampled_from(FRAGMENTS), max_size=12), role=st.sampled_from(["user", "x y"])
+)
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+def test_no_content_adds_a_special_token(
+    pairs: dict[str, Any], parts: list[str], role: str
+) -> None:
+    for kind in ("byte_level", "unigram", "sentencepiece"):
+        pair = pairs[kind]
+        turn_role = role if kind == "byte_level" else "user"
+        special = _special_ids(pair)
+        plain = pair.codec.encode_chat([ChatMessage(turn_role, "a", name="b")])
+        attack = "".join(parts)
+
+        ids = pair.codec.encode_chat([ChatMessage(turn_role, attack, name=attack)])
+
+        assert [i for i in ids if i in special] == [i for i in plain if i in special]
+
+
+@given(text=st.one_of(st.text(max_size=60), st.lists(st.sampled_from(FRAGMENTS)).map("".join)))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_prompt_encodes_as_in_transformers_without_special_parsing(
+    pairs: dict[str, Any], text: str
+) -> None:
+    for kind in ("byte_level", "sentencepiece", "sentencepiece_always"):
+        pair = pairs[kind]
+        theirs = pair.reference(text, split_special_tokens=True)["input_ids"]
+        assert pair.codec.encode_text(text) == theirs

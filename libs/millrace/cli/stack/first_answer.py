@@ -70,6 +70,7 @@ class FirstAnswer:
 
     async def _ask(self) -> None:
         """A process of its own, so that the supervisor stays small and never forks with gRPC."""
+        self._console.line(self._console.paint(f"> {FIRST_PROMPT}", "cyan"))
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",

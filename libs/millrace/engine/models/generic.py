@@ -38,7 +38,7 @@ class GenericModel:
         ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, paged_attention)
         weight_files(folder)
         with _without_progress_bar():
-            model: Any = AutoModelForCausalLM.from_pretrained(
+            model, loading = cast(Any, AutoModelForCausalLM).from_pretrained(
                 folder,
                 config=config,
                 dtype=dtype,
@@ -46,7 +46,12 @@ class GenericModel:
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
+                output_loading_info=True,
             )
+        # transformers fills what a file lacks with random numbers.
+        lacking = sorted(map(str, {*loading["missing_keys"], *loading["mismatched_keys"]}))
+        if lacking:
+            raise UnsupportedModel(f"{folder} lacks {len(lacking)} tensors, {lacking[0]!r} first")
         self._model = model.eval().to(device)
         self._device = device
         if "logits_to_keep" not in inspect.signature(self._model.forward).parameters:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from millrace.core.errors import UnsupportedModel
 from millrace.engine.attention.base import AttentionStep
 from millrace.engine.batch import Batch
 from millrace.engine.kv_cache import LayerShape
@@ -34,6 +35,7 @@ class LlamaSpec:
     rope: Mapping[str, Any]
     windows: tuple[int | None, ...]
     tied: bool
+    has_qk_norm: bool
 
     @staticmethod
     def from_config(config: Any) -> LlamaSpec:
@@ -51,6 +53,7 @@ class LlamaSpec:
             rope=dict(config.rope_parameters),
             windows=_windows(config, num_layers),
             tied=bool(config.tie_word_embeddings),
+            has_qk_norm=config.model_type == "qwen3",
         )
 
 
@@ -83,8 +86,15 @@ class LlamaModel:
         self._embedding = checkpoint.get("model.embed_tokens.weight")
         self._norm = checkpoint.get("model.norm.weight")
         self._head = self._embedding if spec.tied else checkpoint.get("lm_head.weight")
-        self._weights = [_load_layer(checkpoint, index) for index in range(spec.num_layers)]
+        self._weights = [_load_layer(checkpoint, index, spec) for index in range(spec.num_layers)]
         self._frequencies = inverse_frequencies(spec.rope, spec.head_dim).to(checkpoint.device)
+        # Older checkpoints carry the rotary frequencies, and some a copy of a tied head.
+        checkpoint.check_all_used(but=("rotary_emb.inv_freq", *(["lm_head.weight"] * spec.tied)))
+        if self._embedding.shape != (spec.vocab_size, spec.hidden_size):
+            raise UnsupportedModel(
+                f"embeddings have shape {tuple(self._embedding.shape)}, "
+                f"config.json says {(spec.vocab_size, spec.hidden_size)}"
+            )
         self.num_parameters = checkpoint.num_parameters
         self.weight_bytes = checkpoint.num_bytes
 
@@ -143,17 +153,18 @@ def _mlp(weights: LayerWeights, hidden: torch.Tensor) -> torch.Tensor:
     return functional.linear(functional.silu(gate) * up, weights.down, weights.down_bias)
 
 
-def _load_layer(checkpoint: Checkpoint, index: int) -> LayerWeights:
+def _load_layer(checkpoint: Checkpoint, index: int, spec: LlamaSpec) -> LayerWeights:
     prefix = f"model.layers.{index}"
     attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
     qkv = [f"{attention}.{name}_proj" for name in "qkv"]
+    norms = [f"{attention}.{name}_norm.weight" for name in "qk"] if spec.has_qk_norm else []
     gate_up = [f"{mlp}.gate_proj", f"{mlp}.up_proj"]
     return LayerWeights(
         input_norm=checkpoint.get(f"{prefix}.input_layernorm.weight"),
         qkv=checkpoint.merged([f"{name}.weight" for name in qkv]),
         qkv_bias=checkpoint.try_merged([f"{name}.bias" for name in qkv]),
-        q_norm=checkpoint.try_get(f"{attention}.q_norm.weight"),
-        k_norm=checkpoint.try_get(f"{attention}.k_norm.weight"),
+        q_norm=checkpoint.get(norms[0]) if norms else None,
+        k_norm=checkpoint.get(norms[1]) if norms else None,
         o=checkpoint.get(f"{attention}.o_proj.weight"),
         o_bias=checkpoint.try_get(f"{attention}.o_proj.bias"),
         post_norm=checkpoint.get(f"{prefix}.post_attention_layernorm.weight"),

@@ -1,0 +1,276 @@
+"""The cache service against a real Valkey: limits, faults, recovery."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from prometheus_client import CollectorRegistry
+
+from millrace.cache.responses import ResponseCache
+from millrace.cache.servicer import CacheServicer
+from millrace.cache.store import OVERHEAD_BYTES, PREFIX, RedisStore
+from millrace.core.breaker import Breaker
+from millrace.core.errors import ConfigError, Unavailable
+from millrace.internal.v1 import cache_pb2, cache_pb2_grpc
+from millrace.rpc.client import open_channel
+from millrace.rpc.server import RpcServer
+from millrace.telemetry.metrics import CacheMetrics
+from millrace.testing.servers import LocalServer, start_valkey
+
+KEYS = [bytes([number]) * 32 for number in range(100)]
+# One sealed answer of this size and its accounting fill a round 1,000 bytes.
+ANSWER = bytes(1000 - OVERHEAD_BYTES - 64 - 16)
+
+
+@pytest.fixture(scope="module")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+    with start_valkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+@pytest.fixture
+async def store(valkey: LocalServer) -> AsyncIterator[RedisStore]:
+    if valkey.process is None or valkey.process.poll() is not None:
+        valkey.start()
+    store = _store(valkey)
+    await store._redis.flushall()
+    yield store
+    await store.close()
+
+
+def _store(valkey: LocalServer, *, ttl_s: float = 60.0, max_bytes: int = 1 << 20) -> RedisStore:
+    return RedisStore(valkey.url, ttl_s=ttl_s, max_bytes=max_bytes)
+
+
+def _cache(store: RedisStore, breaker: Breaker | None = None) -> ResponseCache:
+    metrics = CacheMetrics(CollectorRegistry())
+    return ResponseCache(store, breaker or Breaker(), metrics, max_answer_bytes=1 << 16)
+
+
+async def _found(cache: ResponseCache, keys: list[bytes]) -> list[bool]:
+    return [await cache.look_up(key) is not None for key in keys]
+
+
+async def _accounted(store: RedisStore) -> tuple[int, int, int]:
+    """Values, keys in the accounting, bytes in the accounting."""
+    redis = store._redis
+    values = await redis.keys(PREFIX + "*")
+    total = await redis.hget("mr:v1:resp-size", "")
+    return len(values), await redis.zcard("mr:v1:resp-expiry"), int(total or 0)
+
+
+async def test_answers_come_back_as_stored(store: RedisStore) -> None:
+    cache = _cache(store)
+    assert await cache.store(KEYS[0], b"\x00\xff answer")
+    assert await cache.look_up(KEYS[0]) == b"\x00\xff answer"
+    assert await cache.look_up(KEYS[1]) is None
+    stats = await cache.stats()
+    assert stats.connected
+    assert stats.num_keys == 1
+    assert stats.used_bytes > 100_000
+
+
+async def test_storing_again_replaces(store: RedisStore) -> None:
+    cache = _cache(store)
+    await cache.store(KEYS[0], ANSWER)
+    await cache.store(KEYS[0], ANSWER)
+    assert await _accounted(store) == (1, 1, 1000)
+    await cache.store(KEYS[0], b"")
+    assert await cache.look_up(KEYS[0]) == b""
+    assert await _accounted(store) == (1, 1, 1000 - len(ANSWER))
+
+
+async def test_answers_expire_and_leave_the_accounting(
+    valkey: LocalServer, store: RedisStore
+) -> None:
+    brief = _store(valkey, ttl_s=0.05)
+    cache = _cache(brief)
+    await cache.store(KEYS[0], ANSWER)
+    deadline = time.monotonic() + 5
+    while await cache.look_up(KEYS[0]) is not None:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+    assert (await brief.size()).num_keys == 0
+    assert await _accounted(store) == (0, 0, 0)
+    await brief.close()
+
+
+async def test_oldest_answers_make_room(valkey: LocalServer, store: RedisStore) -> None:
+    small = _store(valkey, max_bytes=3000)
+    cache = _cache(small)
+    for key in KEYS[:5]:
+        await cache.store(key, ANSWER)
+        await asyncio.sleep(0.002)
+    assert await _found(cache, KEYS[:5]) == [False, False, True, True, True]
+    assert await _accounted(store) == (3, 3, 3000)
+    await small.close()
+
+
+async def test_several_caches_share_one_cap(valkey: LocalServer, store: RedisStore) -> None:
+    stores = [_store(valkey, max_bytes=10_000) for _ in range(3)]
+    caches = [_cache(each) for each in stores]
+    await asyncio.gather(
+        *(caches[number % 3].store(key, ANSWER) for number, key in enumerate(KEYS[:60]))
+    )
+    assert await _accounted(store) == (10, 10, 10_000)
+    for each in stores:
+        await each.close()
+
+
+async def test_answer_over_the_whole_cap_is_not_stored(
+    valkey: LocalServer, store: RedisStore
+) -> None:
+    small = _store(valkey, max_bytes=1500)
+    cache = _cache(small)
+    assert await cache.store(KEYS[0], ANSWER)
+    assert not await cache.store(KEYS[1], ANSWER * 2)
+    assert await _found(cache, KEYS[:2]) == [True, False]
+    await small.close()
+
+
+async def test_lost_accounting_heals(valkey: LocalServer, store: RedisStore) -> None:
+    small = _store(valkey, max_bytes=3000)
+    cache = _cache(small)
+    for key in KEYS[:3]:
+        await cache.store(key, ANSWER)
+    await store._redis.delete("mr:v1:resp-expiry")
+    assert await cache.store(KEYS[3], ANSWER)
+    assert await cache.store(KEYS[4], ANSWER)
+    _, num_keys, num_bytes = await _accounted(store)
+    assert (num_keys, num_bytes) == (2, 2000)
+    await small.close()
+
+
+async def test_corrupt_value_is_a_miss_and_deleted(store: RedisStore) -> None:
+    cache = _cache(store)
+    await cache.store(KEYS[0], ANSWER)
+    await store._redis.set(PREFIX + KEYS[0].hex(), b"junk")
+    assert await cache.look_up(KEYS[0]) is None
+    assert await _accounted(store) == (0, 0, 0)
+
+
+async def test_value_of_another_type_is_no_answer(store: RedisStore) -> None:
+    cache = _cache(store)
+    await store._redis.rpush(PREFIX + KEYS[0].hex(), "x")
+    with pytest.raises(Unavailable):
+        await cache.look_up(KEYS[0])
+
+
+async def test_full_redis_refuses_stores_and_serves_look_ups(tmp_path: Path) -> None:
+    with start_valkey(tmp_path, "--maxmemory-policy", "noeviction") as full:
+        store = _store(full)
+        cache = _cache(store)
+        await cache.store(KEYS[0], ANSWER)
+        await store._redis.config_set("maxmemory", "1")
+        for _ in range(10):
+            with pytest.raises(Unavailable, match="maxmemory"):
+                await cache.store(KEYS[1], ANSWER)
+        assert await cache.look_up(KEYS[0]) == ANSWER
+        await store._redis.config_set("maxmemory", "0")
+        assert await cache.store(KEYS[1], ANSWER)
+        await store.close()
+
+
+async def test_killed_redis_is_unavailable_at_once_and_comes_back(tmp_path: Path) -> None:
+    with start_valkey(tmp_path) as valkey:
+        store = _store(valkey)
+        cache = _cache(store, Breaker(open_s=0.1))
+        await cache.store(KEYS[0], ANSWER)
+        valkey.kill()
+
+        for _ in range(20):
+            started = time.perf_counter()
+            with pytest.raises(Unavailable):
+                await cache.look_up(KEYS[0])
+            assert time.perf_counter() - started < 0.5
+        assert not (await cache.stats()).connected
+
+        valkey.start()
+        deadline = time.monotonic() + 5
+        while not (await cache.stats()).connected:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+        assert await cache.look_up(KEYS[0]) is None
+        assert await cache.store(KEYS[0], ANSWER)
+        assert await cache.look_up(KEYS[0]) == ANSWER
+        await store.close()
+
+
+async def test_quick_restart_goes_unnoticed(tmp_path: Path) -> None:
+    with start_valkey(tmp_path) as valkey:
+        store = _store(valkey)
+        cache = _cache(store)
+        await cache.store(KEYS[0], ANSWER)
+        valkey.kill()
+        valkey.start()
+        assert await cache.look_up(KEYS[0]) is None
+        assert await cache.store(KEYS[0], ANSWER)
+        await store.close()
+
+
+async def test_frozen_redis_is_left_alone_and_never_mixes_answers(tmp_path: Path) -> None:
+    with start_valkey(tmp_path) as valkey:
+        assert valkey.process is not None
+        store = _store(valkey)
+        cache = _cache(store, Breaker(open_s=0.1))
+        for number, key in enumerate(KEYS[:20]):
+            await cache.store(key, b"answer %d" % number)
+        os.kill(valkey.process.pid, signal.SIGSTOP)
+        for key in KEYS[:20]:
+            with pytest.raises((Unavailable, TimeoutError)):
+                async with asyncio.timeout(0.025):
+                    await cache.look_up(key)
+        await cache.close()
+        started = time.perf_counter()
+        with pytest.raises(Unavailable, match="leaves it alone"):
+            await cache.look_up(KEYS[0])
+        assert time.perf_counter() - started < 0.02
+        os.kill(valkey.process.pid, signal.SIGCONT)
+
+        deadline = time.monotonic() + 5
+        while not (await cache.stats()).connected:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+        for number, key in enumerate(KEYS[:20]):
+            assert await cache.look_up(key) == b"answer %d" % number
+        await store.close()
+
+
+async def test_service_speaks_grpc(store: RedisStore) -> None:
+    server = RpcServer("cache", "127.0.0.1", 0)
+    add_to_server = cache_pb2_grpc.add_CacheServiceServicer_to_server
+    server.add(add_to_server, CacheServicer(_cache(store)), "millrace.internal.v1.CacheService")
+    channel = open_channel(await server.start())
+    stub = cache_pb2_grpc.CacheServiceStub(channel)
+    answer = cache_pb2.CachedAnswer(texts=["a"]).SerializeToString()
+
+    stored = await stub.Store(cache_pb2.StoreRequest(key=KEYS[0], answer=answer))
+    hit = await stub.LookUp(cache_pb2.LookUpRequest(key=KEYS[0]))
+    miss = await stub.LookUp(cache_pb2.LookUpRequest(key=KEYS[1]))
+    stats = await stub.GetCacheStats(cache_pb2.GetCacheStatsRequest())
+
+    assert stored.stored
+    assert hit.answer == answer
+    assert not miss.HasField("answer")
+    assert (stats.connected, stats.num_keys, stats.num_hits, stats.num_misses) == (True, 1, 1, 1)
+    for request in (
+        cache_pb2.StoreRequest(key=KEYS[0], answer=b"\xff"),
+        cache_pb2.StoreRequest(key=b"short", answer=answer),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await stub.Store(request)
+        assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    await channel.close()
+    await server.stop(grace_s=0)
+
+
+def test_wrong_url_is_a_config_error() -> None:
+    with pytest.raises(ConfigError, match="redis_url"):
+        RedisStore("http://127.0.0.1", ttl_s=1, max_bytes=1)

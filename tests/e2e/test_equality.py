@@ -1,0 +1,112 @@
+"""Greedy text through the whole stack equals transformers `generate` in float32, token for token."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from millrace.testing.stack import Stack, start_stack
+from tests.e2e.client import Answer, Client
+from tests.e2e.conftest import CACHE
+from tests.e2e.prompts import Prompt, Reference, load_prompts, load_references
+
+PROMPTS = load_prompts()
+REFERENCES = load_references()
+STAGGER_S = 0.05
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture
+async def client(stack: Stack) -> AsyncIterator[Client]:
+    connected = Client(stack)
+    yield connected
+    assert await connected.num_response_cache_hits() == 0
+    await connected.close()
+
+
+async def _ask(client: Client, prompt: Prompt) -> Answer:
+    return await client.ask(
+        text=prompt.text, messages=prompt.messages, max_tokens=prompt.max_tokens
+    )
+
+
+async def _ask_staggered(client: Client, prompts: list[Prompt]) -> list[Answer]:
+    async def later(index: int, prompt: Prompt) -> Answer:
+        await asyncio.sleep(index * STAGGER_S)
+        return await _ask(client, prompt)
+
+    return await asyncio.gather(*(later(*entry) for entry in enumerate(prompts)))
+
+
+def _assert_equal(answer: Answer, reference: Reference) -> None:
+    assert answer.num_prompt_tokens == len(reference.prompt_token_ids), reference.name
+    assert answer.tokens == reference.output_token_ids, reference.name
+
+
+async def _counts(client: Client) -> tuple[int, int]:
+    stats = await client.scheduler_stats()
+    prefill = sum(worker.num_prefill_tokens for worker in stats.workers)
+    cached = sum(worker.num_cached_tokens for worker in stats.workers)
+    return prefill, cached
+
+
+async def _assert_nothing_is_held(client: Client) -> None:
+    stats = await client.scheduler_stats()
+    assert stats.status.num_running == stats.status.num_waiting == 0
+    assert sum(worker.num_used_blocks for worker in stats.workers) == 0
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=lambda prompt: prompt.name)
+async def test_alone(client: Client, prompt: Prompt) -> None:
+    _assert_equal(await _ask(client, prompt), REFERENCES[prompt.name])
+
+
+async def test_with_prefix_hits_and_only_the_rest_is_prefilled(client: Client) -> None:
+    prompt = next(prompt for prompt in PROMPTS if prompt.name == "numbered-1300")
+    reference = REFERENCES[prompt.name]
+    _assert_equal(await _ask(client, prompt), reference)
+    prefill_before, cached_before = await _counts(client)
+    _assert_equal(await _ask(client, prompt), reference)
+    prefill, cached = await _counts(client)
+    num_tokens = len(reference.prompt_token_ids)
+    num_full_blocks = (num_tokens - 1) // 32
+    assert cached - cached_before == num_full_blocks * 32
+    assert prefill - prefill_before == num_tokens - num_full_blocks * 32
+
+
+async def test_thirty_two_at_once_with_staggered_arrivals(client: Client) -> None:
+    prompts = [*PROMPTS, *PROMPTS[:2]]
+    answers = await _ask_staggered(client, prompts)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        _assert_equal(answer, REFERENCES[prompt.name])
+    await _assert_nothing_is_held(client)
+
+
+@pytest.fixture(scope="module")
+def cramped_stack(models: Path) -> Iterator[Stack]:
+    """Room for 2,048 tokens in all, and chunks of at most 96: everything has to share."""
+    settings = {
+        "MILLRACE_WORKER_DTYPE": "float32",
+        "MILLRACE_WORKER_NUM_BLOCKS": "64",
+        "MILLRACE_SCHEDULER_MAX_NUM_BATCHED_TOKENS": "96",
+    }
+    with start_stack(CACHE / "cramped", models, settings=settings) as started:
+        yield started
+
+
+async def test_after_preemption_in_chunks_in_a_cache_of_64_blocks(cramped_stack: Stack) -> None:
+    client = Client(cramped_stack)
+    # The longest prompt would fill the cache alone for most of the test.
+    prompts = [prompt for prompt in PROMPTS if prompt.name != "numbered-2000"]
+    answers = await _ask_staggered(client, prompts)
+    stats = await client.scheduler_stats()
+    assert stats.num_preemptions > 0
+    for prompt, answer in zip(prompts, answers, strict=True):
+        _assert_equal(answer, REFERENCES[prompt.name])
+    await _assert_nothing_is_held(client)
+    assert await client.num_response_cache_hits() == 0
+    await client.close()

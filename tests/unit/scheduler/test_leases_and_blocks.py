@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import pytest
+
+from millrace.core.errors import InternalError
+from millrace.core.request import Priority
+from millrace.scheduler.sequence import SequenceStatus
+
+
+def status_of(sim, request_id):
+    return sim.scheduler._requests[request_id].sequences[0].status
+
+
+def two_rows_that_outgrow_the_pool(simulate, make_request, **settings):
+    """Four blocks of eight tokens; each request needs three of them in the end."""
+    sim = simulate(
+        **{"num_blocks": 4, "block_size": 8, "max_model_len": 32, "lease_steps": 0, **settings}
+    )
+    sim.add(make_request("old", [1] * 10, max_tokens=14, arrival=1))
+    sim.add(make_request("new", [2] * 10, max_tokens=14, arrival=2))
+    return sim
+
+
+def run_until(sim, is_done):
+    for _ in range(100):
+        if is_done():
+            return
+        sim.step()
+    raise AssertionError("it never happened")
+
+
+def test_leased_results_carry_on_under_the_same_plan(simulate, make_request):
+    sim = simulate(lease_steps=2)
+    sim.add(make_request("a", max_tokens=20))
+    plan = sim.plan()
+    assert plan.lease_steps == 2
+
+    assert [sim.execute() for _ in range(4)] == [True, True, True, False]
+    for _ in range(3):
+        sim.deliver()
+
+    assert len(sim.outputs["a", 0]) == 3
+    sim.run()
+    sim.check_end()
+
+
+def test_more_leased_steps_than_allowed_break_the_protocol(simulate, make_request):
+    sim = simulate(lease_steps=0)
+    sim.add(make_request("a", max_tokens=20))
+    sim.plan()
+    sim.execute()
+    result = sim.links["w"].results[0]
+    sim.deliver()
+
+    with pytest.raises(InternalError, match="more steps of plan 1"):
+        sim.scheduler.apply("w", result, 0)
+
+
+def test_blocks_cover_two_plans_ahead_and_both_their_leases(simulate, make_request):
+    sim = simulate(block_size=1, lease_steps=2)
+    sim.add(make_request("a", [1] * 5, max_tokens=40))
+    first, second = sim.plan(), sim.plan()
+
+    # 5 tokens, and 3 steps in each plan; the K/V of the last token sampled needs no block yet.
+    assert len(first.admissions[0].blocks) + len(second.grants) == 5 + 6
+
+    for _ in range(3):
+        sim.execute()
+    assert [result.starved_rows for result in sim.links["w"].results] == [[], [], []]
+    sim.run()
+    sim.check_end()
+
+
+def test_no_row_is_granted_more_than_its_length_limit_needs(simulate, make_request):
+    sim = simulate(block_size=4, lease_steps=2)
+    sim.add(make_request("a", [1] * 5, max_tokens=3))
+    sim.plan()
+    sim.plan()
+
+    (row,) = sim.mirror().rows.values()
+
+    assert len(row.blocks) == 2
+
+
+def test_the_lease_is_given_up_before_any_row_is_disturbed(simulate, make_request):
+    sim = simulate(num_blocks=3, block_size=8, max_model_len=24, lease_steps=2)
+    sim.add(make_request("a", [1] * 4, max_tokens=6, arrival=1))
+    sim.add(make_request("b", [2] * 4, max_tokens=20, arrival=2))
+    leases = set()
+
+    while sim.scheduler.stats().num_requests:
+        sim.step()
+        plan = sim.links["w"].sent[-1]
+        leases.add(plan.lease_steps)
+        if len(sim.scheduler.members("w")) == 2:
+            assert plan.hold_rows == []
+
+    assert leases >= {2}
+    assert sim.scheduler.stats().num_preemptions == 0
+    sim.run()
+    sim.check_end()
+
+
+def test_short_of_blocks_the_latest_arrival_is_preempted(simulate, make_request):
+    sim = two_rows_that_outgrow_the_pool(simulate, make_request)
+
+    run_until(sim, lambda: sim.scheduler.stats().num_preemptions)
+
+    assert sim.scheduler.members("w") == ["old"]
+    sim.run()
+    sim.check_end()
+    assert sim.finished == ["old", "new"]
+
+
+def test_short_of_blocks_the_lower_priority_is_preempted_first(simulate, make_request):
+    sim = simulate(num_blocks=4, block_size=8, max_model_len=32, lease_steps=0)
+    low, high = Priority.LOW, Priority.HIGH
+    sim.add(make_request("low", [1] * 10, max_tokens=14, arrival=1, priority=low))
+    sim.add(make_request("high", [2] * 10, max_tokens=14, arrival=2, priority=high))
+
+    run_until(sim, lambda: sim.scheduler.stats().num_preemptions)
+
+    assert sim.scheduler.members("w") == ["high"]
+    sim.run()
+    sim.check_end()
+
+
+def test_the_only_row_is_never_preempted(simulate, make_request):
+    sim = simulate(num_blocks=4, block_size=8, max_model_len=32)
+    sim.add(make_request("a", [1] * 3, max_tokens=29))
+
+    sim.run()
+
+    assert sim.scheduler.stats().num_preemptions == 0
+    sim.check_end()
+
+
+def test_a_preempted_sequence_waits_for_the_plan_that_released_it(simulate, make_request):
+    sim = two_rows_that_outgrow_the_pool(simulate, make_request)
+    while not sim.scheduler.stats().num_preemptions:
+        plan = sim.plan()
+        if not sim.scheduler.stats().num_preemptions:
+            sim.execute()
+            sim.deliver()
+
+    assert plan.release_rows
+    assert status_of(sim, "new") is SequenceStatus.PREEMPTED
+    assert sim.scheduler.stats().num_waiting == 0
+    used = sim.scheduler.num_used_blocks("w")
+
+    sim.execute()
+    sim.deliver()
+
+    assert status_of(sim, "new") is SequenceStatus.WAITING
+    assert sim.scheduler.num_used_blocks("w") < used
+
+
+def test_tokens_in_flight_of_a_preempted_row_are_accepted(simulate, make_request):
+    sim = two_rows_that_outgrow_the_pool(simulate, make_request)
+    while not sim.scheduler.stats().num_preemptions:
+        sim.now_ns += 1
+        before = {key: len(output) for key, output in sim.outputs.items()}
+        if sim.plan() is None or sim.links["w"].num_outstanding == 2:
+            sim.execute()
+            outcome = sim.deliver()
+    assert status_of(sim, "new") is SequenceStatus.PREEMPTED
+
+    sim.execute()
+    outcome = sim.deliver()
+
+    assert "new" in {delta.request_id for delta in outcome.deltas}
+    assert len(sim.outputs["new", 0]) == before["new", 0] + 1
+    sim.run()
+    sim.check_end()
+
+
+def test_a_preempted_sequence_finds_its_full_blocks_again(simulate, make_request):
+    sim = simulate(num_blocks=6, block_size=8, max_model_len=48, lease_steps=0)
+    sim.add(make_request("old", [1] * 10, max_tokens=20, arrival=1))
+    sim.add(make_request("new", [2] * 17, max_tokens=14, arrival=2))
+
+    sim.run()
+
+    sim.check_end()
+    stats = sim.scheduler.stats()
+    assert stats.num_preemptions > 0
+    assert stats.workers[0].num_cached_tokens >= 8
+
+
+def test_rows_are_held_while_released_blocks_are_on_their_way_back(simulate, make_request):
+    sim = two_rows_that_outgrow_the_pool(simulate, make_request)
+    plan = None
+    while not sim.scheduler.stats().num_preemptions:
+        plan = sim.plan()
+        sim.execute()
+        sim.deliver()
+
+    held = set(plan.hold_rows)
+    (old,) = sim.mirror().decoding.values()
+    assert held == {old.row}
+    assert plan.admissions == []
+
+    following = sim.plan()
+    assert following.hold_rows == []
+    assert [row for row, _ in following.grants] == [old.row]
+    sim.run()
+    sim.check_end()
+
+
+def test_a_large_prompt_is_not_starved_by_small_ones(simulate, make_request):
+    sim = simulate(num_blocks=8, block_size=8, max_model_len=64, max_bypasses=3, lease_steps=0)
+    sim.add(make_request("first", [1] * 20, max_tokens=30, arrival=0))
+    sim.step()
+    sim.add(make_request("large", [2] * 50, max_tokens=2, arrival=1))
+    for i in range(20):
+        sim.add(make_request(str(i), [3 + i] * 4, max_tokens=3, arrival=2 + i))
+
+    sim.run()
+
+    assert sim.finished.index("large") <= 2 + 3
+    sim.check_end()

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from millrace.scheduler.budget import TokenBudget
+from millrace.scheduler.policy import SchedulerPolicy
+from millrace.scheduler.step_time import StepTimeModel
+
+
+def true_ms(num_tokens, kv_tokens, *, scale=1.0):
+    return scale * (9.0 + 0.25 * num_tokens + 0.0007 * kv_tokens)
+
+
+def observe_mixed(model, random, num_steps, *, scale=1.0):
+    for _ in range(num_steps):
+        num_tokens, kv_tokens = random.choice((1, 8, 32, 160, 512)), random.randrange(20_000)
+        noise = random.uniform(0.97, 1.03)
+        model.observe(num_tokens, kv_tokens, noise * true_ms(num_tokens, kv_tokens, scale=scale))
+
+
+def assert_predicts(model, *, scale=1.0, rel=0.1):
+    for num_tokens, kv_tokens in ((1, 300), (32, 9600), (200, 5000), (512, 100)):
+        expected = true_ms(num_tokens, kv_tokens, scale=scale)
+        assert model.predict_ms(num_tokens, kv_tokens) == pytest.approx(expected, rel=rel)
+
+
+def test_the_fit_finds_all_three_costs():
+    model = StepTimeModel()
+
+    observe_mixed(model, Random(1), 200)
+
+    assert_predicts(model)
+    assert model.ms_per_token == pytest.approx(0.25, rel=0.1)
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.2, 5.0])
+def test_a_machine_far_from_the_prior_is_learnt(scale):
+    model = StepTimeModel()
+
+    observe_mixed(model, Random(2), 400, scale=scale)
+
+    assert_predicts(model, scale=scale, rel=0.25)
+
+
+def test_single_steps_that_were_held_up_do_not_matter():
+    model, random = StepTimeModel(), Random(3)
+    observe_mixed(model, random, 100)
+
+    for _ in range(5):
+        model.observe(32, 9600, 20 * true_ms(32, 9600))
+        observe_mixed(model, random, 10)
+
+    assert_predicts(model, rel=0.25)
+
+
+def test_a_lasting_change_is_followed():
+    model, random = StepTimeModel(), Random(4)
+    observe_mixed(model, random, 200)
+
+    observe_mixed(model, random, 400, scale=3.0)
+
+    assert_predicts(model, scale=3.0, rel=0.25)
+
+
+def test_steady_decoding_does_not_blow_up_the_fit():
+    model, random = StepTimeModel(), Random(5)
+    observe_mixed(model, random, 100)
+
+    for i in range(20_000):
+        model.observe(8, 2400, random.uniform(0.95, 1.05) * true_ms(8, 2400 + i % 7))
+
+    assert model.predict_ms(8, 2400) == pytest.approx(true_ms(8, 2400), rel=0.05)
+    assert 0.05 < model.ms_per_token < 1.0
+    assert model.predict_ms(512, 2400) < 10 * true_ms(512, 2400)
+
+
+def test_costs_are_never_negative():
+    model = StepTimeModel()
+    for _ in range(300):
+        model.observe(512, 0, 1.0)
+        model.observe(1, 0, 10.0)
+
+    assert model.base_ms >= 0
+    assert model.ms_per_token > 0
+    assert model.ms_per_kv_token >= 0
+
+
+def learnt():
+    model = StepTimeModel()
+    observe_mixed(model, Random(6), 300)
+    return model
+
+
+def test_prompts_get_the_whole_step_while_nothing_decodes():
+    budget = TokenBudget.for_step(SchedulerPolicy(max_num_batched_tokens=512), learnt(), 0, 0)
+
+    assert budget.take(10_000) == 512
+
+
+def test_beside_decodes_prompts_get_what_the_target_leaves():
+    model, policy = learnt(), SchedulerPolicy(target_itl_ms=60.0)
+
+    num_tokens = TokenBudget.for_step(policy, model, 8, 2400).take(10_000)
+
+    assert num_tokens % 32 == 0
+    assert model.predict_ms(8 + num_tokens, 2400) <= 60.0
+    assert model.predict_ms(8 + num_tokens + 32, 2400) > 60.0
+
+
+def test_a_prompt_advances_by_one_chunk_however_tight_the_target():
+    budget = TokenBudget.for_step(SchedulerPolicy(target_itl_ms=1.0), learnt(), 8, 2400)
+
+    assert budget.take(10_000) == 32
+    assert budget.take(10_000) == 0
+
+
+def test_chunks_are_multiples_of_32_unless_they_end_a_prompt():
+    budget = TokenBudget(100)
+
+    assert budget.take(33) == 33
+    assert budget.take(500) == 64
+    assert budget.take(2) == 2
+    assert budget.take(2) == 0
