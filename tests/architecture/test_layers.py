@@ -43,7 +43,7 @@ THIRD_PARTY: dict[str, frozenset[str]] = {
     "torch": frozenset({"engine", "worker"}),
     "redis": frozenset({"cache"}),
     "nats": frozenset({"bus"}),
-    "transformers": frozenset({"engine", "tokenizer", "hub"}),
+    "transformers": frozenset({"engine"}),
     "starlette": frozenset({"gateway"}),
 }
 

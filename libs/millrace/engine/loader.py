@@ -67,7 +67,7 @@ class Checkpoint:
         return self.merged(names) if any(name in self._file_of for name in names) else None
 
     def check_all_used(self, *, but: Sequence[str] = ()) -> None:
-        """Raises `UnsupportedModel` where a tensor was never asked for and does not end in `but`."""
+        """Raises `UnsupportedModel` for a tensor never asked for that does not end in `but`."""
         left = sorted(
             name
             for name in self._file_of

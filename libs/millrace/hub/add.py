@@ -36,7 +36,7 @@ def add_model(
         raise UnknownModel(f"{path} does not exist", field="path")
     if path.is_file() and path.suffix != ".gguf":
         raise ConfigError(f"{path} is neither a model folder nor a .gguf file", field="path")
-    name = check_name(name or path.stem if path.is_file() else name or path.name)
+    name = check_name(name or (path.stem if path.is_file() else path.name))
     for alias in aliases:
         check_name(alias)
     entry_folder = folder_name(name)

@@ -88,6 +88,7 @@ def _download_wheel(wheel: Path, stream: TextIO | None) -> None:
             f"into {wheel.parent} yourself." + (f" pip said:\n{said}" if said else "")
         )
     fetched.replace(wheel)
+    partial.rmdir()
 
 
 def _check_wheel(wheel: Path, stream: TextIO | None) -> None:

@@ -16,12 +16,11 @@ _BAR_WIDTH = 30
 
 @dataclass
 class Progress:
-    """One piece of work with a known total; without a stream it stays silent."""
+    """One piece of work with a known total in bytes; without a stream it stays silent."""
 
     label: str
     total: int
     stream: TextIO | None = None
-    is_bytes: bool = True
     done: int = 0
     _started_s: float = field(default_factory=time.monotonic)
     _drawn_s: float = 0.0
@@ -55,9 +54,7 @@ class Progress:
 
     def _amount(self) -> str:
         percent = 100 * self.done / self.total if self.total else 100.0
-        if self.is_bytes:
-            return f"{percent:3.0f} % of {format_bytes(self.total)}"
-        return f"{percent:3.0f} % ({self.done}/{self.total})"
+        return f"{percent:3.0f} % of {format_bytes(self.total)}"
 
     def _redraw(self) -> None:
         assert self.stream is not None

@@ -23,24 +23,17 @@ def remove_model(model: str, home: Home) -> int:
     entry_folder = folder_name(found[0].name if found else model)
     with pull_lock(home, entry_folder, wait_s=0.0):
         found = find_manifest(model, home)
+        freed = discard_staging(home, entry_folder)
+        if found is None and not freed:
+            raise UnknownModel(
+                f"model {model!r} is not on this machine; known: {', '.join(known_names(home))}",
+                field="model",
+            )
         if found is None:
-            return _remove_half_pulled(model, entry_folder, home)
+            return freed
         manifest, folder = found
         # One rename takes it out of the catalogue; deleting may then take its time.
         trash = staging_folder(home, f"{entry_folder}.removed.{os.getpid()}")
         os.rename(folder, trash)
         shutil.rmtree(trash)
-        discard_staging(home, entry_folder)
-        return 0 if manifest.folder else manifest.size_bytes
-
-
-def _remove_half_pulled(model: str, entry_folder: str, home: Home) -> int:
-    staged = home.models / ".staging" / entry_folder
-    if not staged.is_dir():
-        raise UnknownModel(
-            f"model {model!r} is not on this machine; known: {', '.join(known_names(home))}",
-            field="model",
-        )
-    freed = sum(path.stat().st_size for path in staged.iterdir())
-    discard_staging(home, entry_folder)
-    return freed
+        return freed + (0 if manifest.folder else manifest.size_bytes)

@@ -79,9 +79,12 @@ def staging_folder(home: Home, entry_folder: str) -> Path:
     return path
 
 
-def discard_staging(home: Home, entry_folder: str) -> None:
-    """Forget a half-built entry."""
-    shutil.rmtree(home.models / _STAGING / entry_folder, ignore_errors=True)
+def discard_staging(home: Home, entry_folder: str) -> int:
+    """Forget a half-built entry. Returns the bytes freed, 0 where there was none."""
+    path = home.models / _STAGING / entry_folder
+    freed = sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else 0
+    shutil.rmtree(path, ignore_errors=True)
+    return freed
 
 
 def publish(home: Home, entry_folder: str) -> Path:

@@ -6,7 +6,9 @@ many requests and get none: their messages carry the context of each request the
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, cast
 
@@ -160,6 +162,9 @@ class TraceClientInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
     The span ends by a callback on the call, so that a cancellation reaches the caller untouched.
     """
 
+    def __init__(self) -> None:
+        self._endings: set[asyncio.Task[None]] = set()
+
     async def intercept_unary_unary(
         self,
         continuation: Callable[[grpc.aio.ClientCallDetails, Any], Awaitable[Any]],
@@ -186,22 +191,19 @@ class TraceClientInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
             ),
             request,
         )
-        call.add_done_callback(lambda done: _end_client_span(span, done))
+        call.add_done_callback(lambda done: self._end(span, done))
         return call
 
+    def _end(self, span: trace.Span, call: Any) -> None:
+        ending = asyncio.ensure_future(_end_client_span(span, call, time.time_ns()))
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
 
-def _end_client_span(span: trace.Span, call: Any) -> None:
-    code = _code_of(call)
+
+async def _end_client_span(span: trace.Span, call: Any, ended_unix_ns: int) -> None:
+    # The call is done, so its status is there; only the accessor is a coroutine.
+    code = await call.code()
     span.set_attribute(ATTR_RPC_STATUS_CODE, code.name)
     if code is not grpc.StatusCode.OK:
         span.set_status(Status(StatusCode.ERROR, code.name))
-    span.end()
-
-
-def _code_of(call: Any) -> grpc.StatusCode:
-    # The done callback runs when the status is known; the public accessor is a coroutine.
-    if call.cancelled():
-        return grpc.StatusCode.CANCELLED
-    status = getattr(call, "_cython_call", None)
-    number = status.status().code() if status is not None and status.status() is not None else 0
-    return next(code for code in grpc.StatusCode if code.value[0] == number)
+    span.end(ended_unix_ns)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import Coroutine
-from typing import Any
 
 import uvloop
 
@@ -77,6 +75,7 @@ async def serve(config: SchedulerConfig) -> None:
     if config.metrics_port:
         await start_metrics_server(registry, config.host, config.metrics_port)
     ownership = Ownership(bus, scheduler_id, config.advertise_address or address, config.model)
+    signalled = asyncio.create_task(run_until_signalled())
     print(f"ready scheduler {address}", flush=True)
 
     async def own() -> None:
@@ -89,7 +88,7 @@ async def serve(config: SchedulerConfig) -> None:
             group.create_task(board.run())
 
     try:
-        await _first_of(own(), run_until_signalled())
+        await _first_of(asyncio.create_task(own()), signalled)
     finally:
         await ownership.release()
         links.close()
@@ -99,9 +98,8 @@ async def serve(config: SchedulerConfig) -> None:
         telemetry.shutdown()
 
 
-async def _first_of(*coroutines: Coroutine[Any, Any, None]) -> None:
-    """Runs until one has ended, cancels the others, and raises what the first one raised."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+async def _first_of(*tasks: asyncio.Task[None]) -> None:
+    """Waits until one has ended, cancels the others, and raises what the first one raised."""
     done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in pending:
         task.cancel()

@@ -83,8 +83,9 @@ async def serve(config: WorkerConfig, engine: Engine) -> None:
     )
     if config.metrics_port:
         await start_metrics_server(registry, config.host, config.metrics_port)
+    signalled = asyncio.create_task(run_until_signalled())
     print(f"ready worker {address}", flush=True)
-    await run_until_signalled()
+    await signalled
     beating.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await beating

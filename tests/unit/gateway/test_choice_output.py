@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -38,7 +38,7 @@ def delta(start: int, ids: list[int], finish: FinishReason = FinishReason.NONE) 
     return TokenDelta("r", 0, start, ids, finish)
 
 
-def pump(choice: ChoiceOutput, decoder: Callable[[DecodeRow], DecodedRow] = decode):
+def pump(choice: ChoiceOutput, decoder: Callable[[DecodeRow], DecodedRow] = decode) -> Any:
     """Decodes all that is there; (text, ids) handed on."""
     text, ids = "", []
     while (row := choice.next_row()) is not None:
@@ -50,7 +50,7 @@ def pump(choice: ChoiceOutput, decoder: Callable[[DecodeRow], DecodedRow] = deco
     return text, ids
 
 
-def test_double_tokens_are_skipped():
+def test_double_tokens_are_skipped() -> None:
     choice = choice_of()
     choice.accept(delta(0, [1, 2, 3]))
 
@@ -59,7 +59,7 @@ def test_double_tokens_are_skipped():
     assert choice.token_ids == [1, 2, 3, 4]
 
 
-def test_gap_is_not_taken():
+def test_gap_is_not_taken() -> None:
     choice = choice_of()
     choice.accept(delta(0, [1]))
 
@@ -67,7 +67,7 @@ def test_gap_is_not_taken():
     assert choice.token_ids == [1]
 
 
-def test_end_without_new_tokens_counts():
+def test_end_without_new_tokens_counts() -> None:
     choice = choice_of()
     choice.accept(delta(0, [104, 105]))
 
@@ -76,7 +76,7 @@ def test_end_without_new_tokens_counts():
     assert choice.ended is FinishReason.LENGTH
 
 
-def test_end_of_an_older_shorter_delta_does_not_count():
+def test_end_of_an_older_shorter_delta_does_not_count() -> None:
     choice = choice_of()
     choice.accept(delta(0, [1, 2, 3]))
 
@@ -84,7 +84,7 @@ def test_end_of_an_older_shorter_delta_does_not_count():
     assert not choice.is_settled
 
 
-def test_stop_token_counts_but_is_not_text():
+def test_stop_token_counts_but_is_not_text() -> None:
     choice = choice_of()
     choice.accept(delta(0, [104, 105, EOS], FinishReason.STOP))
 
@@ -92,7 +92,7 @@ def test_stop_token_counts_but_is_not_text():
     assert choice.num_emitted == 3
 
 
-def test_unfinished_character_is_shown_as_replacement_at_the_end():
+def test_unfinished_character_is_shown_as_replacement_at_the_end() -> None:
     choice = choice_of()
     choice.accept(delta(0, [104, 0xC3]))
     assert pump(choice) == ("h", [104, 0xC3])
@@ -102,7 +102,7 @@ def test_unfinished_character_is_shown_as_replacement_at_the_end():
     assert pump(choice) == ("�", [])
 
 
-def test_tokens_count_up_to_the_one_that_completes_the_match():
+def test_tokens_count_up_to_the_one_that_completes_the_match() -> None:
     choice = choice_of(["bb"])
     choice.accept(delta(0, [97, 300, 98, 99, 99]))
 
@@ -110,21 +110,21 @@ def test_tokens_count_up_to_the_one_that_completes_the_match():
     assert (choice.ended, choice.matched_stop, choice.num_emitted) == (FinishReason.STOP, "bb", 3)
 
 
-def test_stop_string_does_not_count_before_min_tokens():
+def test_stop_string_does_not_count_before_min_tokens() -> None:
     choice = choice_of(["a"], min_tokens=3)
     choice.accept(delta(0, [97, 97, 98, 97, 98]))
 
     assert pump(choice) == ("aab", [97, 97, 98, 97])
 
 
-def test_stop_string_counts_at_the_token_that_reaches_min_tokens():
+def test_stop_string_counts_at_the_token_that_reaches_min_tokens() -> None:
     choice = choice_of(["a"], min_tokens=3)
     choice.accept(delta(0, [98, 98, 97, 98]))
 
     assert pump(choice) == ("bb", [98, 98, 97])
 
 
-def test_text_held_back_is_shown_at_the_end():
+def test_text_held_back_is_shown_at_the_end() -> None:
     choice = choice_of(["END"])
     choice.accept(delta(0, list(b"xEN")))
     assert pump(choice)[0] == "x"
@@ -134,7 +134,7 @@ def test_text_held_back_is_shown_at_the_end():
     assert pump(choice) == ("EN", [EOS])
 
 
-def test_choice_that_ended_by_stop_string_goes_on_accepting_silently():
+def test_choice_that_ended_by_stop_string_goes_on_accepting_silently() -> None:
     choice = choice_of(["b"])
     choice.accept(delta(0, [98]))
     pump(choice)
@@ -150,10 +150,12 @@ def test_choice_that_ended_by_stop_string_goes_on_accepting_silently():
     stops=st.lists(st.text("abé!", min_size=1, max_size=3), max_size=3),
     data=st.data(),
 )
-def test_any_split_into_frames_gives_the_same_text_tokens_and_stop(min_tokens, ids, stops, data):
+def test_any_split_into_frames_gives_the_same_text_tokens_and_stop(
+    min_tokens: Any, ids: Any, stops: Any, data: Any
+) -> None:
     finish = FinishReason.LENGTH
     reference = choice_of(stops, min_tokens)
-    text, shown = "", []
+    text, shown = "", list[int]()
     for index, token_id in enumerate(ids):
         reference.accept(delta(index, [token_id]))
         piece, new = pump(reference)
@@ -164,7 +166,7 @@ def test_any_split_into_frames_gives_the_same_text_tokens_and_stop(min_tokens, i
 
     cuts = sorted(data.draw(st.lists(st.integers(0, len(ids)), max_size=5)))
     other = choice_of(stops, min_tokens)
-    other_text, other_shown = "", []
+    other_text, other_shown = "", list[int]()
     bounds = [0, *cuts, len(ids)]
     for begin, end in zip(bounds, bounds[1:], strict=False):
         # Frames may repeat what came before.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -19,12 +19,12 @@ EPOCH = 7
 
 
 @pytest.fixture(autouse=True)
-def quick_reconnects(monkeypatch):
+def quick_reconnects(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millrace.gateway.scheduler_link.MIN_BACKOFF_S", 0.001)
     monkeypatch.setattr("millrace.gateway.scheduler_link.MAX_BACKOFF_S", 0.01)
 
 
-def text_of(events):
+def text_of(events: Any) -> Any:
     return "".join(event.text for event in events if isinstance(event, Delta))
 
 
@@ -32,7 +32,7 @@ def dropped(gateway: Harness) -> float | None:
     return gateway.registry.get_sample_value("millrace_stale_frames_dropped_total")
 
 
-async def test_double_tokens_are_shown_once(gateway: Harness):
+async def test_double_tokens_are_shown_once(gateway: Harness) -> None:
     gateway.silence()
     answer = await gateway.open()
     gateway.send([300], 0)
@@ -44,7 +44,7 @@ async def test_double_tokens_are_shown_once(gateway: Harness):
     assert dropped(gateway) == 1
 
 
-async def test_frame_of_an_older_attempt_is_dropped(gateway: Harness):
+async def test_frame_of_an_older_attempt_is_dropped(gateway: Harness) -> None:
     gateway.silence()
     answer = await gateway.open()
     gateway.send([300], 0, attempt=EPOCH + 1)
@@ -55,7 +55,7 @@ async def test_frame_of_an_older_attempt_is_dropped(gateway: Harness):
     assert dropped(gateway) == 1
 
 
-async def test_gap_is_never_shown_and_is_asked_for_once(gateway: Harness):
+async def test_gap_is_never_shown_and_is_asked_for_once(gateway: Harness) -> None:
     gateway.silence()
     answer = await gateway.open()
     request_id = gateway.queued.request_id
@@ -70,7 +70,7 @@ async def test_gap_is_never_shown_and_is_asked_for_once(gateway: Harness):
     assert gateway.stream.told("resume") == [("resume", request_id, {0: [300]})]
 
 
-async def test_broken_stream_is_opened_again_and_resumed(gateway: Harness):
+async def test_broken_stream_is_opened_again_and_resumed(gateway: Harness) -> None:
     gateway.silence()
     answer = await gateway.open(sampling={"num_choices": 2})
     request_id = gateway.queued.request_id
@@ -87,7 +87,7 @@ async def test_broken_stream_is_opened_again_and_resumed(gateway: Harness):
     assert text_of(await gateway.read(answer)) == "Hello, world"
 
 
-async def test_stream_is_tried_again_until_the_scheduler_is_back(gateway: Harness):
+async def test_stream_is_tried_again_until_the_scheduler_is_back(gateway: Harness) -> None:
     gateway.is_refusing_streams = True
     gateway.stream.break_off()
     await gateway.until(lambda: not gateway.directory.get("tiny").is_attached)
@@ -100,7 +100,7 @@ async def test_stream_is_tried_again_until_the_scheduler_is_back(gateway: Harnes
     assert text_of(await gateway.read(await gateway.open())) == "Hello, world!"
 
 
-async def test_new_owner_is_followed(gateway: Harness):
+async def test_new_owner_is_followed(gateway: Harness) -> None:
     gateway.silence()
     answer = await gateway.open()
 
@@ -112,7 +112,7 @@ async def test_new_owner_is_followed(gateway: Harness):
     assert text_of(await gateway.read(answer)) == "!"
 
 
-async def test_older_owner_is_refused(gateway: Harness):
+async def test_older_owner_is_refused(gateway: Harness) -> None:
     from millrace.core.membership import SchedulerOwner
 
     gateway.router.on_owner(SchedulerOwner("old", EPOCH - 1, "s:9", "tiny"))
@@ -121,7 +121,7 @@ async def test_older_owner_is_refused(gateway: Harness):
     assert [stream.address for stream in gateway.streams] == ["s:1"]
 
 
-async def test_query_is_answered_with_cursors_or_gone(gateway: Harness):
+async def test_query_is_answered_with_cursors_or_gone(gateway: Harness) -> None:
     gateway.silence()
     answer = await gateway.open()
     request_id = gateway.queued.request_id
@@ -135,14 +135,14 @@ async def test_query_is_answered_with_cursors_or_gone(gateway: Harness):
     answer.abandon()
 
 
-async def test_terminal_delta_of_an_unknown_request_is_confirmed(gateway: Harness):
+async def test_terminal_delta_of_an_unknown_request_is_confirmed(gateway: Harness) -> None:
     gateway.send([1], 0, FinishReason.STOP, request_id="d" * 32)
 
     await gateway.until(lambda: gateway.stream.told("done") != [])
     assert gateway.stream.told("done") == [("done", "d" * 32)]
 
 
-async def test_tokens_of_an_unknown_request_are_aborted_once(gateway: Harness):
+async def test_tokens_of_an_unknown_request_are_aborted_once(gateway: Harness) -> None:
     gateway.send([1], 0, request_id="d" * 32)
     gateway.send([1], 1, request_id="d" * 32)
     gateway.send([1], 0, FinishReason.STOP, request_id="c" * 32)
@@ -151,7 +151,7 @@ async def test_tokens_of_an_unknown_request_are_aborted_once(gateway: Harness):
     assert gateway.stream.told("abort") == [("abort", "d" * 32, "client")]
 
 
-async def test_abort_while_the_stream_is_down_goes_over_the_bus(gateway: Harness):
+async def test_abort_while_the_stream_is_down_goes_over_the_bus(gateway: Harness) -> None:
     gateway.silence()
     answer = await gateway.open()
     gateway.is_refusing_streams = True
@@ -164,7 +164,7 @@ async def test_abort_while_the_stream_is_down_goes_over_the_bus(gateway: Harness
     assert gateway.bus.aborted == [gateway.queued.request_id]
 
 
-async def test_silent_stream_is_given_up(gateway: Harness, monkeypatch):
+async def test_silent_stream_is_given_up(gateway: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millrace.gateway.scheduler_link.SILENCE_LIMIT_S", 0.02)
     gateway.stream.break_off()
 

@@ -28,7 +28,7 @@ def events_of(text: str) -> list[Any]:
     return [p if p == "[DONE]" else json.loads(p) for p in payloads]
 
 
-async def test_whole_reply(gateway: Harness):
+async def test_whole_reply(gateway: Harness) -> None:
     async with gateway.client() as client:
         reply = await client.post(PATH, json={**BODY, "seed": 5})
 
@@ -60,7 +60,7 @@ async def test_whole_reply(gateway: Harness):
     assert gateway.queued.request_id == request_id
 
 
-async def test_stream_is_golden(gateway: Harness):
+async def test_stream_is_golden(gateway: Harness) -> None:
     gateway.reply = [*'"é'.encode(), EOS]
     body = {**BODY, "seed": 5, "stream": True, "stream_options": {"include_usage": True}}
     async with gateway.client() as client:
@@ -97,7 +97,7 @@ async def test_stream_is_golden(gateway: Harness):
     assert len(reply.headers["x-request-id"]) == 32
 
 
-async def test_stream_without_usage_has_no_usage_key(gateway: Harness):
+async def test_stream_without_usage_has_no_usage_key(gateway: Harness) -> None:
     async with gateway.client() as client:
         reply = await client.post(PATH, json={**BODY, "stream": True})
 
@@ -107,7 +107,7 @@ async def test_stream_without_usage_has_no_usage_key(gateway: Harness):
     assert events[-2]["choices"][0]["finish_reason"] == "stop"
 
 
-async def test_every_choice_begins_with_its_role(gateway: Harness):
+async def test_every_choice_begins_with_its_role(gateway: Harness) -> None:
     async with gateway.client() as client:
         reply = await client.post(PATH, json={**BODY, "stream": True, "n": 2})
 
@@ -118,7 +118,7 @@ async def test_every_choice_begins_with_its_role(gateway: Harness):
         assert "".join(delta.get("content", "") for delta in deltas) == "Hello, world!"
 
 
-async def test_logprobs_show_token_bytes_and_top(gateway: Harness):
+async def test_logprobs_show_token_bytes_and_top(gateway: Harness) -> None:
     body = {**BODY, "logprobs": True, "top_logprobs": 2}
     async with gateway.client() as client:
         reply = await client.post(PATH, json=body)
@@ -136,7 +136,7 @@ async def test_logprobs_show_token_bytes_and_top(gateway: Harness):
     assert len(content) == 5
 
 
-async def test_content_may_be_text_parts_and_developer_is_system(gateway: Harness):
+async def test_content_may_be_text_parts_and_developer_is_system(gateway: Harness) -> None:
     messages = [
         {"role": "developer", "content": "be brief"},
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
@@ -148,7 +148,7 @@ async def test_content_may_be_text_parts_and_developer_is_system(gateway: Harnes
     assert bytes(gateway.queued.prompt_token_ids) == b"be brief\nab\n"
 
 
-async def test_error_in_the_middle_of_a_stream_is_a_chunk(gateway: Harness):
+async def test_error_in_the_middle_of_a_stream_is_a_chunk(gateway: Harness) -> Any:
     gateway.silence()
 
     async def go() -> str:
@@ -166,7 +166,7 @@ async def test_error_in_the_middle_of_a_stream_is_a_chunk(gateway: Harness):
     assert events[-2]["error"]["type"] == "server_error"
 
 
-async def test_refusal_before_the_stream_is_a_plain_error(gateway: Harness):
+async def test_refusal_before_the_stream_is_a_plain_error(gateway: Harness) -> None:
     gateway.bus.refusal = Overloaded("the queue is full", retry_after_s=2.5)
     async with gateway.client() as client:
         reply = await client.post(PATH, json={**BODY, "stream": True})
@@ -178,7 +178,7 @@ async def test_refusal_before_the_stream_is_a_plain_error(gateway: Harness):
 
 
 @pytest.mark.parametrize("is_streamed", [True, False])
-async def test_disconnect_aborts_the_request(gateway: Harness, is_streamed: bool):
+async def test_disconnect_aborts_the_request(gateway: Harness, is_streamed: bool) -> Any:
     gateway.silence()
     app = create_app(gateway.edge)
     gone = asyncio.Event()
@@ -219,7 +219,7 @@ async def test_disconnect_aborts_the_request(gateway: Harness, is_streamed: bool
     assert gateway.pipeline.num_in_flight == 0
 
 
-async def test_client_that_takes_nothing_is_cut(gateway: Harness):
+async def test_client_that_takes_nothing_is_cut(gateway: Harness) -> Any:
     import dataclasses
 
     gateway.silence()
@@ -253,7 +253,7 @@ async def test_client_that_takes_nothing_is_cut(gateway: Harness):
     await gateway.until(lambda: gateway.stream.told("abort") != [])
 
 
-async def test_idle_stream_is_pinged(gateway: Harness):
+async def test_idle_stream_is_pinged(gateway: Harness) -> Any:
     import dataclasses
 
     import httpx

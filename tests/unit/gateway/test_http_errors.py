@@ -41,7 +41,7 @@ def check_error(reply: Any, status: int, param: str | None, code: str | None) ->
         (b"\xef\xbb\xbf{}", "not JSON"),
     ],
 )
-async def test_broken_body_is_400(gateway: Harness, raw: bytes, words: str):
+async def test_broken_body_is_400(gateway: Harness, raw: bytes, words: str) -> None:
     async with gateway.client() as client:
         reply = await client.post(CHAT, content=raw, headers={"content-type": "application/json"})
 
@@ -114,7 +114,7 @@ async def test_broken_body_is_400(gateway: Harness, raw: bytes, words: str):
 )
 async def test_wrong_field_names_itself_its_value_and_the_limit(
     gateway: Harness, fields: dict[str, Any], param: str, words: list[str]
-):
+) -> None:
     raw = json.dumps({"messages": HI, **fields}).encode()
     async with gateway.client() as client:
         reply = await client.post(CHAT, content=raw, headers={"content-type": "application/json"})
@@ -149,7 +149,7 @@ async def test_wrong_field_names_itself_its_value_and_the_limit(
 )
 async def test_semantic_field_that_is_not_done_is_refused(
     gateway: Harness, fields: dict[str, Any], param: str
-):
+) -> None:
     async with gateway.client() as client:
         reply = await client.post(CHAT, json={"messages": HI, **fields})
 
@@ -166,7 +166,7 @@ async def test_semantic_field_that_is_not_done_is_refused(
         {"temperature": None, "stop": None, "logit_bias": None, "stream": None},
     ],
 )
-async def test_harmless_field_is_ignored(gateway: Harness, fields: dict[str, Any]):
+async def test_harmless_field_is_ignored(gateway: Harness, fields: dict[str, Any]) -> None:
     async with gateway.client() as client:
         reply = await client.post(CHAT, json={"messages": HI, **fields})
 
@@ -196,7 +196,7 @@ async def test_harmless_field_is_ignored(gateway: Harness, fields: dict[str, Any
 )
 async def test_wrong_field_on_the_other_routes(
     gateway: Harness, path: str, body: dict[str, Any], param: str, words: list[str]
-):
+) -> None:
     async with gateway.client() as client:
         reply = await client.post(path, json=body)
 
@@ -205,7 +205,7 @@ async def test_wrong_field_on_the_other_routes(
 
 
 @pytest.mark.parametrize("field", ["echo", "suffix"])
-async def test_completion_feature_that_is_not_done_is_refused(gateway: Harness, field: str):
+async def test_completion_feature_that_is_not_done_is_refused(gateway: Harness, field: str) -> None:
     async with gateway.client() as client:
         reply = await client.post(
             TEXT, json={"prompt": "a", field: "x" if field == "suffix" else True}
@@ -214,7 +214,7 @@ async def test_completion_feature_that_is_not_done_is_refused(gateway: Harness, 
     check_error(reply, 400, field, "unsupported_parameter")
 
 
-async def test_best_of_is_refused_unless_it_is_n(gateway: Harness):
+async def test_best_of_is_refused_unless_it_is_n(gateway: Harness) -> None:
     async with gateway.client() as client:
         refused = await client.post(TEXT, json={"prompt": "a", "best_of": 3})
         taken = await client.post(TEXT, json={"prompt": "a", "best_of": 2, "n": 2})
@@ -223,7 +223,7 @@ async def test_best_of_is_refused_unless_it_is_n(gateway: Harness):
     assert taken.status_code == 200
 
 
-async def test_unknown_model_is_404(gateway: Harness):
+async def test_unknown_model_is_404(gateway: Harness) -> None:
     async with gateway.client() as client:
         reply = await client.post(CHAT, json={"model": "gpt-9", "messages": HI})
 
@@ -232,7 +232,7 @@ async def test_unknown_model_is_404(gateway: Harness):
     assert reply.headers["x-should-retry"] == "false"
 
 
-async def test_context_length_is_told_with_numbers(gateway: Harness):
+async def test_context_length_is_told_with_numbers(gateway: Harness) -> None:
     async with gateway.client() as client:
         reply = await client.post(CHAT, json={"messages": HI, "max_tokens": 100})
 
@@ -241,7 +241,7 @@ async def test_context_length_is_told_with_numbers(gateway: Harness):
     assert "64" in error["message"]
 
 
-async def test_idempotency_key_is_not_implemented(gateway: Harness):
+async def test_idempotency_key_is_not_implemented(gateway: Harness) -> None:
     async with gateway.client() as client:
         reply = await client.post(CHAT, json={"messages": HI, "idempotency_key": "k"})
 
@@ -249,12 +249,12 @@ async def test_idempotency_key_is_not_implemented(gateway: Harness):
     assert reply.headers["x-should-retry"] == "false"
 
 
-async def test_body_over_the_limit_is_413(gateway: Harness):
+async def test_body_over_the_limit_is_413(gateway: Harness) -> Any:
     import dataclasses
 
     gateway.edge = dataclasses.replace(gateway.edge, max_body_bytes=100)
 
-    async def parts():
+    async def parts() -> Any:
         yield b'{"x": "'
         yield b"a" * 200
 
@@ -269,14 +269,14 @@ async def test_body_over_the_limit_is_413(gateway: Harness):
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
-async def test_wrong_content_type_is_415(gateway: Harness, content_type: str):
+async def test_wrong_content_type_is_415(gateway: Harness, content_type: str) -> None:
     async with gateway.client() as client:
         reply = await client.post(CHAT, content=b"{}", headers={"content-type": content_type})
 
     check_error(reply, 415, None, "unsupported_media_type")
 
 
-async def test_unknown_path_is_404(gateway: Harness):
+async def test_unknown_path_is_404(gateway: Harness) -> None:
     async with gateway.client() as client:
         reply = await client.get("/v2/nothing")
 
@@ -284,7 +284,7 @@ async def test_unknown_path_is_404(gateway: Harness):
     assert "GET /v2/nothing" in error["message"]
 
 
-async def test_wrong_verb_is_405(gateway: Harness):
+async def test_wrong_verb_is_405(gateway: Harness) -> None:
     async with gateway.client() as client:
         reply = await client.get(CHAT)
 
@@ -292,7 +292,7 @@ async def test_wrong_verb_is_405(gateway: Harness):
     assert reply.headers["allow"] == "POST"
 
 
-async def test_no_scheduler_is_503_with_retry_after(gateway: Harness):
+async def test_no_scheduler_is_503_with_retry_after(gateway: Harness) -> None:
     gateway.directory.on_detached("tiny")
     async with gateway.client() as client:
         reply = await client.post(CHAT, json={"messages": HI})
@@ -301,7 +301,7 @@ async def test_no_scheduler_is_503_with_retry_after(gateway: Harness):
     assert reply.headers["retry-after"] == "2"
 
 
-async def test_deadline_is_504(gateway: Harness):
+async def test_deadline_is_504(gateway: Harness) -> None:
     gateway.silence()
     async with gateway.client() as client:
         reply = await client.post(CHAT, json={"messages": HI, "timeout_ms": 20})
@@ -310,8 +310,10 @@ async def test_deadline_is_504(gateway: Harness):
     assert error["type"] == "timeout_error"
 
 
-async def test_defect_is_500_without_details(gateway: Harness, monkeypatch, caplog):
-    def break_down(whole, parsed):
+async def test_defect_is_500_without_details(
+    gateway: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def break_down(whole: Any, parsed: Any) -> None:
         raise ZeroDivisionError("secret detail")
 
     monkeypatch.setattr("millrace.gateway.http.openai_chat.chat_reply", break_down)
@@ -324,14 +326,14 @@ async def test_defect_is_500_without_details(gateway: Harness, monkeypatch, capl
     assert len([record for record in caplog.records if record.exc_info]) == 1
 
 
-async def test_request_id_of_the_client_is_not_taken(gateway: Harness):
+async def test_request_id_of_the_client_is_not_taken(gateway: Harness) -> None:
     async with gateway.client() as client:
         reply = await client.post(CHAT, json={"messages": HI}, headers={"x-request-id": "a" * 32})
 
     assert reply.headers["x-request-id"] != "a" * 32
 
 
-async def test_trace_of_the_caller_goes_on(gateway: Harness):
+async def test_trace_of_the_caller_goes_on(gateway: Harness) -> None:
     parent = "00-11111111111111111111111111111111-2222222222222222-01"
     async with gateway.client() as client:
         good = await client.post(CHAT, json={"messages": HI}, headers={"traceparent": parent})

@@ -32,7 +32,7 @@ def events_of(text: str) -> list[Any]:
 )
 async def test_completion_takes_every_kind_of_prompt(
     gateway: Harness, prompt: Any, num_prompts: int, num_tokens: int
-):
+) -> None:
     async with gateway.client() as client:
         reply = await client.post(TEXT, json={"prompt": prompt, "n": 2})
 
@@ -46,7 +46,7 @@ async def test_completion_takes_every_kind_of_prompt(
 
 
 @pytest.mark.parametrize("prompt", ["abc", ["abc", "de"]])
-async def test_completion_streams(gateway: Harness, prompt: Any):
+async def test_completion_streams(gateway: Harness, prompt: Any) -> None:
     body = {"prompt": prompt, "stream": True, "stream_options": {"include_usage": True}}
     async with gateway.client() as client:
         reply = await client.post(TEXT, json=body)
@@ -63,7 +63,7 @@ async def test_completion_streams(gateway: Harness, prompt: Any):
     assert all(event["usage"] is None for event in events[:-2])
 
 
-async def test_completion_logprobs(gateway: Harness):
+async def test_completion_logprobs(gateway: Harness) -> None:
     async with gateway.client() as client:
         reply = await client.post(TEXT, json={"prompt": "a", "logprobs": 1})
 
@@ -74,7 +74,7 @@ async def test_completion_logprobs(gateway: Harness):
     assert logprobs["text_offset"] == [0, 5, 7, 12, 13]
 
 
-async def test_refused_prompt_refuses_the_completion(gateway: Harness):
+async def test_refused_prompt_refuses_the_completion(gateway: Harness) -> None:
     async with gateway.client() as client:
         whole = await client.post(TEXT, json={"prompt": ["ok", "a" * 64]})
         streamed = await client.post(TEXT, json={"prompt": ["ok", "a" * 64], "stream": True})
@@ -86,7 +86,7 @@ async def test_refused_prompt_refuses_the_completion(gateway: Harness):
 
 
 @pytest.mark.parametrize("fields", [{"maxTokens": 3, "topP": 0.5}, {"max_tokens": 3, "top_p": 0.5}])
-async def test_generate_answers_with_counts(gateway: Harness, fields: dict[str, Any]):
+async def test_generate_answers_with_counts(gateway: Harness, fields: dict[str, Any]) -> None:
     async with gateway.client() as client:
         reply = await client.post("/generate", json={"prompt": "hey", "temperature": 0, **fields})
 
@@ -106,7 +106,7 @@ async def test_generate_answers_with_counts(gateway: Harness, fields: dict[str, 
     assert gateway.queued.sampling.top_p == 0.5
 
 
-async def test_generate_marks_cached_answers(gateway: Harness):
+async def test_generate_marks_cached_answers(gateway: Harness) -> None:
     body = {"prompt": "hey", "temperature": 0, "cache": "use"}
     async with gateway.client() as client:
         first = await client.post("/generate", json=body)
@@ -117,7 +117,7 @@ async def test_generate_marks_cached_answers(gateway: Harness):
     assert first.json()["text"] == second.json()["text"]
 
 
-async def test_generate_streams(gateway: Harness):
+async def test_generate_streams(gateway: Harness) -> None:
     async with gateway.client() as client:
         reply = await client.post("/generate", json={"prompt": "hey", "stream": True})
 
@@ -128,7 +128,7 @@ async def test_generate_streams(gateway: Harness):
     assert events[-2]["finishReason"] == "stop"
 
 
-async def test_batch_answers_in_order_with_errors_per_item(gateway: Harness):
+async def test_batch_answers_in_order_with_errors_per_item(gateway: Harness) -> None:
     requests = [{"prompt": "a"}, {"prompt": ""}, {"prompt": "b", "maxTokens": 1}, 5]
     async with gateway.client() as client:
         reply = await client.post("/generate/batch", json={"requests": requests})
@@ -150,7 +150,7 @@ async def test_batch_answers_in_order_with_errors_per_item(gateway: Harness):
     assert reply.headers["x-request-id"] not in ids
 
 
-async def test_models_are_listed(gateway: Harness):
+async def test_models_are_listed(gateway: Harness) -> None:
     async with gateway.client() as client:
         listed = (await client.get("/v1/models")).json()
         one = await client.get("/v1/models/small")
@@ -170,7 +170,7 @@ async def test_models_are_listed(gateway: Harness):
     assert missing.json()["error"]["code"] == "model_not_found"
 
 
-async def test_model_info_shows_config_and_counts(gateway: Harness):
+async def test_model_info_shows_config_and_counts(gateway: Harness) -> None:
     async with gateway.client() as client:
         info = (await client.get("/model/info")).json()
 
@@ -179,7 +179,7 @@ async def test_model_info_shows_config_and_counts(gateway: Harness):
     assert info["workers"] == 1
 
 
-async def test_health_tells_model_cache_uptime_and_memory(gateway: Harness):
+async def test_health_tells_model_cache_uptime_and_memory(gateway: Harness) -> None:
     async with gateway.client() as client:
         health = (await client.get("/health")).json()
 
@@ -188,7 +188,7 @@ async def test_health_tells_model_cache_uptime_and_memory(gateway: Harness):
     assert health["memory"] > 1_000_000
 
 
-async def test_cache_stats(gateway: Harness):
+async def test_cache_stats(gateway: Harness) -> None:
     async with gateway.client() as client:
         stats = (await client.get("/cache/stats")).json()
 
@@ -196,7 +196,7 @@ async def test_cache_stats(gateway: Harness):
     assert (stats["keys"], stats["memory"], stats["hitRate"]) == (0, 10, 0)
 
 
-async def test_metrics_are_exposed(gateway: Harness):
+async def test_metrics_are_exposed(gateway: Harness) -> None:
     async with gateway.client() as client:
         await client.post("/generate", json={"prompt": "hey"})
         reply = await client.get("/metrics")
@@ -211,7 +211,7 @@ async def ready(gateway: Harness) -> tuple[int, dict[str, Any]]:
     return reply.status_code, reply.json()
 
 
-async def test_ready_when_everything_is_there(gateway: Harness):
+async def test_ready_when_everything_is_there(gateway: Harness) -> None:
     status, body = await ready(gateway)
 
     assert status == 200
@@ -222,7 +222,7 @@ async def test_ready_when_everything_is_there(gateway: Harness):
     }
 
 
-async def test_degraded_without_cache_is_still_ready(gateway: Harness):
+async def test_degraded_without_cache_is_still_ready(gateway: Harness) -> None:
     gateway.cache.is_connected = False
 
     status, body = await ready(gateway)
@@ -230,7 +230,7 @@ async def test_degraded_without_cache_is_still_ready(gateway: Harness):
     assert (status, body["degraded"]) == (200, ["cache"])
 
 
-async def test_not_ready_without_nats(gateway: Harness):
+async def test_not_ready_without_nats(gateway: Harness) -> None:
     gateway.bus.is_up = False
 
     status, body = await ready(gateway)
@@ -238,7 +238,7 @@ async def test_not_ready_without_nats(gateway: Harness):
     assert (status, body["status"], body["checks"]["nats"]) == (503, "not_ready", False)
 
 
-async def test_not_ready_without_tokenizer(gateway: Harness):
+async def test_not_ready_without_tokenizer(gateway: Harness) -> None:
     gateway.tokenizer.is_serving = False
 
     status, body = await ready(gateway)
@@ -246,7 +246,7 @@ async def test_not_ready_without_tokenizer(gateway: Harness):
     assert (status, body["checks"]["tokenizer"]) == (503, False)
 
 
-async def test_not_ready_without_scheduler(gateway: Harness):
+async def test_not_ready_without_scheduler(gateway: Harness) -> None:
     gateway.directory.on_detached("tiny")
 
     status, body = await ready(gateway)
@@ -254,7 +254,7 @@ async def test_not_ready_without_scheduler(gateway: Harness):
     assert (status, body["checks"]["scheduler"]) == (503, False)
 
 
-async def test_not_ready_without_worker(gateway: Harness):
+async def test_not_ready_without_worker(gateway: Harness) -> None:
     info = gateway.directory.find("tiny")
     gateway.directory.on_status(SchedulerStatus(info, 0, 0, 0, 0, 0, 7))
 
@@ -263,7 +263,7 @@ async def test_not_ready_without_worker(gateway: Harness):
     assert (status, body["checks"]["worker"]) == (503, False)
 
 
-async def test_not_ready_while_draining(gateway: Harness):
+async def test_not_ready_while_draining(gateway: Harness) -> None:
     gateway.pipeline.start_draining()
 
     status, body = await ready(gateway)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -31,15 +32,15 @@ if TYPE_CHECKING:
 EOS = 256
 
 
-def text_of(events, choice=0):
+def text_of(events: Any, choice: Any = 0) -> Any:
     return "".join(e.text for e in events if isinstance(e, Delta) and e.choice == choice)
 
 
-def ids_of(events, choice=0):
+def ids_of(events: Any, choice: Any = 0) -> Any:
     return [i for e in events if isinstance(e, Delta) and e.choice == choice for i in e.token_ids]
 
 
-async def test_answer_is_started_deltas_end_and_finished(gateway: Harness):
+async def test_answer_is_started_deltas_end_and_finished(gateway: Harness) -> None:
     events = await gateway.read(await gateway.open(messages=(ChatMessage("user", "hey"),)))
 
     started, finished = events[0], events[-1]
@@ -55,7 +56,7 @@ async def test_answer_is_started_deltas_end_and_finished(gateway: Harness):
     assert finished.timings.queue_ns == 1000
 
 
-async def test_queued_request_is_resolved(gateway: Harness):
+async def test_queued_request_is_resolved(gateway: Harness) -> None:
     await gateway.read(
         await gateway.open(
             text="abc",
@@ -76,13 +77,13 @@ async def test_queued_request_is_resolved(gateway: Harness):
     assert ("register", queued.request_id) in gateway.stream.sent
 
 
-async def test_absent_max_tokens_is_what_is_left_of_the_context(gateway: Harness):
+async def test_absent_max_tokens_is_what_is_left_of_the_context(gateway: Harness) -> None:
     await gateway.read(await gateway.open(text="a" * 60))
 
     assert gateway.queued.max_tokens == 4
 
 
-async def test_seed_is_drawn_and_reported(gateway: Harness):
+async def test_seed_is_drawn_and_reported(gateway: Harness) -> None:
     first = await gateway.open()
     second = await gateway.open(sampling={"seed": 2**64 - 1})
     await gateway.read(first)
@@ -92,14 +93,14 @@ async def test_seed_is_drawn_and_reported(gateway: Harness):
     assert second.started.seed == gateway.queued.sampling.seed == 2**64 - 1
 
 
-async def test_ignored_eos_is_no_stop_token(gateway: Harness):
+async def test_ignored_eos_is_no_stop_token(gateway: Harness) -> None:
     events = await gateway.read(await gateway.open(sampling={"ignore_eos": True, "max_tokens": 5}))
 
     assert gateway.queued.stop_token_ids == ()
     assert events[-1].choices[0].finish_reason is FinishReason.LENGTH
 
 
-async def test_done_is_told_after_the_end(gateway: Harness):
+async def test_done_is_told_after_the_end(gateway: Harness) -> None:
     await gateway.read(await gateway.open())
 
     await gateway.until(lambda: gateway.stream.told("done") != [])
@@ -107,7 +108,7 @@ async def test_done_is_told_after_the_end(gateway: Harness):
     assert gateway.stream.told("abort") == []
 
 
-async def test_stop_string_across_frames_ends_and_aborts(gateway: Harness):
+async def test_stop_string_across_frames_ends_and_aborts(gateway: Harness) -> None:
     gateway.silence()
     answer = await gateway.open(sampling={"stop": ("lo, w",)})
     gateway.send([300], 0)
@@ -122,7 +123,7 @@ async def test_stop_string_across_frames_ends_and_aborts(gateway: Harness):
     assert gateway.stream.told("abort") == [("abort", gateway.queued.request_id, "stop_string")]
 
 
-async def test_stop_string_inside_one_frame_counts_to_its_token(gateway: Harness):
+async def test_stop_string_inside_one_frame_counts_to_its_token(gateway: Harness) -> None:
     gateway.silence()
     answer = await gateway.open(sampling={"stop": ("wor",)})
     gateway.send([300, 301, 302, 303, 65, 66], 0)
@@ -134,7 +135,7 @@ async def test_stop_string_inside_one_frame_counts_to_its_token(gateway: Harness
     assert events[-1].usage.num_output_tokens == 3
 
 
-async def test_multi_byte_characters_come_whole(gateway: Harness):
+async def test_multi_byte_characters_come_whole(gateway: Harness) -> None:
     gateway.reply = [*"né 🌊!".encode(), EOS]
 
     events = await gateway.read(await gateway.open())
@@ -143,7 +144,7 @@ async def test_multi_byte_characters_come_whole(gateway: Harness):
     assert all("�" not in e.text for e in events if isinstance(e, Delta))
 
 
-async def test_choices_are_interleaved_and_end_on_their_own(gateway: Harness):
+async def test_choices_are_interleaved_and_end_on_their_own(gateway: Harness) -> None:
     gateway.silence()
     answer = await gateway.open(sampling={"num_choices": 2})
     gateway.send([300], 0, choice=0)
@@ -159,7 +160,7 @@ async def test_choices_are_interleaved_and_end_on_their_own(gateway: Harness):
     assert events[-1].usage.num_output_tokens == 5
 
 
-async def test_one_decode_call_serves_all_rows_of_a_frame(gateway: Harness):
+async def test_one_decode_call_serves_all_rows_of_a_frame(gateway: Harness) -> None:
     answer = await gateway.open(sampling={"num_choices": 3})
     await gateway.read(answer)
 
@@ -167,7 +168,9 @@ async def test_one_decode_call_serves_all_rows_of_a_frame(gateway: Harness):
     assert len(gateway.tokenizer.decode_calls) <= 5
 
 
-async def test_decode_is_tried_again_when_the_tokenizer_fails(gateway: Harness, monkeypatch):
+async def test_decode_is_tried_again_when_the_tokenizer_fails(
+    gateway: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("millrace.gateway.detokenizer.RETRY_DELAYS_S", (0.0, 0.0))
     gateway.tokenizer.num_failures = 2
 
@@ -176,7 +179,9 @@ async def test_decode_is_tried_again_when_the_tokenizer_fails(gateway: Harness, 
     assert text_of(events) == "Hello, world!"
 
 
-async def test_request_fails_when_the_tokenizer_stays_away(gateway: Harness, monkeypatch):
+async def test_request_fails_when_the_tokenizer_stays_away(
+    gateway: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("millrace.gateway.detokenizer.RETRY_DELAYS_S", ())
     gateway.silence()
     answer = await gateway.open()
@@ -188,7 +193,7 @@ async def test_request_fails_when_the_tokenizer_stays_away(gateway: Harness, mon
     await gateway.until(lambda: gateway.stream.told("abort") != [])
 
 
-async def test_logprobs_name_tokens_with_their_bytes(gateway: Harness):
+async def test_logprobs_name_tokens_with_their_bytes(gateway: Harness) -> None:
     gateway.reply = [0xC3, 0xA9, EOS]
     events = await gateway.read(await gateway.open(sampling={"top_logprobs": 2}))
 
@@ -201,7 +206,7 @@ async def test_logprobs_name_tokens_with_their_bytes(gateway: Harness):
     ]
 
 
-async def test_error_of_the_scheduler_reaches_the_reader(gateway: Harness):
+async def test_error_of_the_scheduler_reaches_the_reader(gateway: Harness) -> None:
     gateway.silence()
     answer = await gateway.open()
     request_id = gateway.queued.request_id
@@ -214,7 +219,7 @@ async def test_error_of_the_scheduler_reaches_the_reader(gateway: Harness):
     await gateway.until(lambda: gateway.stream.told("done") != [])
 
 
-async def test_end_with_error_is_internal(gateway: Harness):
+async def test_end_with_error_is_internal(gateway: Harness) -> None:
     gateway.silence()
     answer = await gateway.open()
     gateway.send([300], 0)
@@ -253,7 +258,9 @@ async def test_end_with_error_is_internal(gateway: Harness):
         ({"timeout_ms": 600_001}, InvalidRequest, "timeout_ms", ["600001", "600000"]),
     ],
 )
-async def test_refusals_name_field_value_and_limit(gateway: Harness, fields, error, field, words):
+async def test_refusals_name_field_value_and_limit(
+    gateway: Harness, fields: Any, error: Any, field: Any, words: Any
+) -> None:
     with pytest.raises(error) as caught:
         await gateway.open(**fields)
 
@@ -281,14 +288,16 @@ async def test_refusals_name_field_value_and_limit(gateway: Harness, fields, err
         ({"idempotency_key": "k"}, Unsupported, "idempotency_key"),
     ],
 )
-async def test_request_that_is_wrong_in_itself_is_refused(gateway: Harness, fields, error, field):
+async def test_request_that_is_wrong_in_itself_is_refused(
+    gateway: Harness, fields: Any, error: Any, field: Any
+) -> None:
     with pytest.raises(error) as caught:
         await gateway.open(**fields)
 
     assert caught.value.field == field
 
 
-async def test_model_without_worker_is_unavailable(gateway: Harness):
+async def test_model_without_worker_is_unavailable(gateway: Harness) -> None:
     gateway.directory.on_detached("tiny")
 
     with pytest.raises(Unavailable) as caught:
@@ -296,7 +305,7 @@ async def test_model_without_worker_is_unavailable(gateway: Harness):
     assert caught.value.retry_after_s
 
 
-async def test_full_queue_is_passed_on_and_retracted(gateway: Harness):
+async def test_full_queue_is_passed_on_and_retracted(gateway: Harness) -> None:
     gateway.bus.refusal = Overloaded("the queue is full", retry_after_s=3.0)
 
     with pytest.raises(Overloaded):
@@ -307,9 +316,9 @@ async def test_full_queue_is_passed_on_and_retracted(gateway: Harness):
 
 
 async def test_unexpected_defect_becomes_internal_error_without_details(
-    gateway: Harness, monkeypatch, caplog
-):
-    async def break_down(model, text):
+    gateway: Harness, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def break_down(model: Any, text: Any) -> None:
         raise ZeroDivisionError("secret detail")
 
     monkeypatch.setattr(gateway.tokenizer, "encode_text", break_down)
@@ -321,7 +330,7 @@ async def test_unexpected_defect_becomes_internal_error_without_details(
     assert [record.exc_info is not None for record in caplog.records] == [True]
 
 
-async def test_abandoned_answer_is_aborted(gateway: Harness):
+async def test_abandoned_answer_is_aborted(gateway: Harness) -> None:
     gateway.silence()
     answer = await gateway.open()
     gateway.send([300], 0)
@@ -336,7 +345,7 @@ async def test_abandoned_answer_is_aborted(gateway: Harness):
     assert gateway.pipeline.num_in_flight == 0
 
 
-async def test_cancelled_opening_leaves_nothing(gateway: Harness):
+async def test_cancelled_opening_leaves_nothing(gateway: Harness) -> None:
     gateway.tokenizer.gate = asyncio.Event()
     opening = asyncio.create_task(gateway.open())
     await asyncio.sleep(0)
@@ -349,7 +358,7 @@ async def test_cancelled_opening_leaves_nothing(gateway: Harness):
     assert gateway.bus.published == []
 
 
-async def test_abort_by_id_ends_with_abort(gateway: Harness):
+async def test_abort_by_id_ends_with_abort(gateway: Harness) -> None:
     gateway.silence()
     answer = await gateway.open()
     gateway.send([300], 0)
@@ -360,17 +369,17 @@ async def test_abort_by_id_ends_with_abort(gateway: Harness):
     assert await gateway.pipeline.abort(gateway.queued.request_id) is True
 
     events = [event async for event in reader]
-    assert events[-1].choices == (ChoiceFinished(0, FinishReason.ABORT, None, 1),)
+    assert cast(Finished, events[-1]).choices == (ChoiceFinished(0, FinishReason.ABORT, None, 1),)
     await gateway.until(lambda: gateway.stream.told("abort") != [])
     assert await gateway.pipeline.abort(gateway.queued.request_id) is False
 
 
-async def test_abort_of_an_unknown_id_goes_to_the_bus(gateway: Harness):
+async def test_abort_of_an_unknown_id_goes_to_the_bus(gateway: Harness) -> None:
     assert await gateway.pipeline.abort("f" * 32) is False
     assert gateway.bus.aborted == ["f" * 32]
 
 
-async def test_deadline_ends_a_running_request(gateway: Harness):
+async def test_deadline_ends_a_running_request(gateway: Harness) -> None:
     gateway.silence()
     answer = await gateway.open(timeout_ms=30)
     gateway.send([300], 0)
@@ -381,11 +390,15 @@ async def test_deadline_ends_a_running_request(gateway: Harness):
     assert gateway.stream.told("abort") == [("abort", gateway.queued.request_id, "deadline")]
 
 
-async def test_deadline_ends_a_request_that_is_still_encoded(gateway: Harness):
+async def test_deadline_ends_a_request_that_is_still_encoded(gateway: Harness) -> None:
     gateway.tokenizer.gate = asyncio.Event()
 
     with pytest.raises(DeadlineExceeded):
         await gateway.open(timeout_ms=20)
+
+
+def decoded_or_cut(gateway: Harness, index: int, is_cut: asyncio.Event) -> bool:
+    return len(gateway.tokenizer.decode_calls) > index or is_cut.is_set()
 
 
 class TestWithSmallLimits:
@@ -395,16 +408,14 @@ class TestWithSmallLimits:
     def limits(self) -> PipelineLimits:
         return PipelineLimits(max_in_flight=1, max_buffered_events=4)
 
-    async def test_slow_client_is_cut_without_stopping_others(self, gateway: Harness):
+    async def test_slow_client_is_cut_without_stopping_others(self, gateway: Harness) -> None:
         gateway.silence()
         answer = await gateway.open()
         is_cut = asyncio.Event()
         answer.on_cut = is_cut.set
         for index in range(8):
             gateway.send([65], index)
-            await gateway.until(
-                lambda index=index: len(gateway.tokenizer.decode_calls) > index or is_cut.is_set()
-            )
+            await gateway.until(partial(decoded_or_cut, gateway, index, is_cut))
 
         await asyncio.wait_for(is_cut.wait(), 5)
 
@@ -416,7 +427,7 @@ class TestWithSmallLimits:
         gateway.reply = [300, EOS]
         assert text_of(await gateway.read(await gateway.open())) == "Hello"
 
-    async def test_request_over_the_limit_in_flight_is_refused(self, gateway: Harness):
+    async def test_request_over_the_limit_in_flight_is_refused(self, gateway: Harness) -> None:
         gateway.silence()
         answer = await gateway.open()
 
@@ -427,7 +438,7 @@ class TestWithSmallLimits:
         answer.abandon()
 
 
-async def test_draining_gateway_refuses_new_requests(gateway: Harness):
+async def test_draining_gateway_refuses_new_requests(gateway: Harness) -> None:
     gateway.pipeline.start_draining()
 
     with pytest.raises(Unavailable, match="shutting down"):
@@ -437,7 +448,7 @@ async def test_draining_gateway_refuses_new_requests(gateway: Harness):
 GREEDY = {"temperature": 0.0}
 
 
-async def test_cache_answers_the_second_time(gateway: Harness):
+async def test_cache_answers_the_second_time(gateway: Harness) -> None:
     first = await gateway.read(await gateway.open(cache=CacheMode.USE, sampling=GREEDY))
     await gateway.pipeline.finish_errands()
     second = await gateway.read(await gateway.open(cache=CacheMode.USE, sampling=GREEDY))
@@ -450,7 +461,7 @@ async def test_cache_answers_the_second_time(gateway: Harness):
     assert second[-1].usage == first[-1].usage
 
 
-async def test_cache_is_off_unless_asked_for(gateway: Harness):
+async def test_cache_is_off_unless_asked_for(gateway: Harness) -> None:
     await gateway.read(await gateway.open(cache=CacheMode.USE, sampling=GREEDY))
     await gateway.pipeline.finish_errands()
     await gateway.read(await gateway.open(sampling=GREEDY))
@@ -459,7 +470,7 @@ async def test_cache_is_off_unless_asked_for(gateway: Harness):
     assert gateway.cache.num_look_ups == 1
 
 
-async def test_refresh_writes_and_does_not_read(gateway: Harness):
+async def test_refresh_writes_and_does_not_read(gateway: Harness) -> None:
     await gateway.read(await gateway.open(cache=CacheMode.USE, sampling=GREEDY))
     await gateway.pipeline.finish_errands()
     gateway.reply = [303, EOS]
@@ -474,7 +485,7 @@ async def test_refresh_writes_and_does_not_read(gateway: Harness):
 @pytest.mark.parametrize(
     "sampling", [{"temperature": 1.0}, {"temperature": 0.0, "top_logprobs": 1}]
 )
-async def test_request_that_cannot_be_cached_is_run(gateway: Harness, sampling):
+async def test_request_that_cannot_be_cached_is_run(gateway: Harness, sampling: Any) -> None:
     await gateway.read(await gateway.open(cache=CacheMode.USE, sampling=sampling))
     await gateway.pipeline.finish_errands()
 
@@ -482,7 +493,7 @@ async def test_request_that_cannot_be_cached_is_run(gateway: Harness, sampling):
     assert gateway.cache.num_look_ups == 0
 
 
-async def test_aborted_answer_is_not_cached(gateway: Harness):
+async def test_aborted_answer_is_not_cached(gateway: Harness) -> None:
     gateway.silence()
     answer = await gateway.open(cache=CacheMode.USE, sampling=GREEDY)
     await gateway.pipeline.abort(gateway.queued.request_id)
@@ -492,7 +503,7 @@ async def test_aborted_answer_is_not_cached(gateway: Harness):
     assert gateway.cache.answers == {}
 
 
-async def test_metrics_count_requests_and_tokens(gateway: Harness):
+async def test_metrics_count_requests_and_tokens(gateway: Harness) -> Any:
     gateway.silence()
     answer = await gateway.open()
     gateway.send([300], 0)
@@ -508,4 +519,4 @@ async def test_metrics_count_requests_and_tokens(gateway: Harness):
     assert value("millrace_generation_tokens_total") == 5
     assert value("millrace_requests_in_flight") == 0
     assert value("millrace_time_to_first_token_seconds_count") == 1
-    assert value("millrace_inter_token_latency_seconds_count") >= 1
+    assert value("millrace_inter_token_latency_seconds_count") == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,11 +44,11 @@ def first_match(stops: list[str], text: str) -> tuple[str, str | None]:
         (["。"], ["你好", "。再见"], ("你好", "。")),
     ],
 )
-def test_stop_string_is_found_and_cut_off(stops, pieces, expected):
+def test_stop_string_is_found_and_cut_off(stops: Any, pieces: Any, expected: Any) -> None:
     assert scan_all(stops, pieces) == expected
 
 
-def test_suffix_that_may_begin_a_stop_string_is_held_back():
+def test_suffix_that_may_begin_a_stop_string_is_held_back() -> None:
     scanner = StopScanner(StopStrings(["\n\nUser:"]))
 
     assert scanner.feed("Hello\n").text == "Hello"
@@ -54,21 +56,21 @@ def test_suffix_that_may_begin_a_stop_string_is_held_back():
     assert scanner.feed("e me").text == "\n\nUse me"
 
 
-def test_text_passes_unchanged_without_stop_strings():
+def test_text_passes_unchanged_without_stop_strings() -> None:
     scanner = StopScanner(StopStrings([]))
 
     assert scanner.feed("anything").text == "anything"
     assert scanner.flush() == ""
 
 
-def test_match_is_let_pass_while_stopping_is_not_allowed():
+def test_match_is_let_pass_while_stopping_is_not_allowed() -> None:
     scanner = StopScanner(StopStrings(["ab"]))
 
     assert scanner.feed("xab", can_stop=False).stop is None
     assert scanner.feed("ab").stop == "ab"
 
 
-def test_match_that_begins_before_stopping_is_allowed_counts():
+def test_match_that_begins_before_stopping_is_allowed_counts() -> None:
     scanner = StopScanner(StopStrings(["ab"]))
 
     scanner.feed("xa", can_stop=False)
@@ -81,7 +83,7 @@ def test_match_that_begins_before_stopping_is_allowed_counts():
     st.text("abc", max_size=30),
     st.data(),
 )
-def test_any_cut_of_the_text_gives_the_same_stop(stops, text, data):
+def test_any_cut_of_the_text_gives_the_same_stop(stops: Any, text: Any, data: Any) -> None:
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
     bounds = [0, *cuts, len(text)]
     pieces = [text[begin:end] for begin, end in zip(bounds, bounds[1:], strict=False)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -25,7 +26,9 @@ from millrace.core.errors import (
     UnsupportedModel,
 )
 from millrace.hub.catalog import resolve_model
+from millrace.hub.progress import Progress
 from millrace.hub.pull import pull_model
+from millrace.hub.remove import remove_model
 from millrace.hub.staging import pull_lock
 
 WEIGHTS = "model.safetensors"
@@ -172,6 +175,42 @@ def test_offline_takes_the_hub_clients_own_cache(
 
     assert fake_hub.requests == []
     assert entry.revision == online.revision
+
+
+def test_file_in_the_hub_clients_cache_is_not_downloaded_again(
+    fake_hub: Any, home: Home, tmp_path: Path, tiny_model: Path
+) -> None:
+    snapshot = tmp_path / "hf" / "hub" / "models--org--tiny" / "snapshots" / ("c" * 40)
+    snapshot.mkdir(parents=True)
+    shutil.copy(tiny_model / WEIGHTS, snapshot)
+
+    entry = pull_model("org/tiny", home)
+
+    assert fake_hub.ranges_of(WEIGHTS) == []
+    assert (entry.path / WEIGHTS).read_bytes() == fake_hub.files[WEIGHTS]
+
+
+def test_half_finished_pull_can_be_removed(fake_hub: Any, home: Home) -> None:
+    fake_hub.cut_after[WEIGHTS] = [100, 0, 0]
+    with pytest.raises(Unavailable):
+        pull_model("org/tiny", home)
+
+    assert remove_model("org/tiny", home) > 100
+    with pytest.raises(UnknownModel):
+        remove_model("org/tiny", home)
+
+
+def test_disk_that_fills_up_during_the_download_is_told(
+    fake_hub: Any, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Progress, amount: int) -> None:
+        if amount:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Progress, "advance", full)
+
+    with pytest.raises(ConfigError, match="disk full while writing"):
+        pull_model("org/tiny", home)
 
 
 def test_other_name_keeps_the_hub_id_as_alias(fake_hub: Any, home: Home) -> None:

@@ -16,6 +16,7 @@ from millrace.core.errors import ConfigError
 FIRST_PORT = 20_000
 LAST_PORT = 31_999
 MAX_TRIES = 200
+MAX_NAME_CHARS = 60
 _LISTEN_STATE = "0A"
 
 
@@ -107,9 +108,12 @@ def _owners_from_lsof(port: int) -> set[int]:
 
 
 def _process_name(pid: int) -> str:
-    comm = Path(f"/proc/{pid}/comm")
-    if comm.exists():
-        return comm.read_text().strip()
-    command = ["ps", "-o", "comm=", "-p", str(pid)]
-    shown = subprocess.run(command, capture_output=True, text=True, check=False)
-    return shown.stdout.strip() or "unknown"
+    """The command line, shortened: half of all servers are called `python`."""
+    cmdline = Path(f"/proc/{pid}/cmdline")
+    if cmdline.exists():
+        words = cmdline.read_bytes().decode(errors="replace").split("\0")
+    else:
+        command = ["ps", "-o", "args=", "-p", str(pid)]
+        words = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+    name = " ".join([Path(words[0]).name, *words[1:3]]).strip()
+    return name[:MAX_NAME_CHARS] or "unknown"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp
+from starlette.middleware import Middleware
 
 from millrace.core.errors import MillraceError
 from millrace.telemetry.names import OPERATION_CHAT, OPERATION_TEXT_COMPLETION
@@ -24,7 +24,7 @@ OPERATIONS = {
 }
 
 
-def create_app(edge: HttpEdge) -> ASGIApp:
+def create_app(edge: HttpEdge) -> Starlette:
     """The HTTP edge over a pipeline."""
     app = Starlette(
         routes=[
@@ -34,8 +34,9 @@ def create_app(edge: HttpEdge) -> ASGIApp:
             *model_routes(edge),
             *operation_routes(edge),
         ],
+        middleware=[Middleware(CallMiddleware, operations=OPERATIONS)],
         exception_handlers={MillraceError: on_millrace_error, HTTPException: on_http_error},
     )
     # A trailing slash is another path, not a redirect with a body of its own shape.
     app.router.redirect_slashes = False
-    return CallMiddleware(app, OPERATIONS)
+    return app
