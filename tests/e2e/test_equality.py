@@ -100,9 +100,10 @@ def cramped_stack(models: Path) -> Iterator[Stack]:
 
 async def test_after_preemption_in_chunks_in_a_cache_of_64_blocks(cramped_stack: Stack) -> None:
     client = Client(cramped_stack)
-    # The longest prompt would fill the cache alone for most of the test.
-    prompts = [prompt for prompt in PROMPTS if prompt.name != "numbered-2000"]
-    answers = await _ask_staggered(client, prompts)
+    # Thirty rows of two blocks fill the cache, and every one of them grows into a third.
+    crowd = [prompt for prompt in PROMPTS if prompt.messages and prompt.max_tokens >= 48] * 4
+    prompts = [*crowd, *PROMPTS]
+    answers = await asyncio.gather(*(_ask(client, prompt) for prompt in prompts))
     stats = await client.scheduler_stats()
     assert stats.num_preemptions > 0
     for prompt, answer in zip(prompts, answers, strict=True):

@@ -37,7 +37,7 @@ class GatewayConfig:
         1024, help="events kept for a client that reads too slowly before its request is cut"
     )
     default_timeout_s: float = setting(600.0, help="deadline of requests that set none", unit="s")
-    max_timeout_s: float = setting(600.0, help="longest deadline a request may set", unit="s")
+    max_timeout_s: float = setting(3600.0, help="longest deadline a request may set", unit="s")
     ping_interval_s: float = setting(
         15.0, help="idle time after which a stream is pinged", unit="s"
     )

@@ -58,7 +58,7 @@ class PipelineLimits:
     max_in_flight: int = 4096
     max_buffered_events: int = 1024
     default_timeout_s: float = 600.0
-    max_timeout_s: float = 600.0
+    max_timeout_s: float = 3600.0
 
 
 class Pipeline:

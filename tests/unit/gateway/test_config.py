@@ -44,7 +44,7 @@ def test_loopback_needs_no_flag(host: str) -> None:
 @pytest.mark.parametrize(
     "argv",
     [
-        ["--default-timeout-s", "700"],
+        ["--default-timeout-s", "3601"],
         ["--max-buffered-events", "0"],
         ["--max-in-flight", "0"],
         ["--tokenizer-addresses", ""],

@@ -255,7 +255,7 @@ async def test_end_with_error_is_internal(gateway: Harness) -> None:
             ["512", "511"],
         ),
         ({"sampling": {"min_tokens": 70}}, InvalidRequest, "min_tokens", ["70", "62"]),
-        ({"timeout_ms": 600_001}, InvalidRequest, "timeout_ms", ["600001", "600000"]),
+        ({"timeout_ms": 3_600_001}, InvalidRequest, "timeout_ms", ["3600001", "3600000"]),
     ],
 )
 async def test_refusals_name_field_value_and_limit(
