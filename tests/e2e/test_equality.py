@@ -100,13 +100,18 @@ def cramped_stack(models: Path) -> Iterator[Stack]:
 
 async def test_after_preemption_in_chunks_in_a_cache_of_64_blocks(cramped_stack: Stack) -> None:
     client = Client(cramped_stack)
-    # Thirty rows of two blocks fill the cache, and every one of them grows into a third.
-    crowd = [prompt for prompt in PROMPTS if prompt.messages and prompt.max_tokens >= 48] * 4
-    prompts = [*crowd, *PROMPTS]
-    answers = await asyncio.gather(*(_ask(client, prompt) for prompt in prompts))
+    # Every row of the crowd begins with one block and grows into a third.
+    crowd = asyncio.gather(
+        *(
+            client.ask(text=f"{number} wheels turn", max_tokens=64, ignore_eos=True)
+            for number in range(48)
+        )
+    )
+    answers = await asyncio.gather(*(_ask(client, prompt) for prompt in PROMPTS))
+    await crowd
     stats = await client.scheduler_stats()
     assert stats.num_preemptions > 0
-    for prompt, answer in zip(prompts, answers, strict=True):
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
         _assert_equal(answer, REFERENCES[prompt.name])
     await _assert_nothing_is_held(client)
     assert await client.num_response_cache_hits() == 0

@@ -30,8 +30,8 @@ def grant_blocks(worker: WorkerMirror, step: IssuedPlan, lease_steps: int) -> in
 
 def is_covered(worker: WorkerMirror, row: Row) -> bool:
     """True where `row` has blocks for every step that the plans issued so far may run."""
-    in_flight = worker.num_issued_steps - max(row.first_step, worker.num_settled_steps)
-    return row.granted_tokens >= min(row.max_len, row.num_tokens + in_flight)
+    num_steps = worker.num_issued_steps - max(row.first_step, worker.num_settled_steps)
+    return row.granted_tokens >= min(row.max_len, row.num_tokens + num_steps - row.num_held)
 
 
 def _survey(worker: WorkerMirror, step: IssuedPlan, lease_steps: int) -> list[tuple[Row, int]]:
@@ -45,6 +45,7 @@ def _survey(worker: WorkerMirror, step: IssuedPlan, lease_steps: int) -> list[tu
     for row in worker.decoding.values():
         first_step = row.first_step
         needed = row.num_tokens + ahead - (first_step if first_step > settled else settled)
+        needed -= row.num_held
         if needed > row.max_len:
             needed = row.max_len
         if needed > row.granted_tokens:
@@ -52,7 +53,7 @@ def _survey(worker: WorkerMirror, step: IssuedPlan, lease_steps: int) -> list[tu
         flying = plan_id - row.first_plan
         if flying > num_outstanding:
             flying = num_outstanding
-        num_runnable += row.num_tokens + flying < row.max_len
+        num_runnable += row.num_tokens + flying - row.num_held < row.max_len
     step.num_decode_rows = num_runnable
     step.kv_tokens = worker.num_kv_tokens
     return short
@@ -63,10 +64,13 @@ def _share_out(worker: WorkerMirror, step: IssuedPlan, short: list[tuple[Row, in
     num_preemptions = num_promised = 0
     num_pending = worker.num_pending_blocks()
     for row, num_blocks in sorted(short, key=lambda entry: entry[0].sequence.rank):
-        while num_blocks > worker.blocks.num_available + num_pending - num_promised:
-            victim = _victim(worker)
-            if victim is None or row.is_leaving:
-                break
+        is_in_need = not _has_room_for_sure_steps(worker, row)
+        while (
+            is_in_need
+            and not row.is_leaving
+            and num_blocks > worker.blocks.num_available + num_pending - num_promised
+            and (victim := _victim(worker)) is not None
+        ):
             num_pending += worker.preempt(step, victim)
             num_preemptions += 1
         if row.is_leaving:
@@ -75,8 +79,17 @@ def _share_out(worker: WorkerMirror, step: IssuedPlan, short: list[tuple[Row, in
             worker.grant(step, row, num_blocks)
         else:
             worker.hold(step, row)
-            num_promised += num_blocks
+            num_promised += num_blocks * is_in_need
     return num_preemptions
+
+
+def _has_room_for_sure_steps(worker: WorkerMirror, row: Row) -> bool:
+    """True where only a lease of an earlier plan, if it still runs, makes the row short.
+
+    Then it sits out until that is known, for two plans at most, rather than anybody lose a row.
+    """
+    num_tokens = row.num_tokens + worker.num_sure_steps(row) + 1
+    return row.granted_tokens >= min(row.max_len, num_tokens)
 
 
 def _victim(worker: WorkerMirror) -> Row | None:

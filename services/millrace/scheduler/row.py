@@ -17,6 +17,7 @@ class Row:
     `num_admitted_tokens` that plans have sent through prefill. `granted_tokens` is the room in
     `blocks`. `first_step` counts the worker's steps issued before the plan in which the row first
     sampled, `first_plan` is that plan.
+    `num_held` counts the plans on their way that hold the row; such plans have no lease.
     """
 
     row: int
@@ -33,6 +34,7 @@ class Row:
     first_step: int = 0
     first_plan: int = 0
     released_plan: int = 0
+    num_held: int = 0
     is_leaving: bool = False
 
     @property
@@ -53,6 +55,7 @@ class IssuedPlan:
     first_step: int
     chunks: list[tuple[Row, int]] = field(default_factory=list)
     released: list[Row] = field(default_factory=list)
+    held: list[Row] = field(default_factory=list)
     num_decode_rows: int = 0
     kv_tokens: int = 0
     predicted_ms: float = 0.0

@@ -97,11 +97,15 @@ class WorkerMirror:
 
     def has_runnable_row(self) -> bool:
         """True where some row's length limit is not reached by the steps in flight."""
-        num_outstanding, plan_id = self.num_outstanding, self._next_plan_id
         return bool(self.prefilling) or any(
-            row.num_tokens + min(num_outstanding, plan_id - row.first_plan) < row.max_len
+            row.num_tokens + self.num_sure_steps(row) < row.max_len
             for row in self.decoding.values()
         )
+
+    def num_sure_steps(self, row: Row) -> int:
+        """Steps in flight that the row takes part in whatever happens, leased ones left out."""
+        num_plans = min(self.num_outstanding, self._next_plan_id - row.first_plan)
+        return num_plans - row.num_held
 
     # What the cache saves a sequence here.
 
@@ -147,6 +151,7 @@ class WorkerMirror:
     def hold(self, step: IssuedPlan, row: Row) -> None:
         """Keeps a row from decoding in this plan."""
         step.plan.hold_rows.append(row.row)
+        step.held.append(row)
         step.num_decode_rows -= 1
 
     def preempt(self, step: IssuedPlan, row: Row) -> int:
@@ -210,6 +215,8 @@ class WorkerMirror:
         """Ends the making of a plan: from here on it counts as sent."""
         num_tokens = step.num_decode_rows + sum(count for _, count in step.chunks)
         step.predicted_ms = self.step_time.predict_ms(num_tokens, step.kv_tokens)
+        for row in step.held:
+            row.num_held += 1
         self.plans.append(step)
         self._next_plan_id += 1
         self.num_issued_steps += 1 + step.plan.lease_steps
@@ -239,6 +246,8 @@ class WorkerMirror:
             )
         if not step.has_result:
             step.has_result = True
+            for row in step.held:
+                row.num_held -= 1
             self._settle_chunks(step)
             self._free_released(step)
         self._observe(step, result)

@@ -87,11 +87,13 @@ def test_row_ends_at_max_len_and_stays_idle_until_released(engine_for, drive, pr
     driver.start(0, prompt(9), max_len=11)
 
     last = driver.execute()
+    assert driver.engine.live_rows == []
     after = driver.execute()
     driver.execute(release_rows=[0], admissions=[driver.admission(0, prompt(5))])
 
     assert last.tokens[0].finish is FinishReason.LENGTH
     assert after.tokens == [] and after.starved_rows == []
+    assert driver.engine.live_rows == [0]
     assert driver.engine.num_live_rows == 1
 
 

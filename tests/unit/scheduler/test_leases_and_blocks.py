@@ -11,13 +11,11 @@ def status_of(sim, request_id):
     return sim.scheduler._requests[request_id].sequences[0].status
 
 
-def two_rows_that_outgrow_the_pool(simulate, make_request, **settings):
-    """Four blocks of eight tokens; each request needs three of them in the end."""
-    sim = simulate(
-        **{"num_blocks": 4, "block_size": 8, "max_model_len": 32, "lease_steps": 0, **settings}
-    )
-    sim.add(make_request("old", [1] * 10, max_tokens=14, arrival=1))
-    sim.add(make_request("new", [2] * 10, max_tokens=14, arrival=2))
+def two_rows_that_outgrow_the_pool(simulate, make_request, **fields_of_old):
+    """Five blocks of eight tokens: the older request needs all of them in the end."""
+    sim = simulate(num_blocks=5, block_size=8, max_model_len=40, lease_steps=0)
+    sim.add(make_request("old", [1] * 14, max_tokens=20, arrival=1, **fields_of_old))
+    sim.add(make_request("new", [2] * 2, max_tokens=20, arrival=2))
     return sim
 
 
@@ -27,6 +25,19 @@ def run_until(sim, is_done):
             return
         sim.step()
     raise AssertionError("it never happened")
+
+
+def plans_until_preemption(sim, *, ahead=False):
+    """Runs up to the plan that preempts, which stays unexecuted, with one before it if `ahead`."""
+    if ahead:
+        sim.plan()
+    for _ in range(100):
+        plan = sim.plan()
+        if sim.scheduler.stats().num_preemptions:
+            return plan
+        sim.execute()
+        sim.deliver()
+    raise AssertionError("nobody was preempted")
 
 
 def test_leased_results_carry_on_under_the_same_plan(simulate, make_request):
@@ -83,20 +94,35 @@ def test_no_row_is_granted_more_than_its_length_limit_needs(simulate, make_reque
 
 
 def test_the_lease_is_given_up_before_any_row_is_disturbed(simulate, make_request):
-    sim = simulate(num_blocks=3, block_size=8, max_model_len=24, lease_steps=2)
-    sim.add(make_request("a", [1] * 4, max_tokens=6, arrival=1))
-    sim.add(make_request("b", [2] * 4, max_tokens=20, arrival=2))
-    leases = set()
+    sim = simulate(num_blocks=5, block_size=16, max_model_len=80, lease_steps=2)
+    sim.add(make_request("a", [1] * 27, max_tokens=30, arrival=1))
+    sim.add(make_request("b", [2] * 27, max_tokens=30, arrival=2))
+    first = sim.plan()
+    for _ in range(3):
+        sim.execute()
+        sim.deliver()
 
-    while sim.scheduler.stats().num_requests:
-        sim.step()
-        plan = sim.links["w"].sent[-1]
-        leases.add(plan.lease_steps)
-        if len(sim.scheduler.members("w")) == 2:
-            assert plan.hold_rows == []
+    second = sim.plan()
 
-    assert leases >= {2}
+    assert (first.lease_steps, second.lease_steps) == (2, 0)
+    assert (second.hold_rows, second.grants, second.release_rows) == ([], [], [])
+    sim.run()
+    sim.check_end()
+
+
+def test_a_lease_that_may_still_run_costs_nobody_a_row(simulate, make_request):
+    sim = simulate(num_blocks=5, block_size=16, max_model_len=80, lease_steps=2)
+    sim.add(make_request("a", [1] * 29, max_tokens=30, arrival=1))
+    sim.add(make_request("b", [2] * 29, max_tokens=30, arrival=2))
+    sim.step()
+    rows = {row.sequence.request_id: row.row for row in sim.mirror().rows.values()}
+
+    plans = [sim.step() and sim.links["w"].sent[-1] for _ in range(2)]
+
+    assert [plan.hold_rows for plan in plans] == [[rows["b"]], []]
     assert sim.scheduler.stats().num_preemptions == 0
+    sim.run()
+    sim.check_end()
     sim.run()
     sim.check_end()
 
@@ -113,14 +139,11 @@ def test_short_of_blocks_the_latest_arrival_is_preempted(simulate, make_request)
 
 
 def test_short_of_blocks_the_lower_priority_is_preempted_first(simulate, make_request):
-    sim = simulate(num_blocks=4, block_size=8, max_model_len=32, lease_steps=0)
-    low, high = Priority.LOW, Priority.HIGH
-    sim.add(make_request("low", [1] * 10, max_tokens=14, arrival=1, priority=low))
-    sim.add(make_request("high", [2] * 10, max_tokens=14, arrival=2, priority=high))
+    sim = two_rows_that_outgrow_the_pool(simulate, make_request, priority=Priority.LOW)
 
     run_until(sim, lambda: sim.scheduler.stats().num_preemptions)
 
-    assert sim.scheduler.members("w") == ["high"]
+    assert sim.scheduler.members("w") == ["new"]
     sim.run()
     sim.check_end()
 
@@ -137,11 +160,7 @@ def test_the_only_row_is_never_preempted(simulate, make_request):
 
 def test_a_preempted_sequence_waits_for_the_plan_that_released_it(simulate, make_request):
     sim = two_rows_that_outgrow_the_pool(simulate, make_request)
-    while not sim.scheduler.stats().num_preemptions:
-        plan = sim.plan()
-        if not sim.scheduler.stats().num_preemptions:
-            sim.execute()
-            sim.deliver()
+    plan = plans_until_preemption(sim)
 
     assert plan.release_rows
     assert status_of(sim, "new") is SequenceStatus.PREEMPTED
@@ -157,19 +176,15 @@ def test_a_preempted_sequence_waits_for_the_plan_that_released_it(simulate, make
 
 def test_tokens_in_flight_of_a_preempted_row_are_accepted(simulate, make_request):
     sim = two_rows_that_outgrow_the_pool(simulate, make_request)
-    while not sim.scheduler.stats().num_preemptions:
-        sim.now_ns += 1
-        before = {key: len(output) for key, output in sim.outputs.items()}
-        if sim.plan() is None or sim.links["w"].num_outstanding == 2:
-            sim.execute()
-            outcome = sim.deliver()
-    assert status_of(sim, "new") is SequenceStatus.PREEMPTED
+    plans_until_preemption(sim, ahead=True)
+    assert sim.links["w"].num_outstanding == 2
+    num_before = len(sim.outputs["new", 0])
 
     sim.execute()
-    outcome = sim.deliver()
+    sim.deliver()
 
-    assert "new" in {delta.request_id for delta in outcome.deltas}
-    assert len(sim.outputs["new", 0]) == before["new", 0] + 1
+    assert status_of(sim, "new") is SequenceStatus.PREEMPTED
+    assert len(sim.outputs["new", 0]) == num_before + 1
     sim.run()
     sim.check_end()
 
@@ -189,17 +204,13 @@ def test_a_preempted_sequence_finds_its_full_blocks_again(simulate, make_request
 
 def test_rows_are_held_while_released_blocks_are_on_their_way_back(simulate, make_request):
     sim = two_rows_that_outgrow_the_pool(simulate, make_request)
-    plan = None
-    while not sim.scheduler.stats().num_preemptions:
-        plan = sim.plan()
-        sim.execute()
-        sim.deliver()
+    plan = plans_until_preemption(sim)
 
-    held = set(plan.hold_rows)
     (old,) = sim.mirror().decoding.values()
-    assert held == {old.row}
+    assert plan.hold_rows == [old.row]
     assert plan.admissions == []
-
+    sim.execute()
+    sim.deliver()
     following = sim.plan()
     assert following.hold_rows == []
     assert [row for row, _ in following.grants] == [old.row]

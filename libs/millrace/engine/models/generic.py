@@ -143,6 +143,8 @@ def paged_attention(
     step = kwargs.get(STEP_ARGUMENT)
     if step is None:
         raise UnsupportedModel(f"{type(module).__name__} does not pass on keyword arguments")
+    if attention_mask is not None:
+        raise UnsupportedModel(f"{type(module).__name__} makes an attention mask of its own")
     if isinstance(step, _Probe):
         step.is_causal = step.is_causal and getattr(module, "is_causal", True) is not False
     out = step.attend(
