@@ -1,6 +1,6 @@
 """Writes what transformers answers to the prompts of the equality tests.
 
-Run it after changing the prompts or the default model: `.venv/bin/python scripts/make_references.py`.
+After changing prompts or default model: `.venv/bin/python scripts/make_references.py`.
 """
 
 from __future__ import annotations

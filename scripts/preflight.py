@@ -74,8 +74,7 @@ def check_venv_module(is_first: bool) -> list[str]:
         return []
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
     return [
-        f"Python has no module {missing[0]}; on Debian or Ubuntu: "
-        f"apt install python{version}-venv"
+        f"Python has no module {missing[0]}; on Debian or Ubuntu: apt install python{version}-venv"
     ]
 
 

@@ -50,10 +50,7 @@ THIRD_PARTY: dict[str, frozenset[str]] = {
 
 def _sources() -> list[Path]:
     return [
-        path
-        for root in ROOTS
-        for path in sorted(root.rglob("*.py"))
-        if "_pb2" not in path.name
+        path for root in ROOTS for path in sorted(root.rglob("*.py")) if "_pb2" not in path.name
     ]
 
 

@@ -195,9 +195,8 @@ async def test_missing_consumer_names_the_command_that_makes_it(nats: LocalServe
 
 
 async def test_uninitialised_server_is_a_config_error(tmp_path: Path) -> None:
-    with start_nats(tmp_path) as server:
-        with pytest.raises(ConfigError, match="millrace bus init"):
-            await connect_bus(server.url, name="test")
+    with start_nats(tmp_path) as server, pytest.raises(ConfigError, match="millrace bus init"):
+        await connect_bus(server.url, name="test")
 
 
 async def test_init_is_safe_to_repeat(nats: LocalServer) -> None:

@@ -1,4 +1,4 @@
-"""Greedy text through the whole stack equals transformers `generate` in float32, token for token."""
+"""Greedy text through the whole stack equals transformers in float32, token for token."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class IssuedPlan:
     """A plan, from its making until the next one's result.
 
     `first_step` is the number of steps issued before it; it may run 1 + lease_steps more.
-    `num_decode_rows` counts the rows sure to decode in it.
+    `num_decode_rows` counts the rows sure to decode in it; `is_next` says that none is before it.
     """
 
     plan: StepPlan
@@ -59,11 +59,17 @@ class IssuedPlan:
     num_decode_rows: int = 0
     kv_tokens: int = 0
     predicted_ms: float = 0.0
+    is_next: bool = False
     is_short_of_blocks: bool = False
     has_result: bool = False
 
     @property
     def does_something(self) -> bool:
-        """True where the worker has to see this plan."""
+        """True where the worker has to see this plan.
+
+        A plan that only holds rows settles whether an earlier lease runs on; it is needed where no
+        other result will.
+        """
         plan = self.plan
-        return self.num_decode_rows > 0 or bool(plan.release_rows or plan.grants or plan.chunks)
+        changes = plan.release_rows or plan.grants or plan.chunks
+        return self.num_decode_rows > 0 or bool(changes) or (bool(self.held) and self.is_next)

@@ -136,6 +136,7 @@ class WorkerMirror:
     def open_step(self) -> IssuedPlan:
         """Begins the next plan with the release of the rows that are done."""
         step = IssuedPlan(StepPlan(self._next_plan_id), self.num_issued_steps)
+        step.is_next = not self.num_outstanding
         for row in self.to_release:
             self._release(step, row)
         self.to_release.clear()

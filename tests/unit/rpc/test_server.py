@@ -34,13 +34,19 @@ class _Servicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
                 raise Overloaded("no room")
             yield tokenizer_pb2.DecodeResponse(texts=["x"])
 
+    async def GetPieces(self, request: Any, context: Any) -> Any:
+        return tokenizer_pb2.GetPiecesResponse()
+
+    async def GetTokenizer(self, request: Any, context: Any) -> Any:
+        return tokenizer_pb2.GetTokenizerResponse()
+
 
 @pytest.fixture
 async def stub() -> AsyncIterator[tokenizer_pb2_grpc.TokenizerServiceAsyncStub]:
     server = RpcServer("tokenizer", "127.0.0.1", 0)
     server.add(tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server, _Servicer(), NAME)
     channel = open_channel(await server.start())
-    yield tokenizer_pb2_grpc.TokenizerServiceStub(channel)  # type: ignore[misc]
+    yield tokenizer_pb2_grpc.TokenizerServiceStub(channel)
     await channel.close()
     await server.stop(0)
 
@@ -77,7 +83,7 @@ async def test_health_follows_the_life_of_the_server() -> None:
     server = RpcServer("tokenizer", "127.0.0.1", 0)
     server.add(tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server, _Servicer(), NAME)
     channel = open_channel(await server.start())
-    health = health_pb2_grpc.HealthStub(channel)
+    health: Any = health_pb2_grpc.HealthStub(channel)
     request = health_pb2.HealthCheckRequest(service=NAME)
     serving = await health.Check(request)
     await server.set_serving(False)

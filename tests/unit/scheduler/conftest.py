@@ -176,9 +176,11 @@ class Simulation:
         self.execute(worker_id)
         return self.deliver(worker_id)
 
-    def run(self, max_rounds: int = 3000) -> None:
+    def run(self, max_idle_rounds: int = 300) -> None:
         """Until nothing is left to do; fails where nothing moves though something should."""
-        for _ in range(max_rounds):
+        num_idle_rounds = 0
+        while num_idle_rounds < max_idle_rounds:
+            num_idle_rounds += 1
             self.now_ns += MS
             has_moved = False
             for worker_id in self.links:
@@ -188,6 +190,7 @@ class Simulation:
                     has_moved |= self.execute(worker_id)
                 while self.deliver(worker_id) is not None:
                     has_moved = True
+            num_idle_rounds *= not has_moved
             if not has_moved and not self.scheduler.stats().num_requests:
                 return
         raise AssertionError(f"stuck: {self.scheduler.stats()}")

@@ -71,9 +71,7 @@ plans = st.builds(
     release_rows=id_lists,
     copy_blocks=pairs,
     forks=st.lists(
-        st.builds(
-            Fork, from_row=ids, to_row=ids, to_row_epoch=ids, choice=ids, blocks=id_lists
-        ),
+        st.builds(Fork, from_row=ids, to_row=ids, to_row_epoch=ids, choice=ids, blocks=id_lists),
         max_size=2,
     ),
     hold_rows=id_lists,
@@ -223,9 +221,7 @@ def test_membership_survives_the_wire(model: ModelInfo) -> None:
         convert.worker_registration_from_proto(convert.worker_registration_to_proto(registration))
         == registration
     )
-    assert (
-        convert.scheduler_status_from_proto(convert.scheduler_status_to_proto(status)) == status
-    )
+    assert convert.scheduler_status_from_proto(convert.scheduler_status_to_proto(status)) == status
     assert convert.worker_load_from_proto(convert.worker_load_to_proto(load)) == load
     assert convert.scheduler_owner_from_proto(convert.scheduler_owner_to_proto(owner)) == owner
 
