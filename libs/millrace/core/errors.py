@@ -132,12 +132,12 @@ class InternalError(MillraceError):
 
 
 def error_classes() -> dict[str, type[MillraceError]]:
-    """Reason → class, over the whole tree."""
+    """Reason → class, over the tree as drawn here; what others derive travels as its parent."""
     found: dict[str, type[MillraceError]] = {}
     pending: list[type[MillraceError]] = [MillraceError]
     while pending:
         cls = pending.pop()
         pending.extend(cls.__subclasses__())
-        if cls is not MillraceError:
+        if cls is not MillraceError and cls.__module__ == __name__:
             found[cls.reason] = cls
     return found

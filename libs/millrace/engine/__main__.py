@@ -77,7 +77,7 @@ def _generate(args: argparse.Namespace) -> None:
             print(f"{prompt!r}: {output.text}")
     num_tokens = sum(output.num_output_tokens for output in outputs)
     print(
-        f"{engine.info.architecture} {engine.info.dtype} on {config.device}: {num_tokens} tokens "
+        f"{engine.info.architecture}, {engine.info.dtype}: {num_tokens} tokens "
         f"in {elapsed_s:.2f} s, {num_tokens / elapsed_s:.1f} tokens/s",
         file=sys.stderr,
     )

@@ -7,9 +7,11 @@ many requests and get none: their messages carry the context of each request the
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from typing import Any, cast
 
 import grpc
@@ -103,8 +105,15 @@ def _guard_unary(behavior: Handler, method: str) -> Handler:
 def _guard_stream(behavior: Handler, method: str) -> Handler:
     async def guarded(request: Any, context: ServicerContext) -> AsyncIterator[Any]:
         try:
-            async for response in behavior(request, context):
-                yield response
+            responses = behavior(request, context)
+            if inspect.isawaitable(responses):
+                # The health service's Watch writes by itself.
+                await responses
+                return
+            # Closed at once where the call ends inside a write: its `finally` must not wait.
+            async with aclosing(responses):
+                async for response in responses:
+                    yield response
         except MillraceError as error:
             await context.abort_with_status(to_grpc_status(error))
         except Exception as exc:

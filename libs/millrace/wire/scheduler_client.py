@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 
 import grpc
 
-from millrace.core.errors import Unavailable
+from millrace.core.errors import MillraceError, Unavailable
 from millrace.core.membership import ResumeQuery, SchedulerStatus
 from millrace.core.step import PROTOCOL_VERSION
 from millrace.core.tokens import TokenFrame
 from millrace.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
 
 from .convert import scheduler_status_from_proto, token_frame_from_proto
-from .status import error_from_rpc
+from .stream_errors import stream_errors
 
 AttachEvent = TokenFrame | ResumeQuery | SchedulerStatus
 
@@ -48,17 +48,20 @@ class AttachStream:
 
     async def events(self) -> AsyncIterator[AttachEvent]:
         """What the scheduler says, in order; raises its error where the stream breaks."""
-        try:
-            async for response in self._call:
-                kind = response.WhichOneof("message")
-                if kind == "frame":
-                    yield token_frame_from_proto(response.frame)
-                elif kind == "status":
-                    yield scheduler_status_from_proto(response.status)
-                elif kind == "query":
-                    yield ResumeQuery(tuple(response.query.request_ids))
-        except grpc.aio.AioRpcError as exc:
-            raise error_from_rpc(exc) from exc
+        # Not `read`: once the status is in, it says EOF although there is more to read.
+        responses = aiter(self._call)
+        while True:
+            with stream_errors(self._call, "the scheduler is not attached"):
+                response = await anext(responses, None)
+            if response is None:
+                return
+            kind = response.WhichOneof("message")
+            if kind == "frame":
+                yield token_frame_from_proto(response.frame)
+            elif kind == "status":
+                yield scheduler_status_from_proto(response.status)
+            elif kind == "query":
+                yield ResumeQuery(tuple(response.query.request_ids))
 
     async def register(self, request_id: str) -> None:
         """Before a request is published."""
@@ -99,6 +102,7 @@ class AttachStream:
         # grpc.aio allows one write at a time per call.
         async with self._write_lock:
             try:
-                await self._call.write(message)
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as exc:
+                with stream_errors(self._call, "the scheduler is not attached"):
+                    await self._call.write(message)
+            except MillraceError as exc:
                 raise Unavailable("the scheduler is not attached", retry_after_s=1.0) from exc

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import grpc
 
-from millrace.core.errors import Unavailable
+from millrace.core.errors import MillraceError, Unavailable
 from millrace.core.model import ModelInfo
 from millrace.core.step import PROTOCOL_VERSION, StepPlan, StepResult
 from millrace.internal.v1 import worker_pb2, worker_pb2_grpc
 
 from .convert import model_info_from_proto, step_plan_to_proto, step_result_from_proto
-from .status import error_from_rpc
+from .stream_errors import stream_errors
 
 OPEN_TIMEOUT_S = 10.0
 
@@ -53,11 +53,10 @@ class ExecuteStream:
             )
         )
         try:
-            async with asyncio.timeout(OPEN_TIMEOUT_S):
-                await call.write(request)
-                response = await call.read()
-        except grpc.aio.AioRpcError as exc:
-            raise error_from_rpc(exc) from exc
+            with stream_errors(call, "the worker closed the stream"):
+                async with asyncio.timeout(OPEN_TIMEOUT_S):
+                    await call.write(request)
+                    response = await call.read()
         except TimeoutError as exc:
             call.cancel()
             raise Unavailable("the worker does not answer") from exc
@@ -77,20 +76,23 @@ class ExecuteStream:
 
     async def send(self, plan: StepPlan) -> None:
         """Raises `Unavailable` where the stream is broken."""
+        request = worker_pb2.ExecuteRequest(plan=step_plan_to_proto(plan))
         try:
-            await self._call.write(worker_pb2.ExecuteRequest(plan=step_plan_to_proto(plan)))
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as exc:
+            with stream_errors(self._call, "the worker is gone"):
+                await self._call.write(request)
+        except MillraceError as exc:
             raise Unavailable("the worker is gone") from exc
 
     async def results(self) -> AsyncIterator[StepResult]:
         """In the order of the steps; raises the worker's error where the stream breaks."""
-        try:
-            # Not `async for`: grpc.aio refuses to iterate over a call that was read before.
-            while isinstance(response := await self._call.read(), worker_pb2.ExecuteResponse):
-                if response.WhichOneof("message") == "result":
-                    yield step_result_from_proto(response.result)
-        except grpc.aio.AioRpcError as exc:
-            raise error_from_rpc(exc) from exc
+        while True:
+            with stream_errors(self._call, "the worker is gone"):
+                # Not `async for`: grpc.aio refuses to iterate over a call that was read before.
+                response = await self._call.read()
+            if not isinstance(response, worker_pb2.ExecuteResponse):
+                return
+            if response.WhichOneof("message") == "result":
+                yield step_result_from_proto(response.result)
 
     def close(self) -> None:
         """Ends the stream; safe to repeat."""

@@ -127,7 +127,10 @@ class SchedulerLink:
             self._attached.clear()
             self._on_detached()
         if isinstance(outcome, MillraceError):
-            _log.warning("attach to %s at %s: %s", self.model, owner.advertise_address, outcome)
+            # Once per break: the tries that follow are many and say the same.
+            level = logging.WARNING if self._num_events else logging.DEBUG
+            address = owner.advertise_address
+            _log.log(level, "attach to %s at %s: %s", self.model, address, outcome)
         elif isinstance(outcome, Exception):
             _log.error("attach to %s failed", self.model, exc_info=outcome)
 

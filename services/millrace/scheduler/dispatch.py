@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 
 import grpc
 
+from millrace.core.errors import MillraceError
 from millrace.core.step import StepPlan, StepResult
 from millrace.rpc.client import open_channel
 from millrace.wire.worker_client import ExecuteStream, Opened
@@ -64,6 +65,7 @@ class WorkerLink:
                 yield result
         finally:
             writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
 
     async def close(self) -> None:
         """Gives the worker back; it drops the rows."""
@@ -71,5 +73,13 @@ class WorkerLink:
         await self._channel.close()
 
     async def _write_plans(self) -> None:
-        while True:
-            await self._stream.send(await self._plans.get())
+        try:
+            while True:
+                await self._stream.send(await self._plans.get())
+        except MillraceError as error:
+            _log.info("worker %s: %s", self.worker_id, error)
+        except Exception:
+            _log.exception("worker %s: a plan cannot be sent", self.worker_id)
+        finally:
+            # Whoever reads the results must not wait for those of plans that were never sent.
+            self._stream.close()

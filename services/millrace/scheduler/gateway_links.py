@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Set
 
-from millrace.core.errors import Overloaded
+from millrace.core.errors import Overloaded, Unavailable
 from millrace.core.membership import ResumeQuery, SchedulerStatus
 from millrace.core.tokens import TokenFrame
 
@@ -29,17 +29,17 @@ class GatewayLink:
         self._events: deque[tuple[float, int, LinkEvent]] = deque()
         self._num_bytes = 0
         self._wake = asyncio.Event()
-        self._is_overflowed = False
         self._is_closed = False
+        self.overflowed = asyncio.Event()
 
     def push(self, event: LinkEvent) -> None:
         """Queues an event; on overflow the stream ends, and the gateway attaches again."""
-        if self._is_closed or self._is_overflowed:
+        if self._is_closed or self.overflowed.is_set():
             return
         num_bytes = _size_of(event)
         is_late = bool(self._events) and self._clock_s() - self._events[0][0] > MAX_BUFFERED_S
         if is_late or self._num_bytes + num_bytes > MAX_BUFFERED_BYTES:
-            self._is_overflowed = True
+            self.overflowed.set()
         else:
             self._events.append((self._clock_s(), num_bytes, event))
             self._num_bytes += num_bytes
@@ -53,7 +53,7 @@ class GatewayLink:
     async def events(self) -> AsyncIterator[LinkEvent]:
         """What to send, in order. Raises `Overloaded` where the gateway reads too slowly."""
         while not self._is_closed:
-            if self._is_overflowed:
+            if self.overflowed.is_set():
                 raise Overloaded(
                     f"the gateway left {self._num_bytes} bytes unread for up to {MAX_BUFFERED_S} s"
                 )
@@ -73,9 +73,12 @@ class GatewayLinks:
         self._clock_s = clock_s
         self._links: dict[str, GatewayLink] = {}
         self._absent_since_s: dict[str, float] = {}
+        self._is_closed = False
 
     def attach(self, gateway_id: str) -> GatewayLink:
-        """A new stream; an older one of the same gateway ends."""
+        """A new stream; an older one of the same gateway ends. `Unavailable` after `close`."""
+        if self._is_closed:
+            raise Unavailable("this scheduler is ending", retry_after_s=1.0)
         if older := self._links.get(gateway_id):
             older.close()
         link = GatewayLink(gateway_id, self._clock_s)
@@ -97,12 +100,17 @@ class GatewayLinks:
             self._absent_since_s.setdefault(gateway_id, self._clock_s())
             return False
         link.push(event)
+        if link.overflowed.is_set():
+            # Absent from now on, though its stream may take a while to end.
+            del self._links[gateway_id]
+            self._absent_since_s[gateway_id] = self._clock_s()
+            return False
         return True
 
     def broadcast(self, event: LinkEvent) -> None:
         """To every attached gateway."""
-        for link in self._links.values():
-            link.push(event)
+        for gateway_id in list(self._links):
+            self.send(gateway_id, event)
 
     def absent_for_s(self, gateway_id: str) -> float:
         """How long a gateway has been away; 0 while it is attached."""
@@ -111,12 +119,14 @@ class GatewayLinks:
         since_s = self._absent_since_s.setdefault(gateway_id, self._clock_s())
         return self._clock_s() - since_s
 
-    def forget(self, gateway_id: str) -> None:
+    def forget_all_but(self, gateway_ids: Set[str]) -> None:
         """An absent gateway without requests needs no clock any more."""
-        self._absent_since_s.pop(gateway_id, None)
+        for gateway_id in self._absent_since_s.keys() - gateway_ids:
+            del self._absent_since_s[gateway_id]
 
     def close(self) -> None:
-        """Ends every stream."""
+        """Ends every stream; nobody can attach any more."""
+        self._is_closed = True
         for link in list(self._links.values()):
             link.close()
 

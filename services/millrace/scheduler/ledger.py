@@ -14,7 +14,7 @@ from .request_spans import RequestSpans
 
 @dataclass(slots=True)
 class ChoiceOutput:
-    """The tokens of one choice so far; `logprobs` has one entry per token where asked for."""
+    """The tokens of one choice so far; `logprobs`, where asked for, is of the last ones of them."""
 
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
@@ -22,13 +22,15 @@ class ChoiceOutput:
 
     def since(self, request_id: str, choice: int, begin: int) -> TokenDelta:
         """What comes after the first `begin` tokens."""
+        # Tokens taken over from an earlier owner came without.
+        num_without_logprobs = len(self.token_ids) - len(self.logprobs)
         return TokenDelta(
             request_id=request_id,
             choice=choice,
             start_index=begin,
             token_ids=self.token_ids[begin:],
             finish=self.finish,
-            logprobs=self.logprobs[begin:],
+            logprobs=self.logprobs[max(0, begin - num_without_logprobs) :],
         )
 
 

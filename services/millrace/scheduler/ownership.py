@@ -33,7 +33,12 @@ class Ownership:
         """Waits as a standby until the model is free; the epoch in force."""
         is_standby = False
         while True:
-            epoch = await self._bus.claim_ownership(self.owner)
+            try:
+                epoch = await self._bus.claim_ownership(self.owner)
+            except Unavailable as error:
+                _log.warning("ownership not claimed: %s", error)
+                await asyncio.sleep(CLAIM_EVERY_S)
+                continue
             if epoch is not None:
                 self.owner = replace(self.owner, owner_epoch=epoch)
                 _log.info("active for %s, epoch %d", self.owner.model, epoch)

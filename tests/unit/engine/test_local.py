@@ -81,7 +81,7 @@ def test_command_line_streams_text(tiny, tmp_path, capsys):
     captured = capsys.readouterr()
     assert status == 0
     assert captured.out.split() == [f"t{token_id}" for token_id in expected]
-    assert "LlamaForCausalLM float32" in captured.err
+    assert "LlamaForCausalLM, float32" in captured.err
 
 
 def with_tokenizer(source, folder):

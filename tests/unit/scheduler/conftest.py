@@ -202,9 +202,8 @@ class Simulation:
         if plan is None:
             return
         num_tokens = sum(count for _, count in plan.chunks)
-        assert num_tokens + len(worker.decoding) <= self.policy.max_num_batched_tokens + 1 + len(
-            plan.chunks
-        )
+        num_tokens += worker.plans[-1].num_decode_rows
+        assert num_tokens <= self.policy.max_num_batched_tokens
         for row in worker.decoding.values():
             assert row.row in plan.hold_rows or is_covered(worker, row)
 

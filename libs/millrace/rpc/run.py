@@ -1,0 +1,50 @@
+"""How a service process runs until its end, and what it says where it cannot go on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from millrace.core.errors import MillraceError
+
+
+@contextmanager
+def exit_on_error(service: str) -> Iterator[None]:
+    """Ends the process with one line on stderr and code 1 where a `MillraceError` comes out.
+
+    Those of task groups count as well. Anything else is a defect and keeps its traceback.
+    """
+    try:
+        yield
+    except MillraceError as error:
+        raise SystemExit(_line(service, error)) from None
+    except BaseExceptionGroup as group:
+        errors, defects = group.split(MillraceError)
+        if errors is None or defects is not None:
+            raise
+        raise SystemExit(_line(service, _first_leaf(errors))) from None
+
+
+async def run_until_first(*coroutines: Coroutine[Any, Any, None]) -> None:
+    """Runs them side by side until one has ended; cancels the others and raises what it raised."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+def _line(service: str, error: BaseException) -> str:
+    return f"millrace {service}: {' '.join(str(error).split())}"
+
+
+def _first_leaf(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
