@@ -38,7 +38,7 @@ def load_model(path: str, dtype: str, num_threads: int) -> Any:
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(num_threads)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+    model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
     model.eval()
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0

@@ -26,7 +26,7 @@ def main() -> None:
     prompts = _prompts_module()
     entry = resolve_model("smollm2-135m-instruct")
     tokenizer = AutoTokenizer.from_pretrained(entry.path)
-    model = AutoModelForCausalLM.from_pretrained(entry.path, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(entry.path, dtype=torch.float32)
     model.eval()
     known = _known_outputs(entry.revision)
     references = []

@@ -66,7 +66,7 @@ def logits(models: Path) -> Any:
 
     def next_logits(dtype: torch.dtype, ids: list[int]) -> torch.Tensor:
         with torch.inference_mode():
-            output = loaded[dtype](torch.tensor([ids]), logits_to_keep=1).logits
+            output: torch.Tensor = loaded[dtype](torch.tensor([ids]), logits_to_keep=1).logits
         return output[0, -1].float()
 
     return next_logits

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from scripts.make_references import encode, generate
+
 from tests.e2e.conftest import DEFAULT_MODEL
 from tests.e2e.prompts import Prompt, load_prompts, load_references
 

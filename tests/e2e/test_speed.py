@@ -9,10 +9,10 @@ from pathlib import Path
 from statistics import median
 
 import pytest
+from scripts.baseline_process import start_baseline
 
 from millrace.engine.machine import usable_cpus
 from millrace.testing.stack import Stack
-from scripts.baseline_process import start_baseline
 from tests.e2e.client import Client
 from tests.e2e.conftest import DEFAULT_MODEL
 from tests.e2e.prompts import load_references

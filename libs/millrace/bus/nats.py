@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import nats
@@ -166,22 +166,22 @@ class NatsBus(Bus):
     async def work_queue(self, model: str, priority: Priority) -> WorkQueue:
         """See `Bus`."""
         durable = request_consumer(model, priority)
-        try:
-            await self._jetstream.consumer_info(REQUEST_STREAM, durable)
-        except nats.js.errors.NotFoundError as exc:
-            raise ConfigError(
-                f"no consumer {durable} for model {model!r}; "
-                f"run `millrace bus init --model {model}`"
-            ) from exc
-        subscription = await self._jetstream.pull_subscribe_bind(durable, REQUEST_STREAM)
+        with _answering():
+            try:
+                await self._jetstream.consumer_info(REQUEST_STREAM, durable)
+            except nats.js.errors.NotFoundError as exc:
+                raise ConfigError(
+                    f"no consumer {durable} for model {model!r}; "
+                    f"run `millrace bus init --model {model}`"
+                ) from exc
+            subscription = await self._jetstream.pull_subscribe_bind(durable, REQUEST_STREAM)
         return NatsWorkQueue(subscription)
 
     async def publish_abort(self, request_id: str) -> None:
         """See `Bus`."""
-        await self._client.publish(
-            abort_subject(request_id),
-            bus_pb2.Cancellation(request_id=request_id).SerializeToString(),
-        )
+        cancellation = bus_pb2.Cancellation(request_id=request_id)
+        with _answering():
+            await self._client.publish(abort_subject(request_id), cancellation.SerializeToString())
 
     async def aborts(self) -> AsyncIterator[str]:
         """See `Bus`."""
@@ -200,13 +200,14 @@ class NatsBus(Bus):
 
     async def unregister_worker(self, worker_id: str) -> None:
         """See `Bus`."""
-        await self._workers.delete(worker_id)
+        with _answering():
+            await self._workers.delete(worker_id)
 
     async def publish_load(self, load: WorkerLoad) -> None:
         """See `Bus`."""
-        await self._client.publish(
-            load_subject(load.worker_id), worker_load_to_proto(load).SerializeToString()
-        )
+        payload = worker_load_to_proto(load).SerializeToString()
+        with _answering():
+            await self._client.publish(load_subject(load.worker_id), payload)
 
     async def workers(self) -> AsyncIterator[tuple[str, WorkerRegistration | None]]:
         """See `Bus`."""
@@ -219,6 +220,10 @@ class NatsBus(Bus):
 
     async def claim_ownership(self, owner: SchedulerOwner) -> int | None:
         """See `Bus`."""
+        with _answering():
+            return await self._claim(owner)
+
+    async def _claim(self, owner: SchedulerOwner) -> int | None:
         key = model_slug(owner.model)
         try:
             entry = await self._owners.get(key)
@@ -250,14 +255,20 @@ class NatsBus(Bus):
     async def release_ownership(self, owner: SchedulerOwner) -> None:
         """Leaves the epoch behind without a holder, so that the next one is higher."""
         key = model_slug(owner.model)
-        entry = await self._owners.get(key)
-        held = scheduler_owner_from_proto(bus_pb2.SchedulerOwner.FromString(entry.value or b""))
-        if held.scheduler_id != owner.scheduler_id:
-            return
-        vacant = SchedulerOwner("", held.owner_epoch, "", owner.model)
-        await self._owners.update(
-            key, scheduler_owner_to_proto(vacant).SerializeToString(), last=entry.revision
-        )
+        with _answering():
+            try:
+                entry = await self._owners.get(key)
+            except nats.js.errors.KeyNotFoundError:
+                return
+            raw = bus_pb2.SchedulerOwner.FromString(entry.value or b"")
+            held = scheduler_owner_from_proto(raw)
+            if held.scheduler_id != owner.scheduler_id:
+                return
+            vacant = SchedulerOwner("", held.owner_epoch, "", owner.model)
+            value = scheduler_owner_to_proto(vacant).SerializeToString()
+            with suppress(nats.js.errors.KeyWrongLastSequenceError):
+                # Somebody else has it already.
+                await self._owners.update(key, value, last=entry.revision)
 
     async def owners(self) -> AsyncIterator[tuple[str, SchedulerOwner | None]]:
         """See `Bus`."""
@@ -273,10 +284,16 @@ class NatsBus(Bus):
         await self._client.close()
 
     async def _put(self, bucket: KeyValue, key: str, message: Message) -> None:
-        try:
+        with _answering():
             await bucket.put(key, message.SerializeToString())
-        except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as exc:
-            raise Unavailable(f"the message bus does not answer: {exc}") from exc
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    try:
+        yield
+    except (nats.errors.Error, TimeoutError, OSError) as exc:
+        raise Unavailable(f"the message bus does not answer: {type(exc).__name__}") from exc
 
 
 def _publish_error(exc: Exception) -> MillraceError:

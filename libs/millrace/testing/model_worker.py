@@ -92,6 +92,11 @@ class ModelWorker:
         return sum(not row.is_ended for row in self._rows.values())
 
     @property
+    def live_rows(self) -> list[int]:
+        """The numbers of those rows."""
+        return [number for number, row in self._rows.items() if not row.is_ended]
+
+    @property
     def num_taken_rows(self) -> int:
         """Rows not released, ended ones included."""
         return len(self._rows)

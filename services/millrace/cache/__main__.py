@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 
 import uvloop
 
 from millrace.config.loader import load_config
 from millrace.core.breaker import Breaker
-from millrace.core.errors import ConfigError
 from millrace.internal.v1 import cache_pb2_grpc
+from millrace.rpc.run import exit_on_error
 from millrace.rpc.server import RpcServer
 from millrace.rpc.signals import run_until_signalled
 from millrace.telemetry.metrics import CacheMetrics, create_registry, start_metrics_server
@@ -26,13 +25,11 @@ SERVICE_NAME = "millrace.internal.v1.CacheService"
 
 def main() -> None:
     """Runs until SIGTERM or SIGINT."""
-    try:
+    with exit_on_error("cache"):
         config = load_config(CacheConfig, "cache")
         configure_logging("cache")
         store = RedisStore(config.redis_url, ttl_s=config.ttl_s, max_bytes=config.max_bytes)
-    except ConfigError as error:
-        sys.exit(f"cache: {error.message}")
-    uvloop.run(serve(config, store))
+        uvloop.run(serve(config, store))
 
 
 async def serve(config: CacheConfig, store: RedisStore) -> None:

@@ -17,6 +17,7 @@ from millrace.bus.base import Bus
 from millrace.bus.nats import connect_bus
 from millrace.config.loader import load_config
 from millrace.rpc.client import open_channel
+from millrace.rpc.run import exit_on_error
 from millrace.rpc.server import RpcServer
 from millrace.rpc.signals import run_until_signalled
 from millrace.telemetry.metrics import GatewayMetrics, create_registry
@@ -46,10 +47,11 @@ STOP_GRACE_S = 1.0
 
 def main() -> None:
     """Runs until SIGTERM or SIGINT."""
-    config = load_config(GatewayConfig, "gateway")
-    config.check()
-    configure_logging("gateway")
-    uvloop.run(serve(config))
+    with exit_on_error("gateway"):
+        config = load_config(GatewayConfig, "gateway")
+        config.check()
+        configure_logging("gateway")
+        uvloop.run(serve(config))
 
 
 async def serve(config: GatewayConfig) -> None:

@@ -58,7 +58,7 @@ class StopScanner:
                 self._held = ""
                 return Scan(seen[: len(seen) - len(matched)], matched)
         seen = self._held + text
-        certain = len(seen)
+        certain = len(seen) - max(self._states)
         self._held = seen[certain:]
         return Scan(seen[:certain])
 

@@ -37,6 +37,7 @@ class AdmissionTurn:
         self._placement = PlacementTurn(policy, worker, workers, now_ns)
         self._now_ns = now_ns
         self._passed_over: list[Sequence] = []
+        self._num_without_room = 0
 
     def judge(self, sequence: Sequence, cached: list[int]) -> Verdict:
         """The verdict on `sequence`, whose cached prefix lies in `cached`."""
@@ -49,7 +50,9 @@ class AdmissionTurn:
             return self._pass_over(sequence)
         if self._has_room(sequence, cached) and self._may_join(sequence):
             return Verdict.ADMIT
-        return self._pass_over(sequence) if may_be_bypassed else Verdict.STOP
+        self._num_without_room += 1
+        is_in_window = self._num_without_room < self._policy.bypass_window
+        return self._pass_over(sequence) if may_be_bypassed and is_in_window else Verdict.STOP
 
     def note_admission(self) -> None:
         """A later sequence has been admitted: those passed over have been bypassed."""

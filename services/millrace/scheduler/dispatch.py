@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import grpc
 
@@ -56,7 +56,7 @@ class WorkerLink:
         self._outstanding.add(plan.plan_id)
         self._plans.put_nowait(plan)
 
-    async def results(self) -> AsyncIterator[StepResult]:
+    async def results(self) -> AsyncGenerator[StepResult, None]:
         """In the order of the steps, until the stream breaks."""
         writer = asyncio.create_task(self._write_plans())
         try:

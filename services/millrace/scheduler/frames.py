@@ -41,9 +41,7 @@ class FrameSender:
         for request_id, error in outcome.failed:
             if entry := self._ledger.get(request_id):
                 self._frame_for(frames, entry).failed.append(_fail(entry, error))
-        for request_id in outcome.finished:
-            if entry := self._ledger.get(request_id):
-                entry.end()
+        self._mark_entries(outcome)
         for gateway_id, frame in frames.items():
             self._links.send(gateway_id, frame)
 
@@ -65,6 +63,14 @@ class FrameSender:
             frame.failed.append(entry.failed)
         if not frame.is_empty():
             self._links.send(entry.request.gateway_id, frame)
+
+    def _mark_entries(self, outcome: StepOutcome) -> None:
+        for request_id, choice in outcome.preempted:
+            if entry := self._ledger.get(request_id):
+                entry.spans.preempted(choice)
+        for request_id in outcome.finished:
+            if entry := self._ledger.get(request_id):
+                entry.end()
 
     def _frame_for(self, frames: dict[str, TokenFrame], entry: LedgerEntry) -> TokenFrame:
         gateway_id = entry.request.gateway_id

@@ -60,7 +60,6 @@ def _survey(worker: WorkerMirror, step: IssuedPlan, lease_steps: int) -> list[tu
 
 
 def _share_out(worker: WorkerMirror, step: IssuedPlan, short: list[tuple[Row, int]]) -> int:
-    step.is_short_of_blocks = True
     num_preemptions = num_promised = 0
     num_pending = worker.num_pending_blocks()
     for row, num_blocks in sorted(short, key=lambda entry: entry[0].sequence.rank):

@@ -13,6 +13,7 @@ from millrace.bus.base import Bus, HeldRequest, WorkQueue
 from millrace.core.errors import Aborted, DeadlineExceeded, MillraceError, Overloaded, Unavailable
 from millrace.core.membership import ResumeQuery
 from millrace.core.request import Priority, QueuedRequest
+from millrace.telemetry.metrics import SchedulerMetrics
 
 from .frames import FrameSender
 from .gateway_links import GatewayLinks
@@ -28,6 +29,8 @@ RETRY_S = 0.5
 # The queue delivers a message again after 5 s without a word.
 IN_PROGRESS_EVERY_S = 1.5
 TICK_S = 0.25
+
+Settlement = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Intake:
@@ -47,6 +50,7 @@ class Intake:
         max_held: int,
         gateway_grace_s: float,
         on_work: Callable[[], None],
+        metrics: SchedulerMetrics,
     ) -> None:
         self._bus = bus
         self._scheduler = scheduler
@@ -56,6 +60,8 @@ class Intake:
         self._max_held = max_held
         self._gateway_grace_s = gateway_grace_s
         self._on_work = on_work
+        self._metrics = metrics
+        self._is_overloaded = False
         self._awaiting_resume: dict[str, LedgerEntry] = {}
         self._has_room = asyncio.Event()
         self._settling: set[asyncio.Task[None]] = set()
@@ -73,7 +79,8 @@ class Intake:
     async def give_back_all(self) -> None:
         """Has every held message delivered to somebody else: this scheduler ends."""
         for entry in self._ledger:
-            self._settle(entry, entry.held.give_back)
+            entry.end(Unavailable.reason)
+            self._settle(entry.request.request_id, entry.held.give_back)
         if self._settling:
             await asyncio.wait(self._settling, timeout=2.0)
 
@@ -93,6 +100,7 @@ class Intake:
         """The gateway still wants a request and tells how far it has come."""
         entry = self._awaiting_resume.pop(request_id, None)
         if entry is not None:
+            self._metrics.resumed_requests.inc()
             entry.resume(cursors)
             self._admit(entry, cursors)
         elif (entry := self._ledger.get(request_id)) is not None:
@@ -104,15 +112,19 @@ class Intake:
         self._awaiting_resume.pop(request_id, None)
         if (entry := self._ledger.get(request_id)) is not None:
             entry.end(Aborted.reason)
-            self.confirmed(request_id)
+            self._let_go(entry, entry.held.acknowledge)
         self._on_work()
 
     def confirmed(self, request_id: str) -> None:
         """The gateway has the last frame of a request: its message can go."""
-        entry = self._ledger.pop(request_id)
-        if entry is not None:
-            self._settle(entry, entry.held.acknowledge)
-            self._has_room.set()
+        entry = self._ledger.get(request_id)
+        if entry is None:
+            return
+        if entry.is_terminal:
+            self._let_go(entry, entry.held.acknowledge)
+        else:
+            # It knows of one choice's end only: nobody takes the others.
+            self.aborted(request_id)
 
     # The queue --------------------------------------------------------------------------------
 
@@ -124,17 +136,25 @@ class Intake:
                 await self._has_room.wait()
                 continue
             try:
-                for held in await queue.fetch(min(room, FETCH_BATCH), FETCH_TIMEOUT_S):
-                    await self._take(held)
+                batch = await queue.fetch(min(room, FETCH_BATCH), FETCH_TIMEOUT_S)
             except Unavailable as error:
                 _log.warning("intake: %s", error)
                 await asyncio.sleep(RETRY_S)
+                continue
+            for held in batch:
+                self._take(held)
+            if self._is_overloaded:
+                # Else everything on the queue would be fetched and given back, over and over.
+                self._is_overloaded = False
+                await asyncio.sleep(RETRY_S)
 
-    async def _take(self, held: HeldRequest) -> None:
+    def _take(self, held: HeldRequest) -> None:
         request = held.request
         if request is None:
-            await held.discard()
+            self._settle("unreadable", held.discard)
             return
+        if held.num_delivered > 1:
+            self._metrics.nats_redelivered.inc()
         if (known := self._ledger.get(request.request_id)) is not None:
             # Delivered again while it is held: only the newest delivery can be acknowledged.
             known.held = held
@@ -162,9 +182,9 @@ class Intake:
             outcome = self._scheduler.add_request(entry.request, time.time_ns(), outputs=outputs)
         except Overloaded:
             # The window is full: the queue keeps it for a moment longer.
-            self._ledger.pop(entry.request.request_id)
+            self._is_overloaded = True
             entry.end(Overloaded.reason)
-            self._settle(entry, lambda: entry.held.give_back(RETRY_S))
+            self._let_go(entry, lambda: entry.held.give_back(RETRY_S))
         except MillraceError as error:
             self._frames.fail(entry, error)
         else:
@@ -176,6 +196,7 @@ class Intake:
             entry = self._ledger.get(request_id)
             if entry is not None and not entry.is_terminal:
                 self._scheduler.abort(request_id)
+                self._awaiting_resume.pop(request_id, None)
                 self._frames.fail(entry, Aborted("the request was aborted by id"))
                 self._on_work()
 
@@ -201,23 +222,27 @@ class Intake:
             self._on_work()
 
     def _drop_absent_gateways(self) -> None:
-        for gateway_id in self._ledger.gateway_ids():
+        gateway_ids = self._ledger.gateway_ids()
+        self._links.forget_all_but(gateway_ids)
+        for gateway_id in gateway_ids:
             if self._links.absent_for_s(gateway_id) > self._gateway_grace_s:
                 entries = self._ledger.of_gateway(gateway_id)
                 _log.warning("gateway %s is gone: %d requests end", gateway_id, len(entries))
                 for entry in entries:
                     self.aborted(entry.request.request_id)
-                self._links.forget(gateway_id)
 
-    def _settle(
-        self, entry: LedgerEntry, settlement: Callable[[], Coroutine[Any, Any, None]]
-    ) -> None:
-        task = asyncio.create_task(_settle(entry.request.request_id, settlement))
+    def _let_go(self, entry: LedgerEntry, settlement: Settlement) -> None:
+        self._ledger.pop(entry.request.request_id)
+        self._settle(entry.request.request_id, settlement)
+        self._has_room.set()
+
+    def _settle(self, request_id: str, settlement: Settlement) -> None:
+        task = asyncio.create_task(_settle(request_id, settlement))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
 
 
-async def _settle(request_id: str, settlement: Callable[[], Coroutine[Any, Any, None]]) -> None:
+async def _settle(request_id: str, settlement: Settlement) -> None:
     try:
         await settlement()
     except MillraceError as exc:

@@ -54,9 +54,16 @@ class LedgerEntry:
     def record(self, delta: TokenDelta) -> None:
         """Keeps what a step produced."""
         output = self.outputs.setdefault(delta.choice, ChoiceOutput())
+        if delta.token_ids:
+            self.spans.token_arrived(delta.choice)
         output.token_ids.extend(delta.token_ids)
         output.logprobs.extend(delta.logprobs)
         output.finish = delta.finish
+
+    def worker_lost(self, worker_id: str) -> None:
+        """Rows of the request are gone; their choices begin again where they were."""
+        running = (choice for choice, output in self.outputs.items() if not output.finish)
+        self.spans.worker_lost(worker_id, running)
 
     def end(self, error_reason: str = "") -> None:
         """The last frame is on its way."""

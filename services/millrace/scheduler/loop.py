@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import aclosing
 
 from millrace.core.errors import MillraceError
 from millrace.core.model import ModelInfo
@@ -50,9 +51,10 @@ class StepLoop:
         """Until the worker's stream breaks; its sequences then wait for another."""
         self._add(worker)
         try:
-            async for result in worker.results():
-                self._apply(worker, result)
-                self.dispatch()
+            async with aclosing(worker.results()) as results:
+                async for result in results:
+                    self._apply(worker, result)
+                    self.dispatch()
         except MillraceError as error:
             _log.warning("worker %s: %s", worker.worker_id, error)
         finally:
@@ -71,7 +73,7 @@ class StepLoop:
 
     def _add(self, worker: WorkerLink) -> None:
         opened = worker.opened
-        self._scheduler.add_worker(
+        outcome = self._scheduler.add_worker(
             worker.worker_id,
             num_blocks=opened.num_blocks,
             block_size=opened.block_size,
@@ -81,12 +83,16 @@ class StepLoop:
         )
         self._workers[worker.worker_id] = worker
         _log.info("worker %s: %d blocks", worker.worker_id, opened.num_blocks)
+        self._frames.send_outcome(outcome)
         self.dispatch()
 
     def _remove(self, worker: WorkerLink) -> None:
         del self._workers[worker.worker_id]
         requeued = self._scheduler.remove_worker(worker.worker_id)
-        _log.info("worker %s is gone; %d sequences wait again", worker.worker_id, len(requeued))
+        _log.info("worker %s is gone; %d requests wait again", worker.worker_id, len(requeued))
+        for request_id in requeued:
+            if entry := self._ledger.get(request_id):
+                entry.worker_lost(worker.worker_id)
         self.dispatch()
 
     def _apply(self, worker: WorkerLink, result: StepResult) -> None:
@@ -94,8 +100,20 @@ class StepLoop:
         if self._step_spans.is_due(outcome):
             self._record_step(worker, result, outcome)
         self._frames.send_outcome(outcome)
+        self._count(outcome)
         self._metrics.batch_size.observe(result.num_decode_rows)
         self._metrics.batch_tokens.observe(result.num_tokens)
+
+    def _count(self, outcome: StepOutcome) -> None:
+        metrics = self._metrics
+        if outcome.preempted:
+            metrics.preemptions.inc(len(outcome.preempted))
+        for scheduled in outcome.scheduled:
+            if entry := self._ledger.get(scheduled.request_id):
+                waited_ns = scheduled.scheduled_unix_ns - entry.held.published_unix_ns
+                metrics.request_queue_time.observe(max(0, waited_ns) / NS_PER_S)
+                metrics.prefix_cache_queries.inc(len(entry.request.prompt_token_ids))
+                metrics.prefix_cache_hits.inc(scheduled.num_cached_tokens)
 
     def _record_step(self, worker: WorkerLink, result: StepResult, outcome: StepOutcome) -> None:
         members = {delta.request_id for delta in outcome.deltas}

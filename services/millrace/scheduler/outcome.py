@@ -13,13 +13,15 @@ class StepOutcome:
     """What came of a result: tokens for the clients, and which requests are over.
 
     `finished` are requests whose every choice has ended with a finish reason in some delta;
-    `failed` ones ended with an error instead. Aborted requests are in neither.
+    `failed` ones ended with an error instead. Aborted requests are in neither. `preempted` are the
+    requests and choices that lost their rows.
     """
 
     deltas: list[TokenDelta] = field(default_factory=list)
     scheduled: list[Scheduled] = field(default_factory=list)
     finished: list[str] = field(default_factory=list)
     failed: list[tuple[str, MillraceError]] = field(default_factory=list)
+    preempted: list[tuple[str, int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

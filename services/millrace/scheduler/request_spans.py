@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from opentelemetry import trace
 from opentelemetry.context import Context
@@ -18,6 +18,7 @@ from millrace.telemetry.names import (
     ATTR_BATCH_KV_BLOCKS_USED,
     ATTR_BATCH_NUM_TOKENS,
     ATTR_BATCH_SIZE,
+    ATTR_CHOICE,
     ATTR_ERROR_REASON,
     ATTR_FORWARD_S,
     ATTR_MESSAGING_DELIVERY_COUNT,
@@ -33,7 +34,10 @@ from millrace.telemetry.names import (
     ATTR_STEP_S,
     ATTR_WORKER_ID,
     EVENT_ADMITTED,
+    EVENT_FINISHED,
+    EVENT_FIRST_TOKEN,
     EVENT_PREEMPTED,
+    EVENT_RESUMED,
     MESSAGING_SYSTEM_NATS,
     SPAN_PROCESS,
     SPAN_QUEUE_WAIT,
@@ -53,6 +57,9 @@ class RequestSpans:
     process: Span
     queue_wait: Span | None
     num_preemptions: int = 0
+    is_answering: bool = False
+    # Choices that have lost their row and given no token since.
+    interrupted: set[int] = field(default_factory=set)
 
     @classmethod
     def begin(
@@ -99,10 +106,25 @@ class RequestSpans:
             self.queue_wait = None
         self.process.add_event(EVENT_ADMITTED, {ATTR_NUM_CACHED_TOKENS: num_cached_tokens})
 
-    def preempted(self) -> None:
-        """The request lost a row."""
+    def token_arrived(self, choice: int) -> None:
+        """A choice has given a token: the first one, or one after its row was lost, is told."""
+        if not self.is_answering:
+            self.is_answering = True
+            self.process.add_event(EVENT_FIRST_TOKEN)
+        if choice in self.interrupted:
+            self.interrupted.remove(choice)
+            self.process.add_event(EVENT_RESUMED, {ATTR_CHOICE: choice})
+
+    def preempted(self, choice: int) -> None:
+        """A choice lost its row for want of blocks."""
         self.num_preemptions += 1
-        self.process.add_event(EVENT_PREEMPTED)
+        self.interrupted.add(choice)
+        self.process.add_event(EVENT_PREEMPTED, {ATTR_CHOICE: choice})
+
+    def worker_lost(self, worker_id: str, choices: Iterable[int]) -> None:
+        """The worker of some of the choices, all that are not over at the most, has gone."""
+        self.interrupted.update(choices)
+        self.process.add_event(EVENT_PREEMPTED, {ATTR_WORKER_ID: worker_id})
 
     def end(self, error_reason: str = "") -> None:
         """The request is terminal."""
@@ -114,6 +136,8 @@ class RequestSpans:
         if error_reason:
             self.process.set_attribute(ATTR_ERROR_REASON, error_reason)
             self.process.set_status(Status(StatusCode.ERROR, error_reason))
+        else:
+            self.process.add_event(EVENT_FINISHED)
         self.process.end()
 
 

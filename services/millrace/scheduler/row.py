@@ -30,10 +30,8 @@ class Row:
     num_scheduled_tokens: int
     granted_tokens: int
     num_cached_blocks: int
-    admitted_plan: int
     first_step: int = 0
     first_plan: int = 0
-    released_plan: int = 0
     num_held: int = 0
     is_leaving: bool = False
 
@@ -60,7 +58,6 @@ class IssuedPlan:
     kv_tokens: int = 0
     predicted_ms: float = 0.0
     is_next: bool = False
-    is_short_of_blocks: bool = False
     has_result: bool = False
 
     @property

@@ -10,15 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
-from heapq import heappop, heappush
 from itertools import islice
 
 from millrace.core.errors import (
     Conflict,
     ContextLengthExceeded,
     InternalError,
-    InvalidRequest,
-    Overloaded,
 )
 from millrace.core.request import QueuedRequest
 from millrace.core.step import RowToken, StepPlan, StepResult
@@ -26,8 +23,10 @@ from millrace.core.tokens import FinishReason, Scheduled, TokenDelta
 
 from .admission import AdmissionTurn, Verdict
 from .budget import TokenBudget
+from .deadlines import DeadlineQueue
 from .fairness import TenantLedger
 from .grants import grant_blocks, is_covered
+from .limits import check_length, check_queue
 from .outcome import SchedulerStats, StepOutcome
 from .policy import SchedulerPolicy
 from .row import IssuedPlan, Row
@@ -45,7 +44,7 @@ class Scheduler:
         self._workers: dict[str, WorkerMirror] = {}
         self._waiting = WaitingQueue(policy)
         self._ledger = TenantLedger(policy.tenant_weights)
-        self._deadlines: list[tuple[int, str]] = []
+        self._deadlines = DeadlineQueue(self._requests)
         self._newly_scheduled: list[Scheduled] = []
         self._num_accepted = 0
         self._num_turns = 0
@@ -83,7 +82,7 @@ class Scheduler:
         outcome = StepOutcome()
         for request in [r for r in self._requests.values() if not r.is_checked]:
             try:
-                self._check_length(request.queued)
+                check_length(request.queued, self._workers.values())
                 request.is_checked = True
             except ContextLengthExceeded as error:
                 outcome.failed.append((request.request_id, error))
@@ -121,7 +120,10 @@ class Scheduler:
         `Conflict` where the id is in use, `ContextLengthExceeded` where no worker can hold it,
         `InvalidRequest` where there is no prompt, and `Overloaded` where the queue is full.
         """
-        self._check_acceptable(request)
+        if request.request_id in self._requests:
+            raise Conflict(f"request {request.request_id} is running already", field="request_id")
+        check_length(request, self._workers.values())
+        check_queue(request, self._waiting, self._policy, self.predicted_wait_s())
         self._num_accepted += 1
         live = LiveRequest(
             request,
@@ -130,8 +132,7 @@ class Scheduler:
             is_checked=bool(self._workers),
         )
         self._requests[request.request_id] = live
-        if request.deadline_unix_ms:
-            heappush(self._deadlines, (request.deadline_unix_ms, request.request_id))
+        self._deadlines.add(live)
         for choice in range(request.num_choices):
             live.sequences.append(_new_sequence(live, choice, (outputs or {}).get(choice, ())))
         live.num_unfinished = len(live.sequences)
@@ -162,13 +163,9 @@ class Scheduler:
     def expire(self, now_unix_ms: int) -> list[str]:
         """Ends the requests whose deadline has passed, waiting or running; returns their ids."""
         ended: list[str] = []
-        while self._deadlines and self._deadlines[0][0] <= now_unix_ms:
-            deadline_unix_ms, request_id = heappop(self._deadlines)
-            request = self._requests.get(request_id)
-            if request is None or request.queued.deadline_unix_ms != deadline_unix_ms:
-                continue
+        for request in self._deadlines.expired(now_unix_ms):
             self._end(request)
-            ended.append(request_id)
+            ended.append(request.request_id)
         return ended
 
     # Steps.
@@ -216,10 +213,11 @@ class Scheduler:
             if row is not None and row.sequence.status is not SequenceStatus.FINISHED:
                 self._accept(worker, row, token, outcome)
         for row_number in result.failed_rows:
-            self._fail(worker.occupant(row_number, result.plan_id), result.failure, outcome)
+            self._fail(worker.occupant(row_number), result.failure, outcome)
         for row in step.released:
             if row.sequence.status is SequenceStatus.PREEMPTED:
                 self._queue_again(row.sequence)
+                outcome.preempted.append((row.sequence.request_id, row.sequence.choice))
         step.released = []
         return outcome
 
@@ -272,7 +270,7 @@ class Scheduler:
     def _admit_waiting(
         self, worker: WorkerMirror, step: IssuedPlan, budget: TokenBudget, now_ns: int
     ) -> None:
-        if not self._waiting or not worker.num_free_rows or step.is_short_of_blocks:
+        if not self._waiting or not worker.num_free_rows:
             return
         turn = AdmissionTurn(self._policy, self._waiting, worker, self._workers.values(), now_ns)
         candidates = self._waiting.in_order(now_ns, worker.num_cached_tokens)
@@ -347,36 +345,6 @@ class Scheduler:
         outcome.failed.append((request.request_id, InternalError(message)))
 
     # Requests, from accepted to over.
-
-    def _check_acceptable(self, request: QueuedRequest) -> None:
-        if request.request_id in self._requests:
-            raise Conflict(f"request {request.request_id} is running already", field="request_id")
-        if not request.prompt_token_ids:
-            raise InvalidRequest("the prompt has no tokens", field="prompt")
-        if self._workers:
-            self._check_length(request)
-        num_tokens = self._waiting.num_tokens + len(request.prompt_token_ids)
-        limits = (
-            ("requests", len(self._waiting) + 1, self._policy.max_num_waiting),
-            ("tokens", num_tokens, self._policy.max_waiting_tokens),
-        )
-        for unit, count, limit in limits:
-            if count > limit:
-                raise Overloaded(
-                    f"the queue would hold {count} {unit}; the limit is {limit}",
-                    metadata={"value": str(count), "max": str(limit)},
-                    retry_after_s=min(max(self.predicted_wait_s(), 1.0), 60.0),
-                )
-
-    def _check_length(self, request: QueuedRequest) -> None:
-        num_tokens = len(request.prompt_token_ids)
-        limit = max(worker.max_len for worker in self._workers.values()) - 1
-        if num_tokens > limit:
-            raise ContextLengthExceeded(
-                f"the prompt has {num_tokens} tokens; the limit is {limit}",
-                field="prompt",
-                metadata={"value": str(num_tokens), "max": str(limit)},
-            )
 
     def _start(self, sequence: Sequence, outcome: StepOutcome) -> None:
         """Has a new sequence wait, or end at once where its client had all of it."""

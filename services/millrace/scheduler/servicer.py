@@ -13,13 +13,18 @@ from millrace.core.membership import ResumeQuery, SchedulerStatus
 from millrace.core.step import PROTOCOL_VERSION
 from millrace.core.tokens import TokenFrame
 from millrace.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
+from millrace.rpc.server import RpcServer
 from millrace.wire.convert import scheduler_status_to_proto, token_frame_to_proto
 
-from .gateway_links import GatewayLinks, LinkEvent
+from .gateway_links import GatewayLink, GatewayLinks, LinkEvent
 from .intake import Intake
 from .outcome import SchedulerStats
 
 ServicerContext = grpc.aio.ServicerContext[Any, Any]
+
+SERVICE_NAME = "millrace.internal.v1.SchedulerService"
+# A gateway that reads slowly is told why its stream ends within this time.
+CUT_OFF_AFTER_S = 0.5
 
 
 class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
@@ -36,6 +41,10 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         self._intake = intake
         self._status = status
         self._stats = stats
+
+    def add_to(self, server: RpcServer) -> None:
+        """Serves it."""
+        server.add(scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server, self, SERVICE_NAME)
 
     async def GetStats(
         self, request: scheduler_pb2.GetStatsRequest, context: ServicerContext
@@ -78,13 +87,18 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         link.push(self._status())
         reader = asyncio.create_task(self._hear(requests))
         reader.add_done_callback(lambda _: link.close())
+        guard = asyncio.create_task(_cut_off(link, asyncio.current_task()))
         try:
             self._intake.gateway_attached(link.gateway_id)
             async for event in link.events():
                 yield _to_response(event)
+            if reader.done():
+                reader.result()
         finally:
-            reader.cancel()
             self._links.detach(link)
+            for task in (guard, reader):
+                task.cancel()
+            await asyncio.gather(guard, reader, return_exceptions=True)
 
     async def _hear(self, requests: AsyncIterator[scheduler_pb2.AttachRequest]) -> None:
         async for request in requests:
@@ -100,6 +114,14 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
                 self._intake.confirmed(request.done.request_id)
             elif kind == "abort":
                 self._intake.aborted(request.abort.request_id)
+
+
+async def _cut_off(link: GatewayLink, call: asyncio.Task[Any] | None) -> None:
+    """Ends the call of a gateway that reads nothing: its writer never gets to hear of it."""
+    await link.overflowed.wait()
+    await asyncio.sleep(CUT_OFF_AFTER_S)
+    if call is not None:
+        call.cancel()
 
 
 def _to_response(event: LinkEvent) -> scheduler_pb2.AttachResponse:

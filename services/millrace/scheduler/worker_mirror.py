@@ -186,7 +186,6 @@ class WorkerMirror:
             num_scheduled_tokens=num_cached_tokens,
             granted_tokens=(len(cached) + num_new_blocks) * block_size,
             num_cached_blocks=len(cached),
-            admitted_plan=step.plan.plan_id,
         )
         self._next_epoch += 1
         self.rows[row.epoch] = self.prefilling[row.epoch] = row
@@ -276,13 +275,13 @@ class WorkerMirror:
             self._take_out(row)
             self.to_release.append(row)
 
-    def occupant(self, row_number: int, plan_id: int) -> Row | None:
-        """Who sat in a row when `plan_id` ran."""
-        for row in self.rows.values():
-            was_there = row.admitted_plan <= plan_id and not 0 < row.released_plan <= plan_id
-            if row.row == row_number and was_there:
-                return row
-        return None
+    def occupant(self, row_number: int) -> Row | None:
+        """Who sat in a row in the step whose result has just been settled.
+
+        Rows are kept in the order of admission until their release is confirmed, so the first one
+        with this number had not been released then.
+        """
+        return next((row for row in self.rows.values() if row.row == row_number), None)
 
     def stats(self) -> WorkerStats:
         """The counters now."""
@@ -342,7 +341,6 @@ class WorkerMirror:
             self._forget_computing(row, block_hash)
 
     def _release(self, step: IssuedPlan, row: Row) -> None:
-        row.released_plan = step.plan.plan_id
         step.plan.release_rows.append(row.row)
         step.released.append(row)
         heappush(self._free_rows, row.row)

@@ -18,7 +18,11 @@ RETRY_S = 0.5
 
 
 class Workers:
-    """One task per registered worker."""
+    """One task per registered worker.
+
+    A registration says where a worker is, its stream whether it works: one that has lost its
+    entry, to an outage of the bus say, is driven for as long as its stream lives.
+    """
 
     def __init__(
         self, bus: Bus, loop: StepLoop, model: str, owner_epoch: int, scheduler_id: str
@@ -28,40 +32,44 @@ class Workers:
         self._model = model
         self._owner_epoch = owner_epoch
         self._scheduler_id = scheduler_id
+        self._registrations: dict[str, WorkerRegistration] = {}
+        self._tasks: dict[str, tuple[str, asyncio.Task[None]]] = {}
 
     async def run(self) -> None:
-        """Until cancelled."""
-        tasks: dict[str, tuple[str, asyncio.Task[None]]] = {}
-        try:
+        """Until cancelled. A defect in the loop of one worker ends all of them and is raised."""
+        async with asyncio.TaskGroup() as group:
             async for worker_id, registration in self._bus.workers():
-                boot_id = registration.boot_id if registration else ""
-                known = tasks.get(worker_id)
-                if known is not None and known[0] != boot_id:
-                    known[1].cancel()
-                    del tasks[worker_id]
                 if registration is None or not registration.model.answers_to(self._model):
+                    self._registrations.pop(worker_id, None)
                     continue
-                if worker_id not in tasks:
-                    tasks[worker_id] = (boot_id, asyncio.create_task(self._hold(registration)))
-        finally:
-            for _, task in tasks.values():
-                task.cancel()
-            await asyncio.gather(*(task for _, task in tasks.values()), return_exceptions=True)
+                self._registrations[worker_id] = registration
+                boot_id, task = self._tasks.get(worker_id, ("", None))
+                if task is not None and boot_id != registration.boot_id:
+                    # It has been started anew: the old stream is dead.
+                    task.cancel()
+                    await asyncio.wait([task])
+                    del self._tasks[worker_id]
+                if worker_id not in self._tasks:
+                    task = group.create_task(self._hold(worker_id))
+                    self._tasks[worker_id] = (registration.boot_id, task)
 
-    async def _hold(self, registration: WorkerRegistration) -> None:
-        while True:
+    async def _hold(self, worker_id: str) -> None:
+        while (registration := self._registrations.get(worker_id)) is not None:
             try:
-                worker = await WorkerLink.open(
-                    registration.worker_id,
-                    registration.advertise_address,
-                    self._owner_epoch,
-                    self._scheduler_id,
-                )
+                await self._drive(registration)
             except MillraceError as error:
-                _log.warning("worker %s: %s", registration.worker_id, error)
-            else:
-                try:
-                    await self._loop.drive(worker)
-                finally:
-                    await worker.close()
+                _log.warning("worker %s: %s", worker_id, error)
             await asyncio.sleep(RETRY_S)
+        self._tasks.pop(worker_id, None)
+
+    async def _drive(self, registration: WorkerRegistration) -> None:
+        worker = await WorkerLink.open(
+            registration.worker_id,
+            registration.advertise_address,
+            self._owner_epoch,
+            self._scheduler_id,
+        )
+        try:
+            await self._loop.drive(worker)
+        finally:
+            await worker.close()

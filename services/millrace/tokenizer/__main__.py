@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import uvloop
@@ -12,6 +11,7 @@ from millrace.config.loader import load_config
 from millrace.core.errors import ConfigError, MillraceError
 from millrace.hub.catalog import resolve_model
 from millrace.internal.v1 import tokenizer_pb2_grpc
+from millrace.rpc.run import exit_on_error
 from millrace.rpc.server import RpcServer
 from millrace.rpc.signals import run_until_signalled
 from millrace.telemetry.metrics import TokenizerMetrics, create_registry, start_metrics_server
@@ -27,13 +27,10 @@ NUM_ENCODE_THREADS = 2
 
 def main() -> None:
     """Runs until SIGTERM or SIGINT."""
-    try:
+    with exit_on_error("tokenizer"):
         config = load_config(TokenizerConfig, "tokenizer")
         configure_logging("tokenizer")
-        codecs = load_codecs(config.models)
-    except ConfigError as error:
-        sys.exit(f"tokenizer: {error.message}")
-    uvloop.run(serve(config, codecs))
+        uvloop.run(serve(config, load_codecs(config.models)))
 
 
 def load_codecs(models: tuple[str, ...]) -> dict[str, Codec]:

@@ -10,11 +10,13 @@ import uvloop
 
 from millrace.bus.nats import connect_bus
 from millrace.config.loader import load_config
+from millrace.core.errors import Unavailable
 from millrace.core.membership import WorkerRegistration
 from millrace.engine.config import EngineConfig
 from millrace.engine.engine import Engine, create_engine
 from millrace.hub.catalog import resolve_model
 from millrace.internal.v1 import worker_pb2_grpc
+from millrace.rpc.run import exit_on_error, run_until_first
 from millrace.rpc.server import RpcServer
 from millrace.rpc.signals import run_until_signalled
 from millrace.telemetry.metrics import WorkerMetrics, create_registry, start_metrics_server
@@ -30,9 +32,10 @@ SERVICE_NAME = "millrace.internal.v1.WorkerService"
 
 def main() -> None:
     """Runs until SIGTERM or SIGINT."""
-    config = load_config(WorkerConfig, "worker")
-    configure_logging("worker")
-    uvloop.run(serve(config, load_engine(config)))
+    with exit_on_error("worker"):
+        config = load_config(WorkerConfig, "worker")
+        configure_logging("worker")
+        uvloop.run(serve(config, load_engine(config)))
 
 
 def load_engine(config: WorkerConfig) -> Engine:
@@ -75,25 +78,26 @@ async def serve(config: WorkerConfig, engine: Engine) -> None:
     )
     servicer = WorkerServicer(registration, loop, WorkerMetrics(registry))
     server.add(worker_pb2_grpc.add_WorkerServiceServicer_to_server, servicer, SERVICE_NAME)
-    address = await server.start()
-    servicer.advertise(config.advertise_address or address)
     bus = await connect_bus(config.nats_url, name="worker")
-    beating = asyncio.create_task(
-        announce(bus, servicer.registration, servicer.load, config.heartbeat_s)
-    )
-    if config.metrics_port:
-        await start_metrics_server(registry, config.host, config.metrics_port)
-    signalled = asyncio.create_task(run_until_signalled())
-    print(f"ready worker {address}", flush=True)
-    await signalled
-    beating.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await beating
-    await bus.unregister_worker(registration.worker_id)
-    await server.stop(grace_s=1.0)
-    await asyncio.to_thread(loop.stop)
-    await bus.close()
-    telemetry.shutdown()
+
+    async def run() -> None:
+        address = await server.start()
+        servicer.advertise(config.advertise_address or address)
+        if config.metrics_port:
+            await start_metrics_server(registry, config.host, config.metrics_port)
+        print(f"ready worker {address}", flush=True)
+        await announce(bus, servicer.registration, servicer.load, config.heartbeat_s)
+
+    try:
+        # The signal handlers stand before the ready line: whoever reads it may end the process.
+        await run_until_first(run_until_signalled(), run())
+    finally:
+        with contextlib.suppress(Unavailable):
+            await bus.unregister_worker(registration.worker_id)
+        await server.stop(grace_s=1.0)
+        await asyncio.to_thread(loop.stop)
+        await bus.close()
+        telemetry.shutdown()
 
 
 if __name__ == "__main__":

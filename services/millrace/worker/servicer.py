@@ -69,7 +69,8 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         context: ServicerContext,
     ) -> AsyncIterator[worker_pb2.ExecuteResponse]:
         """Runs the plans of one owner until its stream ends or a newer owner comes."""
-        self._claim(await _read_open(request_iterator))
+        call = asyncio.current_task()
+        self._claim(await _read_open(request_iterator), call)
         # None ends it: the owner sends no more plans.
         results: asyncio.Queue[StepResult | None] = asyncio.Queue()
         session = self._engine_loop.open_session(_delivery_to(results))
@@ -85,13 +86,15 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
                 yield worker_pb2.ExecuteResponse(result=step_result_to_proto(result))
             await reader
         finally:
-            reader.cancel()
             self._engine_loop.close_session(session)
             spans.end_all()
-            if self._owner_call is asyncio.current_task():
+            # Not the current task: where the call ended inside a write, another one cleans up.
+            if self._owner_call is call:
                 self._owner_call = None
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
 
-    def _claim(self, opening: worker_pb2.Open) -> None:
+    def _claim(self, opening: worker_pb2.Open, call: asyncio.Task[Any] | None) -> None:
         if opening.protocol != PROTOCOL_VERSION:
             raise Conflict(f"protocol {opening.protocol} is not {PROTOCOL_VERSION}")
         if opening.owner_epoch < self._owner_epoch:
@@ -102,7 +105,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         self._owner_epoch = opening.owner_epoch
         if self._owner_call is not None:
             self._owner_call.cancel()
-        self._owner_call = asyncio.current_task()
+        self._owner_call = call
 
     def _opened(self) -> worker_pb2.Opened:
         return worker_pb2.Opened(

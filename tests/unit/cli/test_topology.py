@@ -78,6 +78,7 @@ def test_compose_services_get_the_settings_of_the_topology(
             if key.startswith(prefix)
         }
         assert found == wanted, spec.name
+        assert environment.items() >= spec.environ.items(), spec.name
         assert compose["services"][spec.name]["command"] == ["python", "-m", spec.module]
 
 

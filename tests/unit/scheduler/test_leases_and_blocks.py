@@ -82,6 +82,26 @@ def test_blocks_cover_two_plans_ahead_and_both_their_leases(simulate, make_reque
     sim.check_end()
 
 
+def test_plans_that_hold_a_row_do_not_count_against_it(simulate, make_request):
+    sim = simulate(num_blocks=5, block_size=16, max_model_len=80, lease_steps=2)
+    sim.add(make_request("a", [1] * 29, max_tokens=30, arrival=1))
+    sim.add(make_request("b", [2] * 29, max_tokens=30, arrival=2))
+    sim.plan()
+    for _ in range(2):
+        sim.execute()
+        sim.deliver()
+    plans = [sim.plan(), sim.plan()]
+    sim.execute()
+    sim.deliver()
+
+    # The second plan is still on its way, but "b" does not run in it, and has one slot left.
+    plans.append(sim.plan())
+
+    assert [len(plan.hold_rows) for plan in plans] == [1, 1, 0]
+    sim.run()
+    sim.check_end()
+
+
 def test_no_row_is_granted_more_than_its_length_limit_needs(simulate, make_request):
     sim = simulate(block_size=4, lease_steps=2)
     sim.add(make_request("a", [1] * 5, max_tokens=3))

@@ -8,7 +8,7 @@ SEED = prefix_seed("0123456789abcdef", "bfloat16", 1)
 
 
 def block_hashes(tokens, block_size=32, tenant="", seed=SEED):
-    hashes = []
+    hashes: list[bytes] = []
     root = root_hash(seed, tenant)
     extend_block_hashes(hashes, root, tokens, block_size, len(tokens) // block_size)
     return hashes
@@ -44,7 +44,7 @@ def test_a_block_hash_covers_everything_before_it():
 
 def test_hashes_grow_block_by_block_to_the_same_values():
     tokens = list(range(128))
-    hashes = []
+    hashes: list[bytes] = []
     for num_blocks in (1, 1, 3, 4):
         extend_block_hashes(hashes, root_hash(SEED, ""), tokens, 32, num_blocks)
 

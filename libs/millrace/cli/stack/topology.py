@@ -18,7 +18,8 @@ class ProcessSpec:
     """One process: what to run, what it needs, how its readiness shows.
 
     A service has `module`, a server has `programs`. `ports` maps the setting that takes the port
-    to the fixed port in compose; `settings` and `args` hold {placeholders}.
+    to the fixed port in compose; `settings` and `args` hold {placeholders}; `environ` are variables
+    of libraries beneath the process.
     """
 
     name: str
@@ -41,6 +42,7 @@ class ProcessSpec:
     can_repeat: bool = False
     in_compose: bool = True
     settings: Mapping[str, str] = field(default_factory=dict)
+    environ: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_server(self) -> bool:

@@ -185,6 +185,7 @@ def _service_environ(
     settings.update({setting: str(port) for setting, port in ports.items()})
     settings.update(options.overrides.get(spec.name, {}))
     environ = {env_name(spec.name, setting): value for setting, value in settings.items()}
+    environ.update(spec.environ)
     environ["PYTHONUNBUFFERED"] = "1"
     if not options.has_telemetry:
         environ["OTEL_SDK_DISABLED"] = "true"

@@ -1,0 +1,253 @@
+"""Scheduler, workers and a gateway over real streams: the same tokens, whatever breaks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from millrace.bus.nats import connect_bus
+from millrace.bus.setup import init_bus
+from millrace.core.errors import Conflict, MillraceError
+from millrace.core.step import StepPlan
+from millrace.core.tokens import FinishReason
+from millrace.rpc.client import open_channel
+from millrace.scheduler.config import SchedulerConfig
+from millrace.testing.model_worker import expected_output
+from millrace.testing.servers import start_nats
+from millrace.wire.worker_client import ExecuteStream
+from tests.integration.gateway import MODEL, Answer, ScriptedGateway, queued_request
+from tests.integration.stack import WAIT_S, Stack
+
+
+def _assert_expected(answers: Iterable[Answer]) -> None:
+    for answer in answers:
+        assert answer.failed is None
+        for choice in range(answer.request.num_choices):
+            output, finish = expected_output(answer.request, choice)
+            assert answer.tokens[choice] == output
+            assert answer.finishes[choice] is finish
+
+
+async def _send_many(stack: Stack, gateway: ScriptedGateway, count: int) -> None:
+    for number in range(1, count + 1):
+        choices = 3 if number % 7 == 0 else 1
+        await gateway.send(stack.bus, queued_request(number, num_choices=choices))
+
+
+async def test_many_requests_get_the_tokens_they_must(stack: Stack) -> None:
+    await stack.add_worker(num_blocks=24)
+    gateway = await stack.gateway()
+    await _send_many(stack, gateway, 40)
+    await gateway.until_over()
+    _assert_expected(gateway.answers.values())
+    assert all(answer.is_scheduled for answer in gateway.answers.values())
+
+
+async def test_same_stack_over_a_real_bus(config: SchedulerConfig, tmp_path: Path) -> None:
+    with start_nats(tmp_path) as server:
+        await init_bus(server.url, [MODEL])
+        bus = await connect_bus(server.url, name="test")
+        stack = Stack(bus, config)
+        await stack.start()
+        try:
+            await stack.add_worker()
+            gateway = await stack.gateway()
+            await _send_many(stack, gateway, 20)
+            await gateway.until_over()
+            _assert_expected(gateway.answers.values())
+            await stack.check_empty()
+        finally:
+            await stack.stop()
+            await bus.close()
+
+
+async def test_two_workers_share_the_requests(stack: Stack) -> None:
+    for worker_id in ("a", "b"):
+        await stack.add_worker(worker_id, max_num_seqs=4)
+    gateway = await stack.gateway()
+    await _send_many(stack, gateway, 40)
+    await gateway.until_over()
+    _assert_expected(gateway.answers.values())
+    stats = await stack.stats()
+    assert all(worker.num_admissions > 4 for worker in stats.workers)
+
+
+async def test_sequences_of_a_lost_worker_end_on_another_with_the_same_tokens(
+    stack: Stack,
+) -> None:
+    lost = await stack.add_worker("lost")
+    gateway = await stack.gateway()
+    answers = [await gateway.send(stack.bus, queued_request(n, max_tokens=60)) for n in range(1, 7)]
+    await gateway.until(lambda: all(answer.tokens.get(0) for answer in answers))
+    lost.engine.gate.clear()
+    await stack.bus.unregister_worker("lost")
+    await lost.break_off()
+    await stack.until(lambda: "lost" not in stack.worker_ids())
+    assert not all(answer.is_over for answer in answers)
+    await stack.add_worker("other")
+    await gateway.until_over()
+    _assert_expected(answers)
+
+
+async def test_worker_is_claimed_again_after_its_stream_broke(stack: Stack) -> None:
+    node = await stack.add_worker()
+    gateway = await stack.gateway()
+    answer = await gateway.send(stack.bus, queued_request(max_tokens=100))
+    await gateway.until(lambda: bool(answer.tokens.get(0)))
+    assert node.servicer._owner_call is not None
+    node.servicer._owner_call.cancel()
+    await gateway.until_over()
+    _assert_expected([answer])
+    assert node.engine.num_resets >= 2
+
+
+async def test_worker_without_registration_is_driven_while_its_stream_lives(stack: Stack) -> None:
+    await stack.add_worker()
+    gateway = await stack.gateway()
+    await stack.bus.unregister_worker("w")
+    answer = await gateway.send(stack.bus, queued_request())
+    await gateway.until_over()
+    _assert_expected([answer])
+
+
+async def test_reattached_gateway_gets_exactly_what_it_lacks(stack: Stack) -> None:
+    node = await stack.add_worker()
+    gateway = await stack.gateway()
+    answers = [
+        await gateway.send(stack.bus, queued_request(n, max_tokens=80, top_logprobs=1))
+        for n in range(1, 6)
+    ]
+    await gateway.until(lambda: all(len(a.tokens.get(0, ())) > 2 for a in answers))
+    node.engine.gate.clear()
+    await gateway.detach()
+    num_known = [len(answer.tokens[0]) for answer in answers]
+    node.engine.gate.set()
+    await stack.until(lambda: all(entry.is_terminal for entry in stack.service.ledger))
+    gateway.frames.clear()
+    await gateway.attach()
+    await gateway.until_over()
+    _assert_expected(answers)
+    for answer, known in zip(answers, num_known, strict=True):
+        (delta,) = [
+            delta
+            for frame in gateway.frames
+            for delta in frame.deltas
+            if delta.request_id == answer.request.request_id
+        ]
+        assert delta.start_index == known
+        assert delta.token_ids == answer.tokens[0][known:]
+        assert len(answer.logprobs[0]) == len(answer.tokens[0])
+
+
+async def test_abort_frees_rows_and_blocks(stack: Stack) -> None:
+    node = await stack.add_worker()
+    gateway = await stack.gateway()
+    answer = await gateway.send(stack.bus, queued_request(max_tokens=200))
+    await gateway.until(lambda: bool(answer.tokens.get(0)))
+    node.engine.gate.clear()
+    await gateway.stream.abort(answer.request.request_id, "client")
+    await stack.until(lambda: not len(stack.service.ledger))
+    node.engine.gate.set()
+    await stack.check_empty()
+    assert not answer.is_over
+
+
+async def test_abort_by_id_over_the_bus_tells_the_gateway(stack: Stack) -> None:
+    node = await stack.add_worker()
+    gateway = await stack.gateway()
+    answer = await gateway.send(stack.bus, queued_request(max_tokens=200))
+    await gateway.until(lambda: bool(answer.tokens.get(0)))
+    node.engine.gate.clear()
+    await stack.bus.publish_abort(answer.request.request_id)
+    await gateway.until_over()
+    node.engine.gate.set()
+    assert answer.failed is not None
+    assert answer.failed.reason == "ABORTED"
+
+
+async def test_newer_owner_takes_the_worker_and_a_lower_epoch_is_refused(stack: Stack) -> None:
+    node = await stack.add_worker()
+    async with contextlib.AsyncExitStack() as channels:
+        streams = []
+        for epoch in (2**50, 2**50 + 1):
+            channel = open_channel(node.registration.advertise_address)
+            channels.push_async_callback(channel.close)
+            streams.append(await ExecuteStream.open(channel, epoch, f"owner-{epoch}"))
+        older, newer = streams
+        with pytest.raises(MillraceError):
+            async with asyncio.timeout(WAIT_S):
+                await anext(older.results())
+        with pytest.raises(Conflict, match="is lower than"):
+            await ExecuteStream.open(channel, 2**50, "late")
+        await newer.send(StepPlan(1))
+        async with asyncio.timeout(WAIT_S):
+            assert (await anext(newer.results())).plan_id == 1
+        newer.close()
+    await stack.until(lambda: not stack.worker_ids())
+
+
+async def test_step_that_raises_ends_its_requests_and_the_worker_goes_on(stack: Stack) -> None:
+    node = await stack.add_worker()
+    gateway = await stack.gateway()
+    node.engine.gate.clear()
+    first = [await gateway.send(stack.bus, queued_request(n)) for n in (1, 2)]
+    await stack.until(lambda: len(stack.service.ledger) == 2)
+    node.engine.num_failing_steps = 1
+    node.engine.gate.set()
+    await gateway.until(lambda: any(answer.failed for answer in first))
+    second = await gateway.send(stack.bus, queued_request(3))
+    await gateway.until_over()
+    failed = [answer.failed for answer in first if answer.failed]
+    assert {failure.reason for failure in failed} == {"INTERNAL"}
+    assert "MemoryError: no room for the step" in failed[0].message
+    _assert_expected([second])
+    assert stack.worker_ids() == {"w"}
+
+
+async def test_full_cache_preempts_and_nobody_notices(stack: Stack) -> None:
+    await stack.add_worker(num_blocks=10, max_model_len=150)
+    gateway = await stack.gateway()
+    for number in range(1, 9):
+        await gateway.send(stack.bus, queued_request(number, max_tokens=90))
+    await gateway.until_over()
+    for answer in gateway.answers.values():
+        output, finish = expected_output(answer.request, max_model_len=150)
+        assert (answer.tokens[0], answer.finishes[0]) == (output, finish)
+    assert (await stack.stats()).num_preemptions > 0
+
+
+async def test_deadline_ends_a_running_request(stack: Stack) -> None:
+    node = await stack.add_worker()
+    gateway = await stack.gateway()
+    node.engine.gate.clear()
+    answer = await gateway.send(stack.bus, queued_request(deadline_unix_ms=1))
+    await gateway.until_over()
+    node.engine.gate.set()
+    assert answer.failed is not None
+    assert answer.failed.reason == "DEADLINE_EXCEEDED"
+
+
+async def test_gateway_that_stays_away_loses_its_requests(config: SchedulerConfig) -> None:
+    from millrace.bus.memory import MemoryBus
+
+    stack = Stack(MemoryBus(), replace(config, gateway_grace_s=0.0))
+    await stack.start()
+    try:
+        node = await stack.add_worker()
+        gateway = ScriptedGateway(stack.address)
+        await gateway.attach()
+        answer = await gateway.send(stack.bus, queued_request(max_tokens=200))
+        await gateway.until(lambda: bool(answer.tokens.get(0)))
+        node.engine.gate.clear()
+        await gateway.detach()
+        await stack.until(lambda: not len(stack.service.ledger))
+        node.engine.gate.set()
+        await stack.check_empty()
+        assert answer.finishes.get(0) in (None, FinishReason.ABORT)
+    finally:
+        await stack.stop()
