@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from millrace.config.home import millrace_home
 from millrace.testing.stack import Stack, start_stack
+from tests.e2e.client import Client
 
 CACHE = Path(__file__).parents[2] / ".cache" / "e2e"
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -31,3 +32,13 @@ def stack(models: Path) -> Iterator[Stack]:
     settings = {"MILLRACE_WORKER_DTYPE": "float32"}
     with start_stack(CACHE / "float32", models, settings=settings) as started:
         yield started
+
+
+@pytest.fixture
+async def client(stack: Stack) -> AsyncIterator[Client]:
+    """The response cache must have answered nothing: equality would prove nothing then."""
+    connected = Client(stack)
+    num_hits = await connected.num_response_cache_hits()
+    yield connected
+    assert await connected.num_response_cache_hits() == num_hits
+    await connected.close()

@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
-from millrace.testing.stack import Stack
 from tests.e2e.client import Answer, Client
 
 NUM_STREAMS = 32
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture
-async def client(stack: Stack) -> AsyncIterator[Client]:
-    connected = Client(stack)
-    yield connected
-    assert await connected.num_response_cache_hits() == 0
-    await connected.close()
 
 
 async def _num_used_blocks(client: Client) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,14 +18,6 @@ REFERENCES = load_references()
 STAGGER_S = 0.05
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture
-async def client(stack: Stack) -> AsyncIterator[Client]:
-    connected = Client(stack)
-    yield connected
-    assert await connected.num_response_cache_hits() == 0
-    await connected.close()
 
 
 async def _ask(client: Client, prompt: Prompt) -> Answer:

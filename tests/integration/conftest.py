@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -17,8 +20,28 @@ def config() -> SchedulerConfig:
     return SchedulerConfig(model=MODEL, max_num_waiting=256, step_span_every=4)
 
 
+@pytest.fixture(autouse=True)
+async def no_task_fails_unheard() -> AsyncIterator[None]:
+    """Fails the test where a task ended with an error that nobody looked at, or still runs."""
+    unheard: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: unheard.append(context))
+    before = asyncio.all_tasks()
+    yield
+    await asyncio.sleep(0)
+    left = [task for task in asyncio.all_tasks() - before if not _is_grpc(task)]
+    gc.collect()
+    loop.set_exception_handler(None)
+    assert not unheard
+    assert not left
+
+
+def _is_grpc(task: asyncio.Task[Any]) -> bool:
+    return "grpc" in repr(task.get_coro())
+
+
 @pytest.fixture
-async def stack(config: SchedulerConfig) -> AsyncIterator[Stack]:
+async def stack(no_task_fails_unheard: None, config: SchedulerConfig) -> AsyncIterator[Stack]:
     """Without workers; at its end nothing may be left of any request."""
     made = Stack(MemoryBus(), config)
     await made.start()

@@ -171,12 +171,17 @@ class Stack:
             queues = self.bus._queues.values()
             await self.until(lambda: sum(queue.num_messages for queue in queues) == 0)
 
+    async def stop_workers(self) -> None:
+        for worker_id in list(self.workers):
+            await self.bus.unregister_worker(worker_id)
+            await self.workers.pop(worker_id).stop()
+        await self.until(lambda: not self.worker_ids())
+
     async def stop(self) -> None:
         for gateway in self.gateways:
             await gateway.detach()
         self._running.cancel()
         await asyncio.gather(self._running, return_exceptions=True)
         await self.service.stop()
-        for worker in self.workers.values():
-            await worker.stop()
+        await self.stop_workers()
         await self._channel.close()

@@ -12,7 +12,7 @@ import pytest
 
 from millrace.bus.nats import connect_bus
 from millrace.bus.setup import init_bus
-from millrace.core.errors import Conflict, MillraceError
+from millrace.core.errors import Conflict, Unavailable
 from millrace.core.step import StepPlan
 from millrace.core.tokens import FinishReason
 from millrace.rpc.client import open_channel
@@ -99,8 +99,8 @@ async def test_worker_is_claimed_again_after_its_stream_broke(stack: Stack) -> N
     gateway = await stack.gateway()
     answer = await gateway.send(stack.bus, queued_request(max_tokens=100))
     await gateway.until(lambda: bool(answer.tokens.get(0)))
-    assert node.servicer._owner_call is not None
-    node.servicer._owner_call.cancel()
+    assert node.servicer._owner_results is not None
+    node.servicer._owner_results.put_nowait(Unavailable("broken off"))
     await gateway.until_over()
     _assert_expected([answer])
     assert node.engine.num_resets >= 2
@@ -179,7 +179,7 @@ async def test_newer_owner_takes_the_worker_and_a_lower_epoch_is_refused(stack: 
             channels.push_async_callback(channel.close)
             streams.append(await ExecuteStream.open(channel, epoch, f"owner-{epoch}"))
         older, newer = streams
-        with pytest.raises(MillraceError):
+        with pytest.raises(Conflict, match="took the worker"):
             async with asyncio.timeout(WAIT_S):
                 await anext(older.results())
         with pytest.raises(Conflict, match="is lower than"):

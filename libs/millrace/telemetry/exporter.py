@@ -11,11 +11,12 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
+from urllib.parse import urlsplit
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
-from .loopback import is_loopback
+from millrace.core.loopback import is_loopback
 
 WARNING_INTERVAL_S = 60.0
 REST_S = 5.0
@@ -101,6 +102,6 @@ def create_exporter() -> GuardedExporter | None:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     session = requests.Session()
     # Proxies are for the outside; a proxy cannot reach our loopback.
-    session.trust_env = not is_loopback(endpoint)
+    session.trust_env = not is_loopback(urlsplit(endpoint).hostname or "")
     timeout_s = None if any(map(os.environ.get, TIMEOUT_VARIABLES)) else DEFAULT_TIMEOUT_S
     return GuardedExporter(OTLPSpanExporter(timeout=timeout_s, session=session), endpoint)

@@ -70,7 +70,7 @@ def start_stack(
     settings: Mapping[str, str] | None = None,
     timeout_s: float = READY_TIMEOUT_S,
 ) -> Iterator[Stack]:
-    """`millrace up` with `settings` as variables; raises RuntimeError with its log where it fails."""
+    """`millrace up` with `settings` as variables; raises RuntimeError, with its log, on failure."""
     _prepare_home(home, models)
     http_port, grpc_port = free_port(), free_port()
     command = [sys.executable, "-m", "millrace.cli", "up", "--first-answer", "false"]

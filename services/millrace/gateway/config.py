@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 
 from millrace.config.loader import setting
 from millrace.core.errors import ConfigError
+from millrace.core.loopback import is_loopback
 
 
 @dataclass(frozen=True)
@@ -70,13 +70,3 @@ class GatewayConfig:
                 f"max_timeout_s {self.max_timeout_s:g}",
                 field="default_timeout_s",
             )
-
-
-def is_loopback(host: str) -> bool:
-    """True where only this machine can reach `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -30,16 +30,16 @@ class GatewayLink:
         self._num_bytes = 0
         self._wake = asyncio.Event()
         self._is_closed = False
-        self.overflowed = asyncio.Event()
+        self.is_overflowed = False
 
     def push(self, event: LinkEvent) -> None:
         """Queues an event; on overflow the stream ends, and the gateway attaches again."""
-        if self._is_closed or self.overflowed.is_set():
+        if self._is_closed or self.is_overflowed:
             return
         num_bytes = _size_of(event)
         is_late = bool(self._events) and self._clock_s() - self._events[0][0] > MAX_BUFFERED_S
         if is_late or self._num_bytes + num_bytes > MAX_BUFFERED_BYTES:
-            self.overflowed.set()
+            self.is_overflowed = True
         else:
             self._events.append((self._clock_s(), num_bytes, event))
             self._num_bytes += num_bytes
@@ -53,7 +53,7 @@ class GatewayLink:
     async def events(self) -> AsyncIterator[LinkEvent]:
         """What to send, in order. Raises `Overloaded` where the gateway reads too slowly."""
         while not self._is_closed:
-            if self.overflowed.is_set():
+            if self.is_overflowed:
                 raise Overloaded(
                     f"the gateway left {self._num_bytes} bytes unread for up to {MAX_BUFFERED_S} s"
                 )
@@ -100,8 +100,8 @@ class GatewayLinks:
             self._absent_since_s.setdefault(gateway_id, self._clock_s())
             return False
         link.push(event)
-        if link.overflowed.is_set():
-            # Absent from now on, though its stream may take a while to end.
+        if link.is_overflowed:
+            # Absent from now on: its stream ends only when it reads again.
             del self._links[gateway_id]
             self._absent_since_s[gateway_id] = self._clock_s()
             return False

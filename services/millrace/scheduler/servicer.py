@@ -16,15 +16,13 @@ from millrace.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
 from millrace.rpc.server import RpcServer
 from millrace.wire.convert import scheduler_status_to_proto, token_frame_to_proto
 
-from .gateway_links import GatewayLink, GatewayLinks, LinkEvent
+from .gateway_links import GatewayLinks, LinkEvent
 from .intake import Intake
 from .outcome import SchedulerStats
 
 ServicerContext = grpc.aio.ServicerContext[Any, Any]
 
 SERVICE_NAME = "millrace.internal.v1.SchedulerService"
-# A gateway that reads slowly is told why its stream ends within this time.
-CUT_OFF_AFTER_S = 0.5
 
 
 class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
@@ -87,7 +85,6 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         link.push(self._status())
         reader = asyncio.create_task(self._hear(requests))
         reader.add_done_callback(lambda _: link.close())
-        guard = asyncio.create_task(_cut_off(link, asyncio.current_task()))
         try:
             self._intake.gateway_attached(link.gateway_id)
             async for event in link.events():
@@ -96,9 +93,8 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
                 reader.result()
         finally:
             self._links.detach(link)
-            for task in (guard, reader):
-                task.cancel()
-            await asyncio.gather(guard, reader, return_exceptions=True)
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
 
     async def _hear(self, requests: AsyncIterator[scheduler_pb2.AttachRequest]) -> None:
         async for request in requests:
@@ -114,14 +110,6 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
                 self._intake.confirmed(request.done.request_id)
             elif kind == "abort":
                 self._intake.aborted(request.abort.request_id)
-
-
-async def _cut_off(link: GatewayLink, call: asyncio.Task[Any] | None) -> None:
-    """Ends the call of a gateway that reads nothing: its writer never gets to hear of it."""
-    await link.overflowed.wait()
-    await asyncio.sleep(CUT_OFF_AFTER_S)
-    if call is not None:
-        call.cancel()
 
 
 def _to_response(event: LinkEvent) -> scheduler_pb2.AttachResponse:

@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from millrace.core.errors import Conflict, InvalidRequest
+from millrace.core.errors import Conflict, InvalidRequest, MillraceError
 from millrace.core.membership import WorkerLoad, WorkerRegistration
 from millrace.core.step import PROTOCOL_VERSION, StepResult
 from millrace.internal.v1 import worker_pb2, worker_pb2_grpc
@@ -32,6 +32,8 @@ from .step_metrics import StepMetrics
 _log = logging.getLogger(__name__)
 
 ServicerContext = grpc.aio.ServicerContext[Any, Any]
+# None: the owner sends no more plans. An error: it is the owner no longer.
+ResultQueue = asyncio.Queue[StepResult | MillraceError | None]
 
 
 class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
@@ -44,7 +46,7 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         self._engine_loop = loop
         self._metrics = metrics
         self._owner_epoch = 0
-        self._owner_call: asyncio.Task[Any] | None = None
+        self._owner_results: ResultQueue | None = None
 
     def advertise(self, address: str) -> None:
         """Sets the address that schedulers are told, known once the server is bound."""
@@ -69,10 +71,8 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         context: ServicerContext,
     ) -> AsyncIterator[worker_pb2.ExecuteResponse]:
         """Runs the plans of one owner until its stream ends or a newer owner comes."""
-        call = asyncio.current_task()
-        self._claim(await _read_open(request_iterator), call)
-        # None ends it: the owner sends no more plans.
-        results: asyncio.Queue[StepResult | None] = asyncio.Queue()
+        results: ResultQueue = asyncio.Queue()
+        self._claim(await _read_open(request_iterator), results)
         session = self._engine_loop.open_session(_delivery_to(results))
         spans = RowSpans(self.registration.worker_id)
         metrics = StepMetrics(self._metrics)
@@ -81,6 +81,8 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         try:
             yield worker_pb2.ExecuteResponse(opened=self._opened())
             while (result := await results.get()) is not None:
+                if isinstance(result, MillraceError):
+                    raise result
                 spans.observe_result(result)
                 metrics.observe(result, self._engine_loop.num_rows)
                 yield worker_pb2.ExecuteResponse(result=step_result_to_proto(result))
@@ -88,13 +90,12 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         finally:
             self._engine_loop.close_session(session)
             spans.end_all()
-            # Not the current task: where the call ended inside a write, another one cleans up.
-            if self._owner_call is call:
-                self._owner_call = None
+            if self._owner_results is results:
+                self._owner_results = None
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
 
-    def _claim(self, opening: worker_pb2.Open, call: asyncio.Task[Any] | None) -> None:
+    def _claim(self, opening: worker_pb2.Open, results: ResultQueue) -> None:
         if opening.protocol != PROTOCOL_VERSION:
             raise Conflict(f"protocol {opening.protocol} is not {PROTOCOL_VERSION}")
         if opening.owner_epoch < self._owner_epoch:
@@ -103,9 +104,12 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             )
         _log.info("claimed by %s, epoch %d", opening.scheduler_id, opening.owner_epoch)
         self._owner_epoch = opening.owner_epoch
-        if self._owner_call is not None:
-            self._owner_call.cancel()
-        self._owner_call = call
+        if self._owner_results is not None:
+            # Cancelling its task would end the call without a word to its client.
+            self._owner_results.put_nowait(
+                Conflict(f"{opening.scheduler_id}, epoch {opening.owner_epoch}, took the worker")
+            )
+        self._owner_results = results
 
     def _opened(self) -> worker_pb2.Opened:
         return worker_pb2.Opened(
@@ -141,7 +145,7 @@ async def _read_open(
     raise InvalidRequest("the first message must be open")
 
 
-def _delivery_to(results: asyncio.Queue[StepResult | None]) -> Deliver:
+def _delivery_to(results: ResultQueue) -> Deliver:
     event_loop = asyncio.get_running_loop()
 
     def deliver(result: StepResult) -> None:

@@ -19,7 +19,6 @@ from millrace.telemetry.exporter import (
     GuardedExporter,
     create_exporter,
 )
-from millrace.telemetry.loopback import is_loopback
 
 SCRIPT = """
 import time
@@ -142,11 +141,3 @@ def test_no_endpoint_means_no_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert create_exporter() is None
     assert time.perf_counter() - started < 0.05
-
-
-def test_loopback_is_told_from_the_outside() -> None:
-    assert is_loopback("http://127.0.0.1:4318")
-    assert is_loopback("http://localhost:4318/v1/traces")
-    assert is_loopback("http://[::1]:4318")
-    assert not is_loopback("http://collector:4318")
-    assert not is_loopback("https://127.example.org")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from millrace.cli.service_settings import explain_service
 from millrace.cli.up_config import UpConfig
 from millrace.core.errors import ConfigError
+from millrace.core.loopback import is_loopback
 from millrace.engine.machine import usable_cpus
 
 from .ports import require_free_port
@@ -75,16 +75,6 @@ def _overrides(
         worker["num_threads"] = str(max(1, usable_cpus() // config.workers))
     gateway = {"insecure_bind": "true"} if is_bind_allowed else {}
     return {"worker": worker, "gateway": gateway}
-
-
-def is_loopback(host: str) -> bool:
-    """True where only this machine can reach `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def public_endpoints(options: WiringOptions) -> dict[str, str]:

@@ -9,9 +9,9 @@ import sys
 
 from millrace.config.loader import load_config
 from millrace.core.errors import ConfigError, MillraceError, Unavailable
+from millrace.core.loopback import is_loopback
 from millrace.telemetry.http_server import HttpServer
 from millrace.telemetry.logs import configure_logging
-from millrace.telemetry.loopback import is_loopback
 from millrace.telemetry.trace_writer import TraceWriter
 
 from .config import CollectorConfig
@@ -21,7 +21,7 @@ from .receiver import Receiver
 
 async def serve(config: CollectorConfig) -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigError or Unavailable where it cannot start."""
-    if not is_loopback(f"http://{config.host}"):
+    if not is_loopback(config.host):
         raise ConfigError(f"host is {config.host!r}; it must be a loopback address", field="host")
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
