@@ -17,7 +17,8 @@ from millrace.telemetry.names import (
     EVENT_PREEMPTED,
     EVENT_RESUMED,
     SERVICE_EDGES,
-    SERVICE_GATEWAY,
+    SERVICE_SCHEDULER,
+    SERVICE_WORKER,
     SPAN_DECODE,
     SPAN_PREFILL,
     SPAN_PROCESS,
@@ -30,6 +31,13 @@ from millrace.telemetry.span_record import SpanRecord
 from millrace.testing.span_recorder import SpanRecorder, assert_edges, assert_one_trace
 from tests.integration.gateway import queued_request
 from tests.integration.stack import Stack
+
+# Those between the two services and inside them.
+EDGES = [
+    edge
+    for edge in (*SERVICE_EDGES, *STEP_EDGES)
+    if edge.child_service in (SERVICE_SCHEDULER, SERVICE_WORKER)
+]
 
 
 @pytest.fixture
@@ -60,17 +68,9 @@ async def test_request_is_one_trace_across_both_services(
     await stack.check_empty()
     await stack.stop_workers()
     spans = recorder.spans()
-    # One process, so one service name; the gateway's root is not part of this.
+    # One process, so one service name.
     service = spans[0].service
-    assert_edges(
-        spans,
-        [
-            replace(edge, parent_service=service, child_service=service)
-            for edge in (*SERVICE_EDGES, *STEP_EDGES)
-            if edge.child_service != SERVICE_GATEWAY
-            and edge.child_span != SERVICE_EDGES[0].child_span
-        ],
-    )
+    assert_edges(spans, [replace(e, parent_service=service, child_service=service) for e in EDGES])
     assert_one_trace(spans)
     (process,), (wait,) = _named(spans, SPAN_PROCESS), _named(spans, SPAN_QUEUE_WAIT)
     (prefill,), (decode,) = _named(spans, SPAN_PREFILL), _named(spans, SPAN_DECODE)

@@ -31,7 +31,7 @@ class FrameSender:
         for scheduled in outcome.scheduled:
             if entry := self._ledger.get(scheduled.request_id):
                 entry.scheduled = scheduled
-                entry.spans.admitted(scheduled.num_cached_tokens)
+                entry.spans.admitted(scheduled)
                 self._frame_for(frames, entry).scheduled.append(scheduled)
         for delta in outcome.deltas:
             entry = self._ledger.get(delta.request_id)

@@ -12,6 +12,7 @@ from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 from millrace.bus.subjects import REQUEST_TEMPLATE
 from millrace.core.request import QueuedRequest
 from millrace.core.step import StepResult
+from millrace.core.tokens import Scheduled
 from millrace.telemetry.names import (
     ATTR_ATTEMPT,
     ATTR_BATCH_KIND,
@@ -99,12 +100,14 @@ class RequestSpans:
         """What admissions carry to the worker."""
         return traceparent_of(self.process)
 
-    def admitted(self, num_cached_tokens: int) -> None:
-        """The request has its first row."""
+    def admitted(self, scheduled: Scheduled) -> None:
+        """The request has had its first row since a step ago: its result brings the news."""
+        admitted_unix_ns = scheduled.scheduled_unix_ns
         if self.queue_wait is not None:
-            self.queue_wait.end()
+            self.queue_wait.end(admitted_unix_ns)
             self.queue_wait = None
-        self.process.add_event(EVENT_ADMITTED, {ATTR_NUM_CACHED_TOKENS: num_cached_tokens})
+        attributes = {ATTR_NUM_CACHED_TOKENS: scheduled.num_cached_tokens}
+        self.process.add_event(EVENT_ADMITTED, attributes, admitted_unix_ns)
 
     def token_arrived(self, choice: int) -> None:
         """A choice has given a token: the first one, or one after its row was lost, is told."""

@@ -88,11 +88,12 @@ class Tiny:
             min_new_tokens=num_tokens,
             do_sample=False,
         )
-        return out[0, len(prompt) :].tolist()
+        return list(map(int, out[0, len(prompt) :]))
 
     def last_logits(self, tokens: list[int]) -> torch.Tensor:
         with torch.no_grad():
-            return self.model(torch.tensor([tokens])).logits[0, -1].float()
+            logits: torch.Tensor = self.model(torch.tensor([tokens])).logits
+            return logits[0, -1].float()
 
 
 @pytest.fixture(scope="session")

@@ -24,7 +24,7 @@ def test_more_prompts_than_rows_and_blocks_wait_their_turn(tiny, engine_for, pro
 
 
 def test_tokens_come_through_the_callback_in_order(engine_for, prompt):
-    seen = {0: [], 1: []}
+    seen: dict[int, list[int]] = {0: [], 1: []}
 
     outputs = LocalGenerator(engine_for("llama")).generate(
         [LocalRequest(prompt(5), 6), LocalRequest(prompt(9), 4)],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -56,16 +57,12 @@ class Case:
                 slot = position % BLOCK_SIZE
                 self.cache.keys[layer][block, :, slot] = self.keys[row][position]
                 self.cache.values[layer][block, :, slot] = self.values[row][position]
-        work = [
-            Work(
-                SimpleNamespace(
-                    index=row, num_computed_tokens=cached, token_ids=[1] * (cached + n)
-                ),
-                n,
-            )
+        seats: Any = [
+            SimpleNamespace(index=row, num_computed_tokens=cached, token_ids=[1] * (cached + n))
             for row, (cached, n) in enumerate(self.lengths)
         ]
-        rows = SimpleNamespace(block_tables=self.tables)
+        work = [Work(seat, n) for seat, (_, n) in zip(seats, self.lengths, strict=True)]
+        rows: Any = SimpleNamespace(block_tables=self.tables)
         batch = build_batch(work, rows, BLOCK_SIZE, torch.device("cpu"))
         order = [item.row.index for item in batch.work]
         new = [slice(self.lengths[row][0], None) for row in order]
@@ -137,7 +134,7 @@ def test_sinks_and_softcap_equal_float64(sliding_window, softcap):
 def test_random_shapes_equal_float64(seed):
     random = np.random.default_rng(seed)
     lengths = [
-        (int(random.integers(0, 90)), int(random.choice([1, 1, 1, random.integers(2, 60)])))
+        (int(random.integers(0, 90)), int(random.choice([1, 1, 1, int(random.integers(2, 60))])))
         for _ in range(int(random.integers(1, 20)))
     ]
     window = None if seed % 2 else int(random.integers(1, 40))
