@@ -21,7 +21,7 @@ from typing import Any
 import grpc
 from bench_hops import hop_medians
 from bench_load import GrpcTarget, HttpTarget, Load, Prompts, run_load
-from bench_machine import cpu_percent, peak_rss_mb, read_gb_per_s
+from bench_machine import cpu_percent, peak_rss_mb, read_gb_per_s, stack_pids
 from bench_report import print_report
 from bench_telemetry import telemetry_cost
 
@@ -83,7 +83,7 @@ def _own_stack(arguments: argparse.Namespace, report: dict[str, Any]) -> Iterato
 
 def _measure(stack: Stack, report: dict[str, Any]) -> None:
     time.sleep(SETTLE_S)
-    pids = _pids(stack)
+    pids = stack_pids(stack)
     report["idle_cpu_percent"] = cpu_percent(pids, IDLE_S)
     request_ids: list[str] = []
     report["loads"] = asyncio.run(
@@ -91,12 +91,6 @@ def _measure(stack: Stack, report: dict[str, Any]) -> None:
     )
     report["hops_ms"] = hop_medians(stack.home / "run" / "spans.db", request_ids)
     report["peak_rss_mb"] = {name: peak_rss_mb(pid) for name, pid in pids.items()}
-
-
-def _pids(stack: Stack) -> dict[str, int]:
-    record = stack.run_file()
-    named = {str(entry["name"]): int(entry["pid"]) for entry in record["processes"]}
-    return {"supervisor": int(record["pid"]), **named}
 
 
 async def _loads(

@@ -10,6 +10,7 @@ from statistics import median
 import torch
 
 from millrace.engine.machine import usable_cpus
+from millrace.testing.stack import Stack
 
 READ_BYTES = 270_000_000
 NUM_READS = 7
@@ -31,6 +32,13 @@ def read_gb_per_s() -> float:
     finally:
         torch.set_num_threads(before)
     return round(median(rates), 2)
+
+
+def stack_pids(stack: Stack) -> dict[str, int]:
+    """Name to process id, the supervisor's too."""
+    record = stack.run_file()
+    named = {str(entry["name"]): int(entry["pid"]) for entry in record["processes"]}
+    return {"supervisor": int(record["pid"]), **named}
 
 
 def peak_rss_mb(pid: int) -> float | None:

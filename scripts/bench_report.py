@@ -36,12 +36,7 @@ def print_report(report: dict[str, Any]) -> None:
     if "peak_rss_mb" in report:
         _print_processes(report["peak_rss_mb"], report["idle_cpu_percent"])
     if "telemetry" in report:
-        cost = report["telemetry"]
-        print(
-            f"\ntelemetry costs {cost['cost_percent']} % of tokens/s at 32 streams: "
-            f"{cost['tokens_per_s_with']} with, {cost['tokens_per_s_without']} without; "
-            f"pairs {cost['cost_percent_pairs']}"
-        )
+        _print_telemetry(report["telemetry"])
 
 
 def _print_processes(peaks: dict[str, float | None], idle: dict[str, float]) -> None:
@@ -50,6 +45,19 @@ def _print_processes(peaks: dict[str, float | None], idle: dict[str, float]) -> 
     total = sum(peak for peak in peaks.values() if peak is not None)
     rows.append(["all", _show(round(total, 1)), _show(round(sum(idle.values()), 2))])
     _print_table(["process", "peak MB", "idle CPU %"], rows)
+
+
+def _print_telemetry(cost: dict[str, Any]) -> None:
+    print(
+        f"\ntelemetry at 32 streams: {cost['cost_percent']} % of tokens/s "
+        f"(pairs {cost['cost_percent_pairs']}), {cost['cpu_cost_percent']} % of CPU time "
+        f"(pairs {cost['cpu_cost_percent_pairs']})"
+    )
+    sides = [cost["with"], cost["without"]]
+    rows = [["tokens/s", *(_show(side["tokens_per_s"]) for side in sides)]]
+    for name in cost["with"]["cpu_ms_per_token"]:
+        rows.append([name, *(_show(side["cpu_ms_per_token"].get(name)) for side in sides)])
+    _print_table(["CPU ms per token", "with", "without"], rows)
 
 
 def _print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -7,18 +7,27 @@ import contextlib
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
+import grpc
 import pytest
 
+from millrace.bus.memory import MemoryBus
 from millrace.bus.nats import connect_bus
 from millrace.bus.setup import init_bus
-from millrace.core.errors import Conflict, Unavailable
-from millrace.core.step import StepPlan
-from millrace.core.tokens import FinishReason
+from millrace.core.errors import Conflict, Overloaded, Unavailable
+from millrace.core.membership import SchedulerOwner
+from millrace.core.step import PROTOCOL_VERSION, StepPlan
+from millrace.core.tokens import FinishReason, TokenDelta, TokenFrame
+from millrace.internal.v1 import scheduler_pb2_grpc
+from millrace.internal.v1.scheduler_pb2 import AttachRequest, Hello
 from millrace.rpc.client import open_channel
+from millrace.scheduler import ownership
 from millrace.scheduler.config import SchedulerConfig
 from millrace.testing.model_worker import expected_output
 from millrace.testing.servers import start_nats
+from millrace.wire.status import error_from_rpc
 from millrace.wire.worker_client import ExecuteStream
 from tests.integration.gateway import MODEL, Answer, ScriptedGateway, queued_request
 from tests.integration.stack import WAIT_S, Stack
@@ -232,9 +241,109 @@ async def test_deadline_ends_a_running_request(stack: Stack) -> None:
     assert answer.failed.reason == "DEADLINE_EXCEEDED"
 
 
-async def test_gateway_that_stays_away_loses_its_requests(config: SchedulerConfig) -> None:
-    from millrace.bus.memory import MemoryBus
+async def test_gateway_that_reads_nothing_is_absent_until_it_reads_again(stack: Stack) -> None:
+    channel = open_channel(stack.address)
+    call: Any = scheduler_pb2_grpc.SchedulerServiceStub(channel).Attach()
+    await call.write(AttachRequest(hello=Hello(gateway_id="slow", protocol=PROTOCOL_VERSION)))
+    assert (await call.read()).HasField("status")
+    links = stack.service.links
+    frame = TokenFrame(1, deltas=[TokenDelta("0" * 32, 0, 0, [1_000_000] * 500_000)])
+    # As many as the connection takes, then as many as the buffer takes.
+    await stack.until(lambda: not links.send("slow", frame))
+    assert links.absent_for_s("slow") > 0.0
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        while True:
+            await call.read()
+    assert isinstance(error_from_rpc(caught.value), Overloaded)
+    await channel.close()
 
+
+async def test_closed_stream_raises_errors_of_ours(stack: Stack) -> None:
+    gateway = await stack.gateway()
+    await gateway.stream.close()
+    with pytest.raises(Unavailable):
+        await gateway.stream.done("r")
+    async with asyncio.timeout(WAIT_S):
+        await gateway._reader
+    assert isinstance(gateway.error, Unavailable)
+
+
+async def test_wrong_first_word_is_refused(stack: Stack) -> None:
+    async with open_channel(stack.address) as channel:
+        call: Any = scheduler_pb2_grpc.SchedulerServiceStub(channel).Attach()
+        await call.write(AttachRequest(hello=Hello(gateway_id="old", protocol=99)))
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+    assert isinstance(error_from_rpc(caught.value), Conflict)
+
+
+async def test_prompt_that_no_worker_can_hold_ends_when_the_first_worker_comes(
+    stack: Stack,
+) -> None:
+    gateway = await stack.gateway()
+    answer = await gateway.send(stack.bus, queued_request(prompt=[1] * 300))
+    await stack.until(lambda: bool(len(stack.service.ledger)))
+    await stack.add_worker()
+    await gateway.until_over()
+    assert answer.failed is not None
+    assert answer.failed.reason == "CONTEXT_LENGTH_EXCEEDED"
+
+
+async def test_standby_takes_over_with_the_tokens_so_far(config: SchedulerConfig) -> None:
+    bus = MemoryBus()
+    first, second = Stack(bus, config), Stack(bus, config)
+    await first.start()
+    node = await first.add_worker()
+    gateway = await first.gateway()
+    answer = await gateway.send(bus, queued_request(max_tokens=100))
+    await gateway.until(lambda: bool(answer.tokens.get(0)))
+    node.engine.gate.clear()
+    await second.start()
+    second.workers, first.workers = first.workers, {}
+    await first.stop()
+    node.engine.gate.set()
+    num_known = len(answer.tokens[0])
+    returned = ScriptedGateway(second.address)
+    returned.answers = gateway.answers
+    await returned.attach()
+    second.gateways.append(returned)
+    await returned.until_over()
+    _assert_expected([answer])
+    starts = [delta.start_index for frame in returned.frames for delta in frame.deltas]
+    assert starts == list(range(num_known, 100))
+    await second.check_empty()
+    await second.stop()
+
+
+async def test_loss_of_the_model_ends_the_service_with_its_reason(
+    config: SchedulerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ownership, "RENEW_EVERY_S", 0.01)
+    bus = MemoryBus()
+    stack = Stack(bus, config)
+    await stack.start()
+    await stack.until(lambda: bool(bus._owners.entries))
+    (slug,) = bus._owners.entries
+    bus._owners.put(slug, SchedulerOwner("other", 2**50, "b:1", MODEL))
+    with pytest.raises(ExceptionGroup) as caught:
+        await stack.until(lambda: False)
+    assert caught.group_contains(Unavailable, match="another scheduler owns")
+    await stack.stop()
+
+
+async def test_defect_in_the_scheduler_ends_the_service(
+    config: SchedulerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stack = Stack(MemoryBus(), config)
+    await stack.start()
+    monkeypatch.setattr(stack.service.scheduler, "add_worker", Mock(side_effect=KeyError("row")))
+    with pytest.raises(ExceptionGroup) as caught:
+        await stack.add_worker()
+    assert caught.group_contains(KeyError)
+    await stack.stop()
+
+
+async def test_gateway_that_stays_away_loses_its_requests(config: SchedulerConfig) -> None:
     stack = Stack(MemoryBus(), replace(config, gateway_grace_s=0.0))
     await stack.start()
     try:

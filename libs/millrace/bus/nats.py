@@ -55,6 +55,7 @@ from .subjects import (
 _log = logging.getLogger(__name__)
 
 PUBLISH_TIMEOUT_S = 5.0
+CLOSE_TIMEOUT_S = 2.0
 PING_INTERVAL_S = 5
 RECONNECT_WAIT_S = 0.2
 # Room for the subject, the headers and the protocol's own words beside the payload.
@@ -281,7 +282,12 @@ class NatsBus(Bus):
 
     async def close(self) -> None:
         """See `Bus`."""
-        await self._client.close()
+        try:
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._client.close()
+        except (OSError, TimeoutError, nats.errors.Error) as exc:
+            # Nothing is left to say to a server that is away.
+            _log.info("nats: closed without a server: %s", exc)
 
     async def _put(self, bucket: KeyValue, key: str, message: Message) -> None:
         with _answering():

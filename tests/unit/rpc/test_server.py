@@ -107,3 +107,20 @@ async def test_cancelled_call_ends_as_cancelled(stub: Any) -> None:
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
         await call
+
+
+async def test_health_can_be_watched() -> None:
+    server = RpcServer("tokenizer", "127.0.0.1", 0)
+    server.add(tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server, _Servicer(), NAME)
+    channel = open_channel(await server.start())
+    watch: Any = health_pb2_grpc.HealthStub(channel)
+    watching = watch.Watch(health_pb2.HealthCheckRequest(service=NAME))
+    seen = [(await watching.read()).status]
+    await server.set_serving(False)
+    seen.append((await watching.read()).status)
+    await channel.close()
+    await server.stop(0)
+    assert seen == [
+        health_pb2.HealthCheckResponse.SERVING,
+        health_pb2.HealthCheckResponse.NOT_SERVING,
+    ]
