@@ -9,7 +9,7 @@ import pytest
 from millrace.core.errors import Overloaded, Unavailable
 from millrace.core.membership import ResumeQuery
 from millrace.core.tokens import TokenDelta, TokenFrame
-from millrace.scheduler.gateway_links import MAX_BUFFERED_S, GatewayLinks
+from millrace.scheduler.gateway_links import MAX_BUFFERED_S, GatewayLinks, LinkEvent
 from tests.unit.scheduler_service.desk import Ear, until
 
 QUERY = ResumeQuery(("r",))
@@ -39,7 +39,7 @@ def _frame(num_tokens: int) -> TokenFrame:
 
 async def test_events_arrive_in_order(links: GatewayLinks) -> None:
     ear = Ear(links.attach("a"))
-    events = [QUERY, _frame(1), ResumeQuery(("s",))]
+    events: list[LinkEvent] = [QUERY, _frame(1), ResumeQuery(("s",))]
     for event in events:
         assert links.send("a", event)
     await until(lambda: len(ear.heard) == len(events))
