@@ -51,6 +51,7 @@ class Load:
     protocol: str
     num_streams: int
     elapsed_s: float
+    client_cpu_s: float
     streams: list[Stream]
 
     def figures(self) -> dict[str, Any]:
@@ -70,6 +71,7 @@ class Load:
             "ttft_ms_p99": milliseconds(percentile(firsts, 99)),
             "itl_ms_p50": milliseconds(percentile(gaps, 50)),
             "itl_ms_p99": milliseconds(percentile(gaps, 99)),
+            "client_cpu_ms_per_token": round(1000 * self.client_cpu_s / num_output, 3),
         }
 
 
@@ -193,9 +195,10 @@ async def run_load(
         while waiting:
             streams.append(await target.ask(waiting.pop(), num_tokens))
 
-    started_s = time.monotonic()
+    started_s, started_cpu_s = time.monotonic(), time.process_time()
     await asyncio.gather(*(client(number) for number in range(num_streams)))
-    return Load(target.protocol, num_streams, time.monotonic() - started_s, streams)
+    elapsed_s, cpu_s = time.monotonic() - started_s, time.process_time() - started_cpu_s
+    return Load(target.protocol, num_streams, elapsed_s, cpu_s, streams)
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

@@ -16,12 +16,13 @@ LOAD_COLUMNS = {
     "itl_ms_p50": "ITL p50",
     "itl_ms_p99": "ITL p99",
     "mean_decode_batch": "batch",
+    "client_cpu_ms_per_token": "client CPU",
     "read_gb_per_s": "GB/s",
 }
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Latencies are milliseconds; GB/s is the read bandwidth just before."""
+    """Times are milliseconds, client CPU per token; GB/s is the read bandwidth just before."""
     print(f"dtype {report['dtype']}, read bandwidth {report['read_gb_per_s']} GB/s")
     if "start_up_s" in report:
         print(f"start-up {report['start_up_s']} s")

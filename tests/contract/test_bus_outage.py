@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,10 @@ import pytest
 from millrace.bus import nats
 from millrace.bus.setup import init_bus
 from millrace.core.errors import Unavailable
-from millrace.core.membership import SchedulerOwner, WorkerLoad
+from millrace.core.membership import SchedulerOwner, WorkerLoad, WorkerRegistration
+from millrace.core.model import ModelInfo
+from millrace.core.request import Priority, QueuedRequest
+from millrace.core.sampling import SamplingSpec
 from millrace.testing.servers import start_nats
 
 OWNER = SchedulerOwner("s", 5, "a:1", "tiny")
@@ -42,3 +47,57 @@ async def test_release_of_an_entry_that_has_gone_is_no_error(tmp_path: Path) -> 
         bus = await nats.connect_bus(server.url, name="test")
         await bus.release_ownership(OWNER)
         await bus.close()
+
+
+async def test_bus_works_again_after_its_server_has_been_started_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nats, "PUBLISH_TIMEOUT_S", 0.5)
+    with start_nats(tmp_path) as server:
+        await init_bus(server.url, ["tiny"])
+        bus = await nats.connect_bus(server.url, name="test")
+        await bus.claim_ownership(OWNER)
+        await bus.register_worker(_registration("before"))
+        workers = bus.workers()
+        assert await anext(workers) == ("w", _registration("before"))
+        queue = await bus.work_queue("tiny", Priority.NORMAL)
+        server.kill()
+        server.start()
+        async with asyncio.timeout(20):
+            assert await _until_it_answers(lambda: bus.claim_ownership(OWNER)) == 5
+            await bus.register_worker(_registration("after"))
+            assert await anext(workers) == ("w", _registration("after"))
+            await bus.publish_request(_request(), {})
+            (held,) = await queue.fetch(1, 5.0)
+        assert held.request == _request()
+        await held.acknowledge()
+        await bus.close()
+
+
+async def _until_it_answers(call: Callable[[], Awaitable[int | None]]) -> int | None:
+    while True:
+        try:
+            return await call()
+        except Unavailable:
+            await asyncio.sleep(0.05)
+
+
+def _registration(boot_id: str) -> WorkerRegistration:
+    info = ModelInfo(name="tiny", revision="r", dtype="float32", max_model_len=64, vocab_size=9)
+    return WorkerRegistration("w", boot_id, "a:1", info, 4, 16, 2)
+
+
+def _request() -> QueuedRequest:
+    return QueuedRequest(
+        request_id="0" * 32,
+        gateway_id="g",
+        model="tiny",
+        prompt_token_ids=[1],
+        sampling=SamplingSpec(),
+        stop_token_ids=(),
+        max_tokens=1,
+        num_choices=1,
+        priority=Priority.NORMAL,
+        deadline_unix_ms=0,
+        arrival_unix_ns=0,
+    )

@@ -160,7 +160,8 @@ class MemoryWorkQueue(WorkQueue):
         if not self._ready:
             self._arrived.clear()
             try:
-                await asyncio.wait_for(self._arrived.wait(), timeout_s)
+                async with asyncio.timeout(timeout_s):
+                    await self._arrived.wait()
             except TimeoutError:
                 return []
         batch: list[HeldRequest] = []

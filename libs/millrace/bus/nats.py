@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import aclosing, contextmanager, suppress
 from typing import Any, TypeVar
 
 import nats
@@ -117,7 +117,9 @@ async def _verified_bus(client: Client, url: str) -> NatsBus:
 
 
 async def _log_error(exc: Exception) -> None:
-    _log.warning("nats: %s: %s", type(exc).__name__, exc)
+    # Each try to connect again fails with one; that the connection is lost has been said.
+    level = logging.DEBUG if isinstance(exc, OSError) else logging.WARNING
+    _log.log(level, "nats: %s: %s", type(exc).__name__, exc)
 
 
 async def _log_disconnect() -> None:
@@ -213,6 +215,7 @@ class NatsBus(Bus):
     async def workers(self) -> AsyncIterator[tuple[str, WorkerRegistration | None]]:
         """See `Bus`."""
         entries = _entries(
+            self._client,
             self._workers,
             lambda raw: worker_registration_from_proto(bus_pb2.WorkerRegistration.FromString(raw)),
         )
@@ -274,6 +277,7 @@ class NatsBus(Bus):
     async def owners(self) -> AsyncIterator[tuple[str, SchedulerOwner | None]]:
         """See `Bus`."""
         entries = _entries(
+            self._client,
             self._owners,
             lambda raw: scheduler_owner_from_proto(bus_pb2.SchedulerOwner.FromString(raw)),
         )
@@ -285,8 +289,8 @@ class NatsBus(Bus):
         try:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._client.close()
-        except (OSError, TimeoutError, nats.errors.Error) as exc:
-            # Nothing is left to say to a server that is away.
+        except (OSError, RuntimeError, TimeoutError, nats.errors.Error) as exc:
+            # Nothing is left to say to a server that is away. RuntimeError: uvloop, transport gone.
             _log.info("nats: closed without a server: %s", exc)
 
     async def _put(self, bucket: KeyValue, key: str, message: Message) -> None:
@@ -299,7 +303,19 @@ def _answering() -> Iterator[None]:
     try:
         yield
     except (nats.errors.Error, TimeoutError, OSError) as exc:
+        _raise_if_cancelled()
         raise Unavailable(f"the message bus does not answer: {type(exc).__name__}") from exc
+    _raise_if_cancelled()
+
+
+def _raise_if_cancelled() -> None:
+    """The client waits by `asyncio.wait_for`, which loses a cancellation that meets the answer.
+
+    So it is with Python 3.11; a loop around such a call would then never end.
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def _publish_error(exc: Exception) -> MillraceError:
@@ -324,7 +340,7 @@ async def _unsubscribe(unsubscribe: Callable[[], object]) -> None:
 
 
 async def _entries(
-    bucket: KeyValue, decode: Callable[[bytes], Entry]
+    client: Client, bucket: KeyValue, decode: Callable[[bytes], Entry]
 ) -> AsyncIterator[tuple[str, Entry | None]]:
     """Watches a bucket; an entry not renewed within its time to live counts as gone.
 
@@ -333,13 +349,8 @@ async def _entries(
     """
     raw_by_key: dict[str, bytes] = {}
     seen_s: dict[str, float] = {}
-    watcher = await bucket.watchall()
-    try:
-        while True:
-            try:
-                update = await watcher.updates(timeout=1.0)  # type: ignore[no-untyped-call]
-            except (TimeoutError, nats.errors.TimeoutError):
-                update = None
+    async with aclosing(_updates(client, bucket)) as updates:
+        async for update in updates:
             now_s = time.monotonic()
             if update is not None and update.key is not None:
                 key, raw = update.key, update.value or b""
@@ -354,8 +365,34 @@ async def _entries(
                 del seen_s[key]
                 if raw_by_key.pop(key, None) is not None:
                     yield key, None
-    finally:
-        await _unsubscribe(watcher.stop)
+
+
+async def _updates(client: Client, bucket: KeyValue) -> AsyncGenerator[KeyValue.Entry | None, None]:
+    """What a watcher sees, and None at least once a second.
+
+    A server that has been started anew knows no watchers, and the client does not tell; so every
+    reconnection gets a new one, which begins with the present state.
+    """
+    while True:
+        num_reconnects = client.stats["reconnects"]
+        try:
+            with _answering():
+                watcher = await bucket.watchall()
+        except Unavailable as error:
+            _log.warning("nats: no watcher: %s", error)
+            await asyncio.sleep(RECONNECT_WAIT_S)
+            yield None
+            continue
+        try:
+            while client.stats["reconnects"] == num_reconnects:
+                try:
+                    update = await watcher.updates(timeout=1.0)  # type: ignore[no-untyped-call]
+                except (TimeoutError, nats.errors.TimeoutError):
+                    update = None
+                _raise_if_cancelled()
+                yield update
+        finally:
+            await _unsubscribe(watcher.stop)
 
 
 class NatsWorkQueue(WorkQueue):
@@ -373,10 +410,18 @@ class NatsWorkQueue(WorkQueue):
         try:
             messages = await self._subscription.fetch(1, timeout=timeout_s)
         except (TimeoutError, nats.errors.TimeoutError):
-            return []
+            messages = []
         except (nats.errors.Error, nats.js.errors.Error) as exc:
+            _raise_if_cancelled()
             raise Unavailable(f"the intake queue does not answer: {exc}") from exc
-        return [NatsHeldRequest(message) for message in messages]
+        held = [NatsHeldRequest(message) for message in messages]
+        try:
+            _raise_if_cancelled()
+        except asyncio.CancelledError:
+            for request in held:
+                await request.give_back()
+            raise
+        return list(held)
 
 
 class NatsHeldRequest(HeldRequest):

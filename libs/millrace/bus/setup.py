@@ -118,5 +118,5 @@ async def _create_bucket(jetstream: JetStreamContext, bucket: str) -> None:
         await jetstream.key_value(bucket)
     except NotFoundError:
         await jetstream.create_key_value(
-            KeyValueConfig(bucket=bucket, ttl=ENTRY_TTL_S, history=1, storage=StorageType.MEMORY)
+            KeyValueConfig(bucket=bucket, ttl=ENTRY_TTL_S, history=1, storage=StorageType.FILE)
         )

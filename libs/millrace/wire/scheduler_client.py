@@ -38,9 +38,8 @@ class AttachStream:
         stream = cls(stub.Attach())
         hello = scheduler_pb2.Hello(gateway_id=gateway_id, protocol=PROTOCOL_VERSION)
         try:
-            await asyncio.wait_for(
-                stream._send(scheduler_pb2.AttachRequest(hello=hello)), ATTACH_TIMEOUT_S
-            )
+            async with asyncio.timeout(ATTACH_TIMEOUT_S):
+                await stream._send(scheduler_pb2.AttachRequest(hello=hello))
         except TimeoutError as exc:
             stream._call.cancel()
             raise Unavailable("the scheduler does not answer", retry_after_s=1.0) from exc

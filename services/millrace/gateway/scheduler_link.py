@@ -111,7 +111,8 @@ class SchedulerLink:
             if self._num_events:
                 delay_s = MIN_BACKOFF_S
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), delay_s * random.uniform(0.5, 1.0))
+                async with asyncio.timeout(delay_s * random.uniform(0.5, 1.0)):
+                    await self._changed.wait()
             delay_s = min(2 * delay_s, MAX_BACKOFF_S)
 
     async def _serve_until_changed(self, owner: SchedulerOwner) -> None:

@@ -15,6 +15,7 @@ _log = logging.getLogger(__name__)
 
 CLAIM_EVERY_S = 0.5
 RENEW_EVERY_S = 2.0
+RELEASE_TIMEOUT_S = 1.0
 
 
 class Ownership:
@@ -63,6 +64,8 @@ class Ownership:
     async def release(self) -> None:
         """Lets a standby take over at once."""
         try:
-            await self._bus.release_ownership(self.owner)
-        except MillraceError as error:
-            _log.warning("ownership not released: %s", error)
+            async with asyncio.timeout(RELEASE_TIMEOUT_S):
+                await self._bus.release_ownership(self.owner)
+        except (MillraceError, TimeoutError) as error:
+            # The entry has a time to live.
+            _log.warning("ownership not released: %s", repr(error))

@@ -28,6 +28,7 @@ from .engine_loop import EngineLoop
 from .servicer import WorkerServicer
 
 SERVICE_NAME = "millrace.internal.v1.WorkerService"
+UNREGISTER_TIMEOUT_S = 1.0
 
 
 def main() -> None:
@@ -92,8 +93,10 @@ async def serve(config: WorkerConfig, engine: Engine) -> None:
         # The signal handlers stand before the ready line: whoever reads it may end the process.
         await run_until_first(run_until_signalled(), run())
     finally:
-        with contextlib.suppress(Unavailable):
-            await bus.unregister_worker(registration.worker_id)
+        # The entry has a time to live, should the bus not answer.
+        with contextlib.suppress(Unavailable, TimeoutError):
+            async with asyncio.timeout(UNREGISTER_TIMEOUT_S):
+                await bus.unregister_worker(registration.worker_id)
         await server.stop(grace_s=1.0)
         await asyncio.to_thread(loop.stop)
         await bus.close()

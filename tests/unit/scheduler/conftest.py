@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from millrace.core.request import Priority, QueuedRequest
 from millrace.core.sampling import SamplingSpec
@@ -22,16 +20,6 @@ from millrace.scheduler.prefix import prefix_seed
 from millrace.scheduler.scheduler import Scheduler
 from millrace.scheduler.worker_mirror import WorkerMirror
 from millrace.testing.model_worker import ModelWorker, expected_output
-
-settings.register_profile(
-    "scheduler",
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-    max_examples=int(os.environ.get("MILLRACE_TEST_EXAMPLES", "60")),
-)
-settings.load_profile("scheduler")
 
 SEED = prefix_seed("revision", "float32")
 MS = 1_000_000
