@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -38,9 +37,10 @@ SETTLE_S = 3.0
 
 def main() -> None:
     """Runs what the flags ask for; exits with 2 for flags that do not fit together."""
-    arguments = _parser().parse_args()
+    parser = _parser()
+    arguments = parser.parse_args()
     if bool(arguments.url) != bool(arguments.grpc_address):
-        sys.exit("--url and --grpc-address go together")
+        parser.error("--url and --grpc-address go together")
     report: dict[str, Any] = {"dtype": arguments.dtype, "read_gb_per_s": read_gb_per_s()}
     if arguments.url:
         report["loads"] = asyncio.run(_loads(arguments.url, arguments.grpc_address, None, report))

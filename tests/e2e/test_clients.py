@@ -172,8 +172,9 @@ def _installed_node_client() -> Path:
         text=True,
         timeout=300,
     )
-    if done.returncode != 0 and any(code in done.stderr for code in OFFLINE):
-        pytest.skip(f"npm cannot reach its registry: {done.stderr.strip().splitlines()[0]}")
+    met = [code for code in OFFLINE if code in done.stderr]
+    if done.returncode != 0 and met:
+        pytest.skip(f"npm cannot reach its registry: {', '.join(met)}")
     assert done.returncode == 0, done.stderr
     installed.write_bytes(wanted)
     return folder

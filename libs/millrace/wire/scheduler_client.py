@@ -29,17 +29,24 @@ class AttachStream:
         call: grpc.aio.StreamStreamCall[scheduler_pb2.AttachRequest, scheduler_pb2.AttachResponse],
     ) -> None:
         self._call = call
+        # Not `read`: once the status is in, it says EOF although there is more to read.
+        self._responses = aiter(call)
+        self._first: scheduler_pb2.AttachResponse | None = None
         self._write_lock = asyncio.Lock()
 
     @classmethod
     async def open(cls, channel: grpc.aio.Channel, gateway_id: str) -> AttachStream:
-        """Says hello. Raises `Unavailable` where the scheduler does not answer in time."""
+        """Says hello, and returns when the scheduler has answered: no frame can be missed then.
+
+        Raises the scheduler's error, or `Unavailable` where it does not answer in time.
+        """
         stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
         stream = cls(stub.Attach())
         hello = scheduler_pb2.Hello(gateway_id=gateway_id, protocol=PROTOCOL_VERSION)
         try:
             async with asyncio.timeout(ATTACH_TIMEOUT_S):
                 await stream._send(scheduler_pb2.AttachRequest(hello=hello))
+                stream._first = await stream._receive()
         except TimeoutError as exc:
             stream._call.cancel()
             raise Unavailable("the scheduler does not answer", retry_after_s=1.0) from exc
@@ -47,13 +54,8 @@ class AttachStream:
 
     async def events(self) -> AsyncIterator[AttachEvent]:
         """What the scheduler says, in order; raises its error where the stream breaks."""
-        # Not `read`: once the status is in, it says EOF although there is more to read.
-        responses = aiter(self._call)
-        while True:
-            with stream_errors(self._call, "the scheduler is not attached"):
-                response = await anext(responses, None)
-            if response is None:
-                return
+        response = self._first
+        while response is not None:
             kind = response.WhichOneof("message")
             if kind == "frame":
                 yield token_frame_from_proto(response.frame)
@@ -61,6 +63,7 @@ class AttachStream:
                 yield scheduler_status_from_proto(response.status)
             elif kind == "query":
                 yield ResumeQuery(tuple(response.query.request_ids))
+            response = await self._receive()
 
     async def register(self, request_id: str) -> None:
         """Before a request is published."""
@@ -96,6 +99,10 @@ class AttachStream:
     async def close(self) -> None:
         """Ends the stream; safe to repeat."""
         self._call.cancel()
+
+    async def _receive(self) -> scheduler_pb2.AttachResponse | None:
+        with stream_errors(self._call, "the scheduler is not attached"):
+            return await anext(self._responses, None)
 
     async def _send(self, message: scheduler_pb2.AttachRequest) -> None:
         # grpc.aio allows one write at a time per call.
