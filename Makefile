@@ -40,7 +40,7 @@ type: setup ## check types
 proto: setup ## generate the committed stubs again
 	PYTHON=$(BIN)/python scripts/protos.sh
 
-bench: setup ## measure a running stack
+bench: setup ## measure a stack of its own, a few minutes
 	$(BIN)/python scripts/bench.py $(ARGS)
 
 trace-ui: setup ## start a tracing UI beside the stack

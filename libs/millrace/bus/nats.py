@@ -5,42 +5,39 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import aclosing, contextmanager, suppress
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 
 import nats
 import nats.errors
 import nats.js.errors
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.kv import KeyValue
 
 from millrace.core.errors import (
     ConfigError,
-    MillraceError,
-    Overloaded,
     PayloadTooLarge,
-    Unavailable,
 )
 from millrace.core.membership import SchedulerOwner, WorkerLoad, WorkerRegistration
 from millrace.core.model import model_slug
 from millrace.core.request import Priority, QueuedRequest
 from millrace.internal.v1 import bus_pb2
-from millrace.wire.convert import (
-    queued_request_from_proto,
-    queued_request_to_proto,
+from millrace.wire.membership import (
     scheduler_owner_from_proto,
     scheduler_owner_to_proto,
     worker_load_to_proto,
     worker_registration_from_proto,
     worker_registration_to_proto,
 )
+from millrace.wire.requests import queued_request_to_proto
 
-from .base import Bus, HeldRequest, WorkQueue
-from .setup import ENTRY_TTL_S, verify_jetstream
+from .base import Bus, WorkQueue
+from .nats_entries import unsubscribe_quietly, watch_entries
+from .nats_errors import answering, publish_error
+from .nats_queue import NatsWorkQueue
+from .setup import verify_jetstream
 from .subjects import (
     ALL_ABORTS,
     OWNERS_BUCKET,
@@ -60,12 +57,7 @@ PING_INTERVAL_S = 5
 RECONNECT_WAIT_S = 0.2
 # Room for the subject, the headers and the protocol's own words beside the payload.
 HEADER_ALLOWANCE_BYTES = 4096
-# JetStream: maximum messages, messages per subject, or bytes exceeded.
-QUEUE_FULL_CODES = frozenset({10047, 10054, 10077})
 MESSAGE_ID_HEADER = "Nats-Msg-Id"
-TRACEPARENT_HEADER = "traceparent"
-
-Entry = TypeVar("Entry")
 
 
 async def connect_bus(url: str, *, name: str, timeout_s: float = 10.0) -> NatsBus:
@@ -164,12 +156,12 @@ class NatsBus(Bus):
                 headers={**headers, MESSAGE_ID_HEADER: request.request_id},
             )
         except Exception as exc:
-            raise _publish_error(exc) from exc
+            raise publish_error(exc) from exc
 
     async def work_queue(self, model: str, priority: Priority) -> WorkQueue:
         """See `Bus`."""
         durable = request_consumer(model, priority)
-        with _answering():
+        with answering():
             try:
                 await self._jetstream.consumer_info(REQUEST_STREAM, durable)
             except nats.js.errors.NotFoundError as exc:
@@ -183,7 +175,7 @@ class NatsBus(Bus):
     async def publish_abort(self, request_id: str) -> None:
         """See `Bus`."""
         cancellation = bus_pb2.Cancellation(request_id=request_id)
-        with _answering():
+        with answering():
             await self._client.publish(abort_subject(request_id), cancellation.SerializeToString())
 
     async def aborts(self) -> AsyncIterator[str]:
@@ -193,7 +185,7 @@ class NatsBus(Bus):
             async for message in subscription.messages:
                 yield message.subject.rsplit(".", 1)[1]
         finally:
-            await _unsubscribe(subscription.unsubscribe)
+            await unsubscribe_quietly(subscription.unsubscribe)
 
     async def register_worker(self, registration: WorkerRegistration) -> None:
         """See `Bus`."""
@@ -203,18 +195,18 @@ class NatsBus(Bus):
 
     async def unregister_worker(self, worker_id: str) -> None:
         """See `Bus`."""
-        with _answering():
+        with answering():
             await self._workers.delete(worker_id)
 
     async def publish_load(self, load: WorkerLoad) -> None:
         """See `Bus`."""
         payload = worker_load_to_proto(load).SerializeToString()
-        with _answering():
+        with answering():
             await self._client.publish(load_subject(load.worker_id), payload)
 
     async def workers(self) -> AsyncIterator[tuple[str, WorkerRegistration | None]]:
         """See `Bus`."""
-        entries = _entries(
+        entries = watch_entries(
             self._client,
             self._workers,
             lambda raw: worker_registration_from_proto(bus_pb2.WorkerRegistration.FromString(raw)),
@@ -224,7 +216,7 @@ class NatsBus(Bus):
 
     async def claim_ownership(self, owner: SchedulerOwner) -> int | None:
         """See `Bus`."""
-        with _answering():
+        with answering():
             return await self._claim(owner)
 
     async def _claim(self, owner: SchedulerOwner) -> int | None:
@@ -259,7 +251,7 @@ class NatsBus(Bus):
     async def release_ownership(self, owner: SchedulerOwner) -> None:
         """Leaves the epoch behind without a holder, so that the next one is higher."""
         key = model_slug(owner.model)
-        with _answering():
+        with answering():
             try:
                 entry = await self._owners.get(key)
             except nats.js.errors.KeyNotFoundError:
@@ -276,7 +268,7 @@ class NatsBus(Bus):
 
     async def owners(self) -> AsyncIterator[tuple[str, SchedulerOwner | None]]:
         """See `Bus`."""
-        entries = _entries(
+        entries = watch_entries(
             self._client,
             self._owners,
             lambda raw: scheduler_owner_from_proto(bus_pb2.SchedulerOwner.FromString(raw)),
@@ -294,172 +286,5 @@ class NatsBus(Bus):
             _log.info("nats: closed without a server: %s", exc)
 
     async def _put(self, bucket: KeyValue, key: str, message: Message) -> None:
-        with _answering():
+        with answering():
             await bucket.put(key, message.SerializeToString())
-
-
-@contextmanager
-def _answering() -> Iterator[None]:
-    try:
-        yield
-    except (nats.errors.Error, TimeoutError, OSError) as exc:
-        _raise_if_cancelled()
-        raise Unavailable(f"the message bus does not answer: {type(exc).__name__}") from exc
-    _raise_if_cancelled()
-
-
-def _raise_if_cancelled() -> None:
-    """The client waits by `asyncio.wait_for`, which loses a cancellation that meets the answer.
-
-    So it is with Python 3.11; a loop around such a call would then never end.
-    """
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
-
-
-def _publish_error(exc: Exception) -> MillraceError:
-    if isinstance(exc, nats.js.errors.APIError) and exc.err_code in QUEUE_FULL_CODES:
-        return Overloaded("the intake queue is full", retry_after_s=1.0)
-    if isinstance(exc, nats.errors.MaxPayloadError):
-        return PayloadTooLarge("the request is larger than the message bus takes")
-    if isinstance(exc, (nats.errors.Error, nats.js.errors.Error, TimeoutError, OSError)):
-        return Unavailable(
-            f"the intake queue does not answer: {type(exc).__name__}", retry_after_s=1.0
-        )
-    raise exc
-
-
-async def _unsubscribe(unsubscribe: Callable[[], object]) -> None:
-    try:
-        result = unsubscribe()
-        if asyncio.iscoroutine(result):
-            await result
-    except (nats.errors.Error, ValueError) as exc:
-        _log.debug("nats: unsubscribe: %s", exc)
-
-
-async def _entries(
-    client: Client, bucket: KeyValue, decode: Callable[[bytes], Entry]
-) -> AsyncIterator[tuple[str, Entry | None]]:
-    """Watches a bucket; an entry not renewed within its time to live counts as gone.
-
-    The server drops expired entries without telling, hence the clock on this side. A renewal that
-    changes nothing is not passed on.
-    """
-    raw_by_key: dict[str, bytes] = {}
-    seen_s: dict[str, float] = {}
-    async with aclosing(_updates(client, bucket)) as updates:
-        async for update in updates:
-            now_s = time.monotonic()
-            if update is not None and update.key is not None:
-                key, raw = update.key, update.value or b""
-                if update.operation in ("DEL", "PURGE"):
-                    seen_s[key] = -1.0
-                else:
-                    is_new = raw_by_key.get(key) != raw
-                    raw_by_key[key], seen_s[key] = raw, now_s
-                    if is_new:
-                        yield key, decode(raw)
-            for key in [key for key, seen in seen_s.items() if now_s - seen > ENTRY_TTL_S]:
-                del seen_s[key]
-                if raw_by_key.pop(key, None) is not None:
-                    yield key, None
-
-
-async def _updates(client: Client, bucket: KeyValue) -> AsyncGenerator[KeyValue.Entry | None, None]:
-    """What a watcher sees, and None at least once a second.
-
-    A server that has been started anew knows no watchers, and the client does not tell; so every
-    reconnection gets a new one, which begins with the present state.
-    """
-    while True:
-        num_reconnects = client.stats["reconnects"]
-        try:
-            with _answering():
-                watcher = await bucket.watchall()
-        except Unavailable as error:
-            _log.warning("nats: no watcher: %s", error)
-            await asyncio.sleep(RECONNECT_WAIT_S)
-            yield None
-            continue
-        try:
-            while client.stats["reconnects"] == num_reconnects:
-                try:
-                    update = await watcher.updates(timeout=1.0)  # type: ignore[no-untyped-call]
-                except (TimeoutError, nats.errors.TimeoutError):
-                    update = None
-                _raise_if_cancelled()
-                yield update
-        finally:
-            await _unsubscribe(watcher.stop)
-
-
-class NatsWorkQueue(WorkQueue):
-    """A durable pull consumer."""
-
-    def __init__(self, subscription: JetStreamContext.PullSubscription) -> None:
-        self._subscription = subscription
-
-    async def fetch(self, max_requests: int, timeout_s: float) -> list[HeldRequest]:
-        """See `WorkQueue`; one request at a time.
-
-        The client's fetch of several waits for the rest of them until its time-out, however long
-        the first has been there. One fetch takes half a millisecond, so a burst is no worse off.
-        """
-        try:
-            messages = await self._subscription.fetch(1, timeout=timeout_s)
-        except (TimeoutError, nats.errors.TimeoutError):
-            messages = []
-        except (nats.errors.Error, nats.js.errors.Error) as exc:
-            _raise_if_cancelled()
-            raise Unavailable(f"the intake queue does not answer: {exc}") from exc
-        held = [NatsHeldRequest(message) for message in messages]
-        try:
-            _raise_if_cancelled()
-        except asyncio.CancelledError:
-            for request in held:
-                await request.give_back()
-            raise
-        return list(held)
-
-
-class NatsHeldRequest(HeldRequest):
-    """A JetStream message that is neither acknowledged nor given back yet."""
-
-    def __init__(self, message: Msg) -> None:
-        self._message = message
-        self.num_delivered = message.metadata.num_delivered or 1
-        self.published_unix_ns = round(message.metadata.timestamp.timestamp() * 1e9)
-        self.request: QueuedRequest | None = None
-        try:
-            proto = bus_pb2.QueuedRequest.FromString(message.data)
-            traceparent = (message.headers or {}).get(TRACEPARENT_HEADER, "")
-            self.request = queued_request_from_proto(proto, traceparent)
-        except (DecodeError, ValueError) as exc:
-            _log.error("intake: unreadable request of %d bytes: %s", len(message.data), exc)
-
-    async def in_progress(self) -> None:
-        """See `HeldRequest`."""
-        await _settled(self._message.in_progress())
-
-    async def acknowledge(self) -> None:
-        """See `HeldRequest`."""
-        await _settled(self._message.ack_sync(timeout=PUBLISH_TIMEOUT_S))
-
-    async def give_back(self, delay_s: float = 0.0) -> None:
-        """See `HeldRequest`."""
-        await _settled(self._message.nak(delay=delay_s or None))
-
-    async def discard(self) -> None:
-        """See `HeldRequest`."""
-        await _settled(self._message.term())
-
-
-async def _settled(settlement: Coroutine[Any, Any, object]) -> None:
-    try:
-        await settlement
-    except nats.errors.MsgAlreadyAckdError:
-        _log.debug("nats: message settled before")
-    except (nats.errors.Error, nats.js.errors.Error, TimeoutError) as exc:
-        raise Unavailable(f"the intake queue does not answer: {type(exc).__name__}") from exc

@@ -13,6 +13,7 @@ from millrace.config.home import millrace_home
 from millrace.core.errors import Unavailable
 
 from .console import Console
+from .count import positive_count
 from .stack.log_file import last_lines
 
 _POLL_S = 0.2
@@ -23,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("logs", help="show what the services logged")
     parser.add_argument("service", nargs="?", help="one process only, such as worker or worker-2")
     parser.add_argument("-f", "--follow", action="store_true", help="go on with new lines")
-    parser.add_argument("-n", "--lines", type=int, default=50, help="of each; default 50")
+    parser.add_argument("-n", "--lines", type=positive_count, default=50, help="of each; default 50")
 
 
 def run(args: argparse.Namespace) -> int:

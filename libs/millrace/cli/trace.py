@@ -20,6 +20,8 @@ from millrace.telemetry.diagnosis import diagnose, format_s
 from millrace.telemetry.store import STORE_FILE, RequestSummary, RequestTrace, TraceStore
 from millrace.telemetry.waterfall import draw
 
+from .count import positive_count
+
 DEFAULT_SLOWEST = 10
 PLAIN_WIDTH = 120
 # Services send their spans once a second; a root can come before its children.
@@ -36,7 +38,7 @@ def add_parser(subparsers: Any) -> None:
     what.add_argument(
         "--slowest",
         nargs="?",
-        type=_count,
+        type=positive_count,
         const=DEFAULT_SLOWEST,
         metavar="N",
         help=f"list the N slowest requests (default {DEFAULT_SLOWEST})",
@@ -174,13 +176,6 @@ def _line(request: RequestSummary, trace: RequestTrace) -> str:
     shown = request.request_id or request.trace_id
     sentence = diagnose(trace.spans, trace.steps).sentence
     return f"{clock}  {shown[:12]}  {format_s(request.duration_s):>9}  {request.name}  {sentence}"
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
-    return number
 
 
 def _print(text: str) -> None:

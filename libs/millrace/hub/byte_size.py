@@ -6,6 +6,8 @@ import re
 
 from millrace.core.errors import ConfigError
 
+MIN_MEMORY_BYTES = 10**6
+
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
@@ -19,10 +21,19 @@ def format_bytes(count: float) -> str:
 
 
 def parse_memory(text: str) -> int:
-    """Bytes of "24GB", "24GiB", "512M" or a plain number. Raises ConfigError for anything else."""
+    """Bytes of "24GB", "24GiB", "512M" or a plain number of bytes.
+
+    Raises ConfigError for anything else, and below 1 MB: such a number has lost its unit.
+    """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
     if match is None or (match[3] and not match[2]):
         raise ConfigError(f"memory {text!r}: write it as 24GB, 24GiB or in bytes", field="memory")
     unit = match[2].upper()
     factor = 1024 ** ("KMGT".index(unit) + 1) if match[3] else _UNITS[unit]
-    return int(float(match[1]) * factor)
+    count = int(float(match[1]) * factor)
+    if count < MIN_MEMORY_BYTES:
+        raise ConfigError(
+            f"memory {text!r} is {count} bytes, less than 1 MB: write it as 24GB, 24GiB or in bytes",
+            field="memory",
+        )
+    return count

@@ -13,7 +13,8 @@ from millrace.core.step import PROTOCOL_VERSION
 from millrace.core.tokens import TokenFrame
 from millrace.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
 
-from .convert import scheduler_status_from_proto, token_frame_from_proto
+from .frames import token_frame_from_proto
+from .membership import scheduler_status_from_proto
 from .stream_errors import stream_errors
 
 AttachEvent = TokenFrame | ResumeQuery | SchedulerStatus

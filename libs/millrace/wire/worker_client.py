@@ -13,7 +13,8 @@ from millrace.core.model import ModelInfo
 from millrace.core.step import PROTOCOL_VERSION, StepPlan, StepResult
 from millrace.internal.v1 import worker_pb2, worker_pb2_grpc
 
-from .convert import model_info_from_proto, step_plan_to_proto, step_result_from_proto
+from .membership import model_info_from_proto
+from .steps import step_plan_to_proto, step_result_from_proto
 from .stream_errors import stream_errors
 
 OPEN_TIMEOUT_S = 10.0
@@ -43,13 +44,16 @@ class ExecuteStream:
 
     @classmethod
     async def open(
-        cls, channel: grpc.aio.Channel, owner_epoch: int, scheduler_id: str
+        cls, channel: grpc.aio.Channel, owner_epoch: int, scheduler_id: str, boot_id: str = ""
     ) -> ExecuteStream:
         """Claims the worker. Raises its error, or `Unavailable` where it does not answer."""
         call = worker_pb2_grpc.WorkerServiceStub(channel).Execute()
         request = worker_pb2.ExecuteRequest(
             open=worker_pb2.Open(
-                owner_epoch=owner_epoch, protocol=PROTOCOL_VERSION, scheduler_id=scheduler_id
+                owner_epoch=owner_epoch,
+                protocol=PROTOCOL_VERSION,
+                scheduler_id=scheduler_id,
+                boot_id=boot_id,
             )
         )
         try:

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator
 import grpc
 
 from millrace.core.errors import MillraceError
+from millrace.core.membership import WorkerRegistration
 from millrace.core.step import StepPlan, StepResult
 from millrace.rpc.client import open_channel
 from millrace.wire.worker_client import ExecuteStream, Opened
@@ -30,16 +31,18 @@ class WorkerLink:
 
     @classmethod
     async def open(
-        cls, worker_id: str, address: str, owner_epoch: int, scheduler_id: str
+        cls, registration: WorkerRegistration, owner_epoch: int, scheduler_id: str
     ) -> WorkerLink:
-        """Claims the worker at `address`; raises what `ExecuteStream.open` raises."""
-        channel = open_channel(address)
+        """Claims the registered start of a worker; raises what `ExecuteStream.open` raises."""
+        channel = open_channel(registration.advertise_address)
         try:
-            stream = await ExecuteStream.open(channel, owner_epoch, scheduler_id)
+            stream = await ExecuteStream.open(
+                channel, owner_epoch, scheduler_id, registration.boot_id
+            )
         except BaseException:
             await channel.close()
             raise
-        return cls(worker_id, channel, stream)
+        return cls(registration.worker_id, channel, stream)
 
     @property
     def opened(self) -> Opened:

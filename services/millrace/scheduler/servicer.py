@@ -14,7 +14,8 @@ from millrace.core.step import PROTOCOL_VERSION
 from millrace.core.tokens import TokenFrame
 from millrace.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
 from millrace.rpc.server import RpcServer
-from millrace.wire.convert import scheduler_status_to_proto, token_frame_to_proto
+from millrace.wire.frames import token_frame_to_proto
+from millrace.wire.membership import scheduler_status_to_proto
 
 from .gateway_links import GatewayLinks, LinkEvent
 from .intake import Intake

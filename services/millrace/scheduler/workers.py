@@ -63,12 +63,7 @@ class Workers:
         self._tasks.pop(worker_id, None)
 
     async def _drive(self, registration: WorkerRegistration) -> None:
-        worker = await WorkerLink.open(
-            registration.worker_id,
-            registration.advertise_address,
-            self._owner_epoch,
-            self._scheduler_id,
-        )
+        worker = await WorkerLink.open(registration, self._owner_epoch, self._scheduler_id)
         try:
             await self._loop.drive(worker)
         finally:

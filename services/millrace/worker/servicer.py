@@ -16,13 +16,12 @@ from millrace.core.membership import WorkerLoad, WorkerRegistration
 from millrace.core.step import PROTOCOL_VERSION, StepResult
 from millrace.internal.v1 import worker_pb2, worker_pb2_grpc
 from millrace.telemetry.metrics import WorkerMetrics
-from millrace.wire.convert import (
+from millrace.wire.membership import (
     model_info_to_proto,
-    step_plan_from_proto,
-    step_result_to_proto,
     worker_load_to_proto,
     worker_registration_to_proto,
 )
+from millrace.wire.steps import step_plan_from_proto, step_result_to_proto
 
 from .engine_loop import Deliver, EngineLoop, Session
 from .load import current_load
@@ -98,6 +97,8 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
     def _claim(self, opening: worker_pb2.Open, results: ResultQueue) -> None:
         if opening.protocol != PROTOCOL_VERSION:
             raise Conflict(f"protocol {opening.protocol} is not {PROTOCOL_VERSION}")
+        if opening.boot_id not in ("", self.registration.boot_id):
+            raise Conflict("another start of the worker is meant, which is over")
         if opening.owner_epoch < self._owner_epoch:
             raise Conflict(
                 f"owner epoch {opening.owner_epoch} is lower than {self._owner_epoch}, seen before"

@@ -24,7 +24,9 @@ from millrace.core.tokens import (
     TokenFrame,
     TokenLogprobs,
 )
-from millrace.wire import convert
+from millrace.wire import frames as wire_frames
+from millrace.wire import membership, steps
+from millrace.wire import requests as wire_requests
 
 ids = st.integers(0, 2**32 - 1)
 id_lists = st.lists(ids, max_size=5)
@@ -180,52 +182,60 @@ requests = st.builds(
 
 @given(plans)
 def test_step_plan_survives_the_wire(plan: StepPlan) -> None:
-    assert convert.step_plan_from_proto(convert.step_plan_to_proto(plan)) == plan
+    assert steps.step_plan_from_proto(steps.step_plan_to_proto(plan)) == plan
 
 
 @given(results)
 def test_step_result_survives_the_wire(result: StepResult) -> None:
-    assert convert.step_result_from_proto(convert.step_result_to_proto(result)) == result
+    assert steps.step_result_from_proto(steps.step_result_to_proto(result)) == result
 
 
 @given(frames)
 def test_token_frame_survives_the_wire(frame: TokenFrame) -> None:
-    assert convert.token_frame_from_proto(convert.token_frame_to_proto(frame)) == frame
+    assert wire_frames.token_frame_from_proto(wire_frames.token_frame_to_proto(frame)) == frame
 
 
 @given(requests, st.text(max_size=10))
 def test_queued_request_survives_the_wire(request: QueuedRequest, traceparent: str) -> None:
-    message = convert.queued_request_to_proto(request)
-    received = convert.queued_request_from_proto(message, traceparent)
+    message = wire_requests.queued_request_to_proto(request)
+    received = wire_requests.queued_request_from_proto(message, traceparent)
     assert received.traceparent == traceparent
-    assert convert.queued_request_to_proto(received) == message
+    assert wire_requests.queued_request_to_proto(received) == message
 
 
 def test_queued_request_of_an_unknown_schema_is_refused() -> None:
     request = QueuedRequest(
         *("00" * 16, "gw", "m", [1], SamplingSpec(), (), 1, 1, Priority.LOW, 0, 0)
     )
-    message = convert.queued_request_to_proto(request)
+    message = wire_requests.queued_request_to_proto(request)
     message.schema_version += 1
     with pytest.raises(ValueError, match="schema version"):
-        convert.queued_request_from_proto(message)
+        wire_requests.queued_request_from_proto(message)
 
 
 @given(models)
-def test_membership_survives_the_wire(model: ModelInfo) -> None:
+def test_registration_survives_the_wire(model: ModelInfo) -> None:
     registration = WorkerRegistration("w", "boot", "host:1", model, 9, 32, 4)
+    message = membership.worker_registration_to_proto(registration)
+    assert membership.worker_registration_from_proto(message) == registration
+
+
+@given(models)
+def test_scheduler_status_survives_the_wire(model: ModelInfo) -> None:
     status = SchedulerStatus(model, 1, 2, 3, 4, 5, 6)
+    message = membership.scheduler_status_to_proto(status)
+    assert membership.scheduler_status_from_proto(message) == status
+
+
+def test_load_and_owner_survive_the_wire() -> None:
     load = WorkerLoad("w", 1, 2, 3, 4)
-    owner = SchedulerOwner("s", 7, "host:2", model.name)
-    assert (
-        convert.worker_registration_from_proto(convert.worker_registration_to_proto(registration))
-        == registration
-    )
-    assert convert.scheduler_status_from_proto(convert.scheduler_status_to_proto(status)) == status
-    assert convert.worker_load_from_proto(convert.worker_load_to_proto(load)) == load
-    assert convert.scheduler_owner_from_proto(convert.scheduler_owner_to_proto(owner)) == owner
+    owner = SchedulerOwner("s", 7, "host:2", "model")
+    load_message = membership.worker_load_to_proto(load)
+    owner_message = membership.scheduler_owner_to_proto(owner)
+    assert membership.worker_load_from_proto(load_message) == load
+    assert membership.scheduler_owner_from_proto(owner_message) == owner
 
 
 def test_steady_state_plan_is_a_few_bytes() -> None:
-    message = convert.step_plan_to_proto(StepPlan(plan_id=1_000_000, lease_steps=2))
+    message = steps.step_plan_to_proto(StepPlan(plan_id=1_000_000, lease_steps=2))
     assert message.ByteSize() < 10

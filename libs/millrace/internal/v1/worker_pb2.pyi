@@ -93,22 +93,26 @@ class Open(_message.Message):
     OWNER_EPOCH_FIELD_NUMBER: _builtins.int
     PROTOCOL_FIELD_NUMBER: _builtins.int
     SCHEDULER_ID_FIELD_NUMBER: _builtins.int
+    BOOT_ID_FIELD_NUMBER: _builtins.int
     owner_epoch: _builtins.int
     """Term of the scheduler; a lower one than the last seen is refused."""
     protocol: _builtins.int
     """Version of this protocol."""
     scheduler_id: _builtins.str
     """Who claims."""
+    boot_id: _builtins.str
+    """Which start of the worker is meant, from its registration; another one on the same address refuses. Empty: any."""
     def __init__(
         self,
         *,
         owner_epoch: _builtins.int = ...,
         protocol: _builtins.int = ...,
         scheduler_id: _builtins.str = ...,
+        boot_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["owner_epoch", b"owner_epoch", "protocol", b"protocol", "scheduler_id", b"scheduler_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "owner_epoch", b"owner_epoch", "protocol", b"protocol", "scheduler_id", b"scheduler_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -58,7 +58,7 @@ def _add(
     for span in added:
         span.attributes.append(_pair(ATTR_SERVICE, service))
         if span.parent_span_id:
-            span.name = f"{span.name.removeprefix(RPC_PREFIX)} · {service}"
+            span.name = f"{_short(span.name)} · {service}"
 
 
 def _copies(step: Span) -> list[Span]:
@@ -76,6 +76,11 @@ def _copies(step: Span) -> list[Span]:
         copy.attributes.append(_pair(ATTR_STEP_TRACE_ID, step.trace_id.hex()))
         copies.append(copy)
     return copies
+
+
+def _short(name: str) -> str:
+    """A call by its method alone: the tree of the UI cuts long names, and so the service, off."""
+    return name.rpartition("/")[2] if name.startswith(RPC_PREFIX) else name
 
 
 def _pair(key: str, value: str) -> KeyValue:

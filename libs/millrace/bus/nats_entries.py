@@ -1,0 +1,91 @@
+"""Watching a KV bucket whose entries expire without a word."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from typing import TypeVar
+
+import nats.errors
+from nats.aio.client import Client
+from nats.js.kv import KeyValue
+
+from millrace.core.errors import Unavailable
+
+from .nats_errors import answering, raise_if_cancelled
+from .setup import ENTRY_TTL_S
+
+_log = logging.getLogger(__name__)
+
+RETRY_S = 0.2
+
+Entry = TypeVar("Entry")
+
+
+async def unsubscribe_quietly(unsubscribe: Callable[[], object]) -> None:
+    """Ends a subscription that may have ended already."""
+    try:
+        result = unsubscribe()
+        if asyncio.iscoroutine(result):
+            await result
+    except (nats.errors.Error, ValueError) as exc:
+        _log.debug("nats: unsubscribe: %s", exc)
+
+
+async def watch_entries(
+    client: Client, bucket: KeyValue, decode: Callable[[bytes], Entry]
+) -> AsyncIterator[tuple[str, Entry | None]]:
+    """Watches a bucket; an entry not renewed within its time to live counts as gone.
+
+    The server drops expired entries without telling, hence the clock on this side. A renewal that
+    changes nothing is not passed on.
+    """
+    raw_by_key: dict[str, bytes] = {}
+    seen_s: dict[str, float] = {}
+    async with aclosing(_updates(client, bucket)) as updates:
+        async for update in updates:
+            now_s = time.monotonic()
+            if update is not None and update.key is not None:
+                key, raw = update.key, update.value or b""
+                if update.operation in ("DEL", "PURGE"):
+                    seen_s[key] = -1.0
+                else:
+                    is_new = raw_by_key.get(key) != raw
+                    raw_by_key[key], seen_s[key] = raw, now_s
+                    if is_new:
+                        yield key, decode(raw)
+            for key in [key for key, seen in seen_s.items() if now_s - seen > ENTRY_TTL_S]:
+                del seen_s[key]
+                if raw_by_key.pop(key, None) is not None:
+                    yield key, None
+
+
+async def _updates(client: Client, bucket: KeyValue) -> AsyncGenerator[KeyValue.Entry | None, None]:
+    """What a watcher sees, and None at least once a second.
+
+    A server that has been started anew knows no watchers, and the client does not tell; so every
+    reconnection gets a new one, which begins with the present state.
+    """
+    while True:
+        num_reconnects = client.stats["reconnects"]
+        try:
+            with answering():
+                watcher = await bucket.watchall()
+        except Unavailable as error:
+            _log.warning("nats: no watcher: %s", error)
+            await asyncio.sleep(RETRY_S)
+            yield None
+            continue
+        try:
+            while client.stats["reconnects"] == num_reconnects:
+                try:
+                    update = await watcher.updates(timeout=1.0)  # type: ignore[no-untyped-call]
+                except (TimeoutError, nats.errors.TimeoutError):
+                    update = None
+                raise_if_cancelled()
+                yield update
+        finally:
+            await unsubscribe_quietly(watcher.stop)
