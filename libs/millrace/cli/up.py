@@ -49,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs until SIGINT or SIGTERM; 1 where a part fails."""
     home, environ = millrace_home(), current_environment()
     config = config_from_flags(UpConfig, "up", args, environ=environ)
+    config.check()
     if record := running_stack(home):
         raise Conflict(
             f"a stack is already running (pid {record.pid}); stop it with `millrace down`"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from millrace.config.loader import setting
+from millrace.core.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -28,3 +29,10 @@ class UpConfig:
     ready_timeout_s: float = setting(
         120.0, help="Longest wait for the gateway to have a model.", unit="s"
     )
+
+    def check(self) -> None:
+        """Raises `ConfigError` for a number that cannot be."""
+        if self.workers < 1:
+            raise ConfigError(
+                f"--workers is {self.workers}; it must be at least 1", field="workers"
+            )

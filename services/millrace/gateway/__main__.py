@@ -139,12 +139,17 @@ class Gateway:
             await asyncio.gather(ending, background, return_exceptions=True)
 
     async def drain(self) -> None:
-        """Refuses new requests; returns when none is left, or after the setting's time."""
+        """Refuses new requests; ends those that still run after the setting's time."""
         self._pipeline.start_draining()
         await self._rpc.set_serving(False)
-        end_s = time.monotonic() + self._config.drain_timeout_s
+        timeout_s = self._config.drain_timeout_s
+        if num_running := self._pipeline.num_in_flight:
+            _log.info("waits up to %g s for %d running requests", timeout_s, num_running)
+        end_s = time.monotonic() + timeout_s
         while self._pipeline.num_in_flight and time.monotonic() < end_s:  # noqa: ASYNC110
             await asyncio.sleep(DRAIN_POLL_S)
+        if num_ended := self._pipeline.end_all():
+            _log.warning("%d requests were still running and were ended", num_ended)
 
     async def stop(self) -> None:
         """Ends everything."""

@@ -106,6 +106,14 @@ class FrameRouter:
         if not side.link.tell(Notice("abort", None, live.request_id, reason)):
             self._run_errand(self._publish_abort(live.request_id))
 
+    def end_all(self, error: MillraceError) -> int:
+        """Every live request ends with `error`, here and at its scheduler; how many these were."""
+        ended = [live for side in self._sides.values() for live in side.live.values()]
+        for live in ended:
+            live.fail(error)
+            self.settle(live, "shutdown")
+        return len(ended)
+
     async def close(self) -> None:
         """Ends every stream."""
         tasks = [task for side in self._sides.values() for task in side.tasks]

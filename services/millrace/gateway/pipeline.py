@@ -101,6 +101,10 @@ class Pipeline:
         """Refuses new requests from now on; running ones go on."""
         self._is_draining = True
 
+    def end_all(self) -> int:
+        """Running requests end with `Unavailable`; how many these were."""
+        return self._router.end_all(_shutting_down())
+
     async def open(self, request: GenerationRequest, call: Call) -> Answer:
         """Accepts a request. Raises an error of the tree; what is not one becomes InternalError."""
         record = RequestRecord(self._metrics, call, request)
@@ -150,7 +154,7 @@ class Pipeline:
 
     async def _open(self, request: GenerationRequest, call: Call, record: RequestRecord) -> Answer:
         if self._is_draining:
-            raise Unavailable("this gateway is shutting down", retry_after_s=1.0)
+            raise _shutting_down()
         info = self._directory.find(request.model)
         record.on_model(info)
         check_token_ids(request, info)
@@ -338,6 +342,10 @@ def _started(
         is_cached=is_cached,
         created_unix_s=call.arrival_unix_ns // 1_000_000_000,
     )
+
+
+def _shutting_down() -> Unavailable:
+    return Unavailable("this gateway is shutting down", retry_after_s=1.0)
 
 
 def _deadline_error(timeout_s: float) -> DeadlineExceeded:

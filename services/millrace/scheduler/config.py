@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 from millrace.config.loader import setting
 
+from .policy import SchedulerPolicy
+
+_POLICY = SchedulerPolicy()
+
 
 @dataclass(frozen=True)
 class SchedulerConfig:
@@ -19,12 +23,22 @@ class SchedulerConfig:
     scheduler_id: str = setting("", help="name of this process; empty: made at start")
     model: str = setting("smollm2-135m-instruct", help="served name of the model")
     target_itl_ms: float = setting(
-        100.0, help="inter-token latency that prefill chunks must leave room for", unit="ms"
+        _POLICY.target_itl_ms,
+        help="inter-token latency that prefill chunks must leave room for",
+        unit="ms",
     )
-    max_num_batched_tokens: int = setting(2048, help="most tokens of one step", unit="tokens")
-    lease_steps: int = setting(2, help="decode steps a worker may run without a newer plan")
-    max_num_waiting: int = setting(1024, help="most requests fetched and without a row")
-    max_waiting_tokens: int = setting(1_000_000, help="most prompt tokens of those requests")
+    max_num_batched_tokens: int = setting(
+        _POLICY.max_num_batched_tokens, help="most tokens of one step", unit="tokens"
+    )
+    lease_steps: int = setting(
+        _POLICY.lease_steps, help="decode steps a worker may run without a newer plan"
+    )
+    max_num_waiting: int = setting(
+        _POLICY.max_num_waiting, help="most requests fetched and without a row"
+    )
+    max_waiting_tokens: int = setting(
+        _POLICY.max_waiting_tokens, help="most prompt tokens of those requests"
+    )
     step_span_every: int = setting(16, help="one step in this many gets a span of its own")
     gateway_grace_s: float = setting(
         5.0, help="how long a gateway may be away before its requests end", unit="s"

@@ -37,8 +37,6 @@ def wiring_options(
     config: UpConfig, topology: Topology, model: ServedModel, environ: Mapping[str, str]
 ) -> WiringOptions:
     """Checks what can be checked before anything starts. Raises `ConfigError`."""
-    if config.workers < 1:
-        raise ConfigError(f"--workers is {config.workers}; it must be at least 1")
     gateway = explain_service(topology, "gateway", environ)
     host = config.host or str(gateway["host"].value)
     is_bind_allowed = config.insecure_bind or bool(gateway["insecure_bind"].value)

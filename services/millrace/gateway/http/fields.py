@@ -21,11 +21,20 @@ _CAMEL = re.compile(r"(?<=[a-z0-9])([A-Z])")
 
 
 class Fields:
-    """The fields of one object; null counts as absent. `where` is put before the names."""
+    """The fields of one object; null counts as absent. `where` is put before the names.
 
-    def __init__(self, values: Mapping[str, Any], where: str = "") -> None:
+    `written`: names as the client wrote them, where `values` has another spelling.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        where: str = "",
+        written: Mapping[str, str] | None = None,
+    ) -> None:
         self.values = {key: value for key, value in values.items() if value is not None}
         self._where = where
+        self._written = written or {}
 
     def has(self, name: str) -> bool:
         """True where the field is there and not null."""
@@ -112,6 +121,7 @@ class Fields:
     def with_snake_names(self) -> Fields:
         """The same with camelCase names in snake_case; both spellings must agree."""
         found: dict[str, Any] = {}
+        written: dict[str, str] = {}
         for key, value in self.values.items():
             name = _CAMEL.sub(lambda match: "_" + match[1].lower(), key)
             if name in found and found[name] != value:
@@ -120,7 +130,12 @@ class Fields:
                     field=name,
                 )
             found[name] = value
-        return Fields(found, self._where)
+            written[name] = key
+        return Fields(found, self._where, written)
+
+    def as_written(self, name: str) -> str:
+        """The name in the client's spelling."""
+        return self._written.get(name, name)
 
     def _typed(self, name: str, allowed: str, is_right: Callable[[Any], bool]) -> Any:
         value = self.values.get(name)
@@ -142,8 +157,10 @@ def check_names(fields: Fields, known: Collection[str], unsupported: Mapping[str
             raise unsupported_parameter(name, unsupported[name])
         near = difflib.get_close_matches(name[:64], known, n=1, cutoff=NEAR)
         if near and name not in unsupported:
+            written = fields.as_written(name)
+            meant = near[0] if written == name else _camel(near[0])
             raise InvalidRequest(
-                f"there is no field {name[:64]}; did you mean {near[0]}?", field=name
+                f"there is no field {written[:64]}; did you mean {meant}?", field=written
             )
 
 
@@ -157,6 +174,11 @@ def is_number(value: Any) -> TypeGuard[float]:
     if is_integer(value):
         return -MAX_INTEGER <= value <= MAX_INTEGER
     return isinstance(value, float) and math.isfinite(value)
+
+
+def _camel(name: str) -> str:
+    first, *others = name.split("_")
+    return first + "".join(word.capitalize() for word in others)
 
 
 def _shown(value: Any) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +36,7 @@ from .replies import (
     finish_reason_text,
     usage_body,
 )
-from .sse import DONE, EventStream
+from .sse import DONE, EventStream, compact_json, data_event
 
 PATH = "/v1/chat/completions"
 
@@ -253,7 +252,7 @@ async def chat_chunks(answer: Answer, parsed: ChatCall, call: Call) -> AsyncIter
                 yield writer.usage(event)
     except MillraceError as error:
         call.error = error
-        yield b"data: " + json.dumps(error_body(error)).encode() + b"\n\n"
+        yield data_event(error_body(error))
     yield DONE
 
 
@@ -263,15 +262,14 @@ class ChatChunks:
     def __init__(self, started: Started, parsed: ChatCall) -> None:
         self._started = started
         self._parsed = parsed
-        head = json.dumps(
+        head = compact_json(
             {
                 "id": f"chatcmpl-{started.request_id}",
                 "object": "chat.completion.chunk",
                 "created": started.created_unix_s,
                 "model": started.model,
                 "system_fingerprint": fingerprint(started),
-            },
-            separators=(",", ":"),
+            }
         )
         self._head = f"data: {head[:-1]}"
         self._tail = ',"usage":null}\n\n' if parsed.includes_usage else "}\n\n"
@@ -279,7 +277,7 @@ class ChatChunks:
     def roles(self) -> bytes:
         """The first chunk of every choice."""
         num_choices = self._parsed.request.sampling.num_choices
-        extra = f',"millrace":{_compact(extension(self._started))}'
+        extra = f',"millrace":{compact_json(extension(self._started))}'
         chunks = []
         for index in range(num_choices):
             delta = '{"role":"assistant","content":"","refusal":null}'
@@ -292,8 +290,8 @@ class ChatChunks:
             return b""
         logprobs = "null"
         if self._parsed.has_logprobs:
-            logprobs = _compact(chat_logprobs(list(event.logprobs)))
-        return self._choice(event.choice, f'{{"content":{json.dumps(event.text)}}}', logprobs)
+            logprobs = compact_json(chat_logprobs(list(event.logprobs)))
+        return self._choice(event.choice, f'{{"content":{compact_json(event.text)}}}', logprobs)
 
     def end(self, event: ChoiceFinished) -> bytes:
         """The last chunk of a choice."""
@@ -302,7 +300,7 @@ class ChatChunks:
 
     def usage(self, event: Finished) -> bytes:
         """The chunk without choices that carries the usage."""
-        body = _compact(usage_body(event.usage))
+        body = compact_json(usage_body(event.usage))
         return f'{self._head},"choices":[],"usage":{body}}}\n\n'.encode()
 
     def _choice(
@@ -312,7 +310,3 @@ class ChatChunks:
             f'{self._head},"choices":[{{"index":{index},"delta":{delta},"logprobs":{logprobs},'
             f'"finish_reason":{finish}}}]{extra}{self._tail}'
         ).encode()
-
-
-def _compact(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))

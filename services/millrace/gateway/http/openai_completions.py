@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from .parameters import (
     sampling_params,
 )
 from .replies import completion_logprobs, extension, fingerprint, finish_reason_text, usage_body
-from .sse import DONE, EventStream
+from .sse import DONE, EventStream, compact_json, data_event
 
 PATH = "/v1/completions"
 # Events of several prompts that wait for one client, beside what each request buffers itself.
@@ -244,7 +243,7 @@ async def completion_chunks(
             yield writer.usage(total_usage(usages))
     except MillraceError as error:
         call.error = error
-        yield b"data: " + json.dumps(error_body(error)).encode() + b"\n\n"
+        yield data_event(error_body(error))
     yield DONE
 
 
@@ -283,26 +282,25 @@ class CompletionChunks:
 
     def __init__(self, started: Started, parsed: CompletionCall, request_id: str) -> None:
         self._parsed = parsed
-        head = json.dumps(
+        head = compact_json(
             {
                 "id": f"cmpl-{request_id}",
                 "object": "text_completion",
                 "created": started.created_unix_s,
                 "model": started.model,
                 "system_fingerprint": fingerprint(started),
-            },
-            separators=(",", ":"),
+            }
         )
         self._head = f"data: {head[:-1]}"
         self._tail = ',"usage":null}\n\n' if parsed.includes_usage else "}\n\n"
-        self._extra = f',"millrace":{json.dumps(extension(started), separators=(",", ":"))}'
+        self._extra = f',"millrace":{compact_json(extension(started))}'
         self._offsets: dict[int, int] = {}
 
     def chunk(self, number: int, event: Event) -> bytes:
         """The chunk of an event of prompt `number`; empty where there is nothing to send."""
         if isinstance(event, Delta) and (event.text or event.logprobs):
             index = number * self._parsed.num_choices + event.choice
-            return self._choice(index, json.dumps(event.text), self._logprobs(index, event))
+            return self._choice(index, compact_json(event.text), self._logprobs(index, event))
         if isinstance(event, ChoiceFinished):
             index = number * self._parsed.num_choices + event.choice
             return self._choice(index, '""', "null", f'"{finish_reason_text(event.finish_reason)}"')
@@ -310,7 +308,7 @@ class CompletionChunks:
 
     def usage(self, usage: Usage) -> bytes:
         """The chunk without choices that carries the usage."""
-        body = json.dumps(usage_body(usage), separators=(",", ":"))
+        body = compact_json(usage_body(usage))
         return f'{self._head},"choices":[],"usage":{body}}}\n\n'.encode()
 
     def _choice(self, index: int, text: str, logprobs: str, finish: str = "null") -> bytes:
@@ -325,4 +323,4 @@ class CompletionChunks:
             return "null"
         offset = self._offsets.get(index, 0)
         self._offsets[index] = offset + len(event.text)
-        return json.dumps(completion_logprobs(list(event.logprobs), offset))
+        return compact_json(completion_logprobs(list(event.logprobs), offset))

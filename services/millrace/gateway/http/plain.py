@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -30,7 +29,7 @@ from .parameters import (
     sampling_params,
 )
 from .replies import finish_reason_text
-from .sse import DONE, EventStream
+from .sse import DONE, EventStream, data_event
 
 GENERATE_PATH = "/generate"
 BATCH_PATH = "/generate/batch"
@@ -120,17 +119,19 @@ async def _batch(
     edge: HttpEdge, parsed: list[GenerationRequest | MillraceError], call: Call
 ) -> JSONResponse:
     results: list[Any] = [None] * len(parsed)
-    total_latency_ns = 0
+    latencies_ns: list[int] = []
     outcomes = run_batch(edge.pipeline, parsed, call, max_concurrency=edge.max_batch_concurrency)
     async for outcome in outcomes:
         results[outcome.index] = _result(outcome)
-        total_latency_ns += outcome.latency_ns
+        if outcome.answer is not None:
+            latencies_ns.append(outcome.latency_ns)
     return JSONResponse(
         {
             "results": results,
             "size": len(results),
             "totalLatencyMs": _ms(call.elapsed_ns),
-            "meanLatencyMs": _ms(total_latency_ns / len(results)),
+            # Of what was answered: a refusal within microseconds says nothing of the rest.
+            "meanLatencyMs": _ms(sum(latencies_ns) / max(1, len(latencies_ns))),
         }
     )
 
@@ -152,13 +153,12 @@ async def generate_chunks(answer: Answer, call: Call) -> AsyncIterator[bytes]:
     try:
         async for event in answer:
             if isinstance(event, Delta) and event.text:
-                yield f'data: {{"text":{json.dumps(event.text)}}}\n\n'.encode()
+                yield data_event({"text": event.text})
             elif isinstance(event, Finished):
-                summary = _summary(answer.started, event, call.elapsed_ns)
-                yield b"data: " + json.dumps(summary).encode() + b"\n\n"
+                yield data_event(_summary(answer.started, event, call.elapsed_ns))
     except MillraceError as error:
         call.error = error
-        yield b"data: " + json.dumps(error_body(error)).encode() + b"\n\n"
+        yield data_event(error_body(error))
     yield DONE
 
 

@@ -6,9 +6,11 @@ Format: https://html.spec.whatwg.org/multipage/server-sent-events.html.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
@@ -21,6 +23,17 @@ HEADERS = (
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 )
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
+def compact_json(value: Any) -> str:
+    """As whole replies are written: without spaces, text as it is."""
+    return _ENCODER.encode(value)
+
+
+def data_event(value: Any) -> bytes:
+    """One event that carries `value` as JSON."""
+    return f"data: {compact_json(value)}\n\n".encode()
 
 
 class EventStream:
