@@ -50,7 +50,7 @@ def _add_verbs(parser: argparse.ArgumentParser) -> None:
     remove.add_argument("--yes", action="store_true", help="do not ask")
     fit = verbs.add_parser("fit", help="how much memory a model needs")
     fit.add_argument("model")
-    fit.add_argument("--memory", default="", help="such as 24GB; default: available here")
+    fit.add_argument("--memory", help="such as 24GB; default: available here")
     fit.add_argument("--max-model-len", type=int, default=0, help="longest sequence, in tokens")
     fit.add_argument("--json", action="store_true", help="for machines")
 
@@ -180,7 +180,7 @@ def _confirms(manifest: Manifest) -> bool:
 
 def _fit(args: argparse.Namespace, home: Home) -> int:
     console = Console()
-    memory_bytes = parse_memory(args.memory) if args.memory else 0
+    memory_bytes = parse_memory(args.memory) if args.memory is not None else 0
     report = check_fit(
         resolve_model(args.model, home), memory_bytes, max_model_len=args.max_model_len
     )

@@ -163,6 +163,15 @@ def test_up_beyond_loopback_needs_an_explicit_flag(
         wiring_options(config, load_topology(), model, {"MILLRACE_HOME": str(home)})
 
 
+@pytest.mark.parametrize("workers", ["0", "-2"])
+def test_up_without_workers_is_refused_before_anything_starts(
+    home: Path, workers: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_verb(["up", "--workers", workers]) == 1
+
+    assert f"--workers is {workers}; it must be at least 1" in capsys.readouterr().err
+
+
 def test_the_gateways_own_port_setting_reaches_up(home: Path) -> None:
     from millrace.cli.stack.options import ServedModel, wiring_options
     from millrace.cli.stack.topology import load_topology

@@ -76,3 +76,14 @@ def test_logs_shows_one_service_or_all(
     assert capsys.readouterr().out.splitlines()[0] == "cache     | four"
     assert run_verb(["logs", "moon"]) == 1
     assert "there are: cache, worker" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lines", ["-1", "0", "x"])
+def test_logs_refuses_a_number_of_lines_that_cannot_be(
+    lines: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run_verb(["logs", "-n", lines])
+
+    assert caught.value.code == 2
+    assert f"'{lines}' is not a whole number of at least 1" in capsys.readouterr().err

@@ -187,6 +187,8 @@ async def test_harmless_field_is_ignored(gateway: Harness, fields: dict[str, Any
         (TEXT, {"prompt": "a", "logprobs": True}, "logprobs", ["an integer"]),
         ("/generate", {}, "prompt", ["missing"]),
         ("/generate", {"prompt": "a", "maxTokens": 0}, "max_tokens", ["0"]),
+        ("/generate", {"prompt": "a", "maxTokns": 1}, "maxTokns", ["did you mean maxTokens?"]),
+        ("/generate", {"prompt": "a", "max_tokns": 1}, "max_tokns", ["did you mean max_tokens?"]),
         ("/generate", {"prompt": "a", "maxTokens": 1, "max_tokens": 2}, "max_tokens", ["1", "2"]),
         ("/generate", {"prompt": "a", "topP": 2}, "top_p", ["2"]),
         ("/generate/batch", {}, "requests", ["missing"]),

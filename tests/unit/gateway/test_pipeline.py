@@ -445,6 +445,23 @@ async def test_draining_gateway_refuses_new_requests(gateway: Harness) -> None:
         await gateway.open()
 
 
+async def test_running_requests_end_with_unavailable_when_the_gateway_gives_up(
+    gateway: Harness,
+) -> None:
+    gateway.silence()
+    answer = await gateway.open()
+    await gateway.until(lambda: bool(gateway.stream.told("register")))
+
+    assert gateway.pipeline.end_all() == 1
+
+    with pytest.raises(Unavailable, match="shutting down"):
+        await gateway.read(answer)
+    assert gateway.pipeline.num_in_flight == 0
+    await gateway.until(
+        lambda: gateway.stream.told("abort") == [("abort", gateway.queued.request_id, "shutdown")]
+    )
+
+
 GREEDY = {"temperature": 0.0}
 
 

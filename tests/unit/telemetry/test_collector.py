@@ -212,6 +212,16 @@ def test_batch_step_appears_in_the_traces_of_its_members() -> None:
     assert len({span.span_id for span in linked}) == 2
 
 
+def test_spans_are_named_with_their_service_and_calls_without_their_package() -> None:
+    request = parse_request(otlp_body(sample_trace(SampleTimings(look_up_s=0.001))))
+
+    fitted = ExportTraceServiceRequest.FromString(fit_for_ui(request))
+
+    shown = {span.name for span in records_of(fitted)}
+    assert {"LookUp · cache", "Encode · gateway", "Encode · tokenizer", "decode · worker"} <= shown
+    assert "process mr.v1.req · scheduler" in shown
+
+
 async def test_process_prints_ready_stores_and_ends_on_sigterm(tmp_path: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "millrace.telemetry.collector", "--port", "0"),
