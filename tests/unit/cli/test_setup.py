@@ -42,7 +42,9 @@ def preflight() -> ModuleType:
 def make(*arguments: str) -> str:
     if shutil.which("make") is None:
         pytest.skip("make is not installed")
-    environ = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    # `make test ARGS=...` hands its variables on to every make below it.
+    handed_on = ("MAKE", "MFLAGS", "ARGS")
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(handed_on)}
     command = ["make", "--no-print-directory", "-C", str(ROOT), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, env=environ).stdout
 
