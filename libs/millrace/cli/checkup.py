@@ -13,8 +13,8 @@ from pathlib import Path
 
 from millrace.config.home import Home
 from millrace.core.errors import MillraceError, UnknownModel
+from millrace.hub.byte_size import format_bytes
 
-from .console import format_bytes
 from .service_settings import explain_service
 from .stack.ports import can_bind, describe_port_owner
 from .stack.run_file import running_stack

@@ -58,15 +58,6 @@ class Console:
             self.line(self.paint(text.rstrip(), "bold") if index == 0 else text.rstrip())
 
 
-def format_bytes(num_bytes: float) -> str:
-    """With the unit that leaves one to four digits."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if num_bytes < 1024:
-            return f"{num_bytes:.0f} {unit}" if unit in ("B", "KB") else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1024
-    return f"{num_bytes:.1f} TB"
-
-
 def format_duration(seconds: float) -> str:
     """As `12s`, `3m04s` or `5h02m`."""
     whole = int(seconds)

@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Callable
 
+from millrace.config.environment import park_idle_threads
 from millrace.config.home import millrace_home
 from millrace.core.errors import ContextLengthExceeded, InvalidRequest
 from millrace.core.sampling import SamplingParams
@@ -25,6 +26,7 @@ def generate_locally(
         raise InvalidRequest("--stop needs the stack; it is not there with --local", field="stop")
     params = _params(options)
     entry = find_or_pull(model or DEFAULT_MODEL, millrace_home())
+    park_idle_threads()
     # Not before the command line is known to be right: torch takes a second to import.
     from millrace.engine.config import EngineConfig
     from millrace.engine.engine import create_engine

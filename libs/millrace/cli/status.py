@@ -7,8 +7,9 @@ import time
 from typing import Any
 
 from millrace.config.home import millrace_home
+from millrace.hub.byte_size import format_bytes
 
-from .console import Console, format_bytes, format_duration
+from .console import Console, format_duration
 from .http_probe import get_json
 from .stack.process_info import resident_bytes
 from .stack.run_file import ProcessRecord, StackRecord, running_stack

@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from millrace.config.environment import current_environment
-from millrace.config.home import millrace_home
+from millrace.config.home import Home, millrace_home
 from millrace.core.errors import ConfigError, Conflict, Unavailable
 
 PHOENIX_VERSION = "20.26.1"
+FOLDER_NAME = "trace-ui"
 DEFAULT_PORT = 6006
 HOST = "127.0.0.1"
 NOTICE = f"""\
@@ -81,6 +82,21 @@ class UiFolder:
         return self.root / "run.json"
 
 
+def ui_folder(home: Home) -> UiFolder:
+    """Where the tracing UI is installed."""
+    return UiFolder(home.root / FOLDER_NAME)
+
+
+def running_ui(folder: UiFolder) -> int | None:
+    """Process id of the tracing UI that runs; None where none does."""
+    try:
+        pid = int(json.loads(folder.run_file.read_text())["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    # The number may belong to somebody else by now.
+    return pid if str(folder.python) in _command_of(pid) else None
+
+
 def add_parser(subparsers: Any) -> None:
     """Adds the command to the command line."""
     parser = subparsers.add_parser(
@@ -95,7 +111,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the command; the exit status. Raises MillraceError where it cannot."""
-    folder = UiFolder(millrace_home().root / "trace-ui")
+    folder = ui_folder(millrace_home())
     if args.stop:
         return _stop(folder)
     if not folder.marker.is_file():
@@ -206,13 +222,8 @@ def _wait_until_up(process: subprocess.Popen[bytes], port: int, log_path: Path) 
 
 
 def _stop(folder: UiFolder) -> int:
-    try:
-        pid = int(json.loads(folder.run_file.read_text())["pid"])
-    except (OSError, ValueError, KeyError, TypeError):
-        print("no tracing UI runs")
-        return 0
-    # The number may belong to somebody else by now.
-    if str(folder.python) not in _command_of(pid):
+    pid = running_ui(folder)
+    if pid is None:
         folder.run_file.unlink(missing_ok=True)
         print("no tracing UI runs")
         return 0
@@ -240,7 +251,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _command_of(pid: int) -> str:
     """The process's command line; empty where it has ended."""
     listed = subprocess.run(
-        ["ps", "-p", str(pid), "-o", "args="], capture_output=True, text=True, check=False
+        ["ps", "-ww", "-p", str(pid), "-o", "args="], capture_output=True, text=True, check=False
     )
     return listed.stdout.strip()
 

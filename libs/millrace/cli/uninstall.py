@@ -10,12 +10,14 @@ from typing import Any
 
 from millrace.config.home import Home, millrace_home
 from millrace.core.errors import Conflict, InvalidRequest
+from millrace.hub.byte_size import format_bytes
 
-from .console import Console, format_bytes
+from .console import Console
 from .stack.run_file import end_leftovers, running_stack, stack_lock
+from .trace_ui import FOLDER_NAME, running_ui, ui_folder
 
 # What this program makes; a folder with anything else in it is not removed as a whole.
-OWN_NAMES = ("models", "run", "logs", "cache", "bin", "data", "millrace.toml")
+OWN_NAMES = ("models", "run", "logs", "cache", "bin", "data", FOLDER_NAME, "millrace.toml")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -36,6 +38,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if record := running_stack(home):
         raise Conflict(f"a stack is running (pid {record.pid}); stop it first: millrace down")
+    if pid := running_ui(ui_folder(home)):
+        raise Conflict(
+            f"a tracing UI is running (pid {pid}); stop it first: millrace trace-ui --stop"
+        )
     if not items:
         console.json(_report(home, items, is_removed=True)) if args.json else console.line(
             f"nothing is kept in {home.root}"

@@ -31,6 +31,8 @@ from .stack.topology import ProcessSpec, Topology, load_topology
 from .stack.wiring import Wiring, wire_stack
 from .up_config import UpConfig
 
+STOPPING = "stopping; once more stops at once"
+
 
 def add_parser(subparsers: Any) -> None:
     """Adds the verb."""
@@ -105,6 +107,7 @@ class _Foreground:
         quiet = frozenset(names if is_background else servers)
         self._view = StackView(self._console, names, quiet=quiet)
         self._began = time.monotonic()
+        self._is_stopping = False
 
     async def run(self, model: str, endpoints: dict[str, str]) -> int:
         """Supervises until told to stop."""
@@ -141,5 +144,6 @@ class _Foreground:
 
     def _stop(self, supervisor: Supervisor) -> None:
         self._view.release()
-        self._view.note("stopping")
+        self._view.note("stopping at once" if self._is_stopping else STOPPING)
+        self._is_stopping = True
         supervisor.request_stop()

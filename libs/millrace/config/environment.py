@@ -1,4 +1,4 @@
-"""The one place that reads the process environment."""
+"""The one place that reads and changes the process environment."""
 
 from __future__ import annotations
 
@@ -8,3 +8,12 @@ import os
 def current_environment() -> dict[str, str]:
     """A copy of the process environment."""
     return dict(os.environ)
+
+
+def park_idle_threads() -> None:
+    """OpenMP threads park between regions instead of spinning, unless the user says otherwise.
+
+    Spinning threads take the cores from each other as soon as anything else runs here: a decode
+    step then takes several times as long. Has an effect only before torch is imported.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")

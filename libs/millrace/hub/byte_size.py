@@ -33,7 +33,7 @@ def parse_memory(text: str) -> int:
     count = int(float(match[1]) * factor)
     if count < MIN_MEMORY_BYTES:
         raise ConfigError(
-            f"memory {text!r} is {count} bytes, less than 1 MB: write it as 24GB, 24GiB or in bytes",
+            f"memory {text!r} is {count} bytes, under 1 MB: write it as 24GB, 24GiB or in bytes",
             field="memory",
         )
     return count

@@ -156,8 +156,9 @@ class FitReport:
         return [
             title,
             *table,
-            "needed, peak: with one sequence of full length, without and with pages of the file "
-            "that the system can drop; last columns: sequences of that many tokens at once",
+            f"needed: memory with one sequence of {self.max_model_len} tokens; peak: with pages of "
+            "the file too, which the system can drop",
+            f"{self.max_model_len}, {SHORT_SEQUENCE}: sequences of so many tokens at once",
         ]
 
 
@@ -241,7 +242,7 @@ def _suggestion(asked: DtypeFit, num_workers: int, row: Any) -> str:
     dtypes = [asked.dtype] if DTYPE_BYTES[asked.dtype] == 2 else [asked.dtype, "bfloat16"]
     for dtype in reversed(dtypes):
         if dtype != asked.dtype and row(dtype, asked.max_model_len).fits:
-            return f"fits with dtype {dtype} (MILLRACE_WORKER_DTYPE={dtype})"
+            return f"fits with dtype {dtype} (--dtype {dtype}, or MILLRACE_WORKER_DTYPE={dtype})"
     for dtype in dtypes:
         length = _longest_that_fits(dtype, asked.max_model_len, row)
         if length:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from millrace.cli.__main__ import VERBS, run_verb
-from millrace.cli.console import Console, format_bytes, format_duration
+from millrace.cli.console import Console, format_duration
 
 HEAVY = ("torch", "grpc", "transformers", "numpy", "nats", "google.protobuf", "asyncio")
 
@@ -128,15 +128,37 @@ def test_uninstall_asks_and_then_leaves_nothing(
 ) -> None:
     (home / "models").mkdir(parents=True)
     (home / "models" / "weights").write_bytes(b"x" * 2048)
+    (home / "trace-ui" / "venv").mkdir(parents=True)
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
 
     assert run_verb(["uninstall"]) == 1
     assert "say --yes" in capsys.readouterr().err
     assert run_verb(["uninstall", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
-    assert listed["items"] == [{"path": str(home / "models"), "bytes": 2048}]
+    assert listed["items"] == [
+        {"path": str(home / "models"), "bytes": 2048},
+        {"path": str(home / "trace-ui"), "bytes": 0},
+    ]
     assert run_verb(["uninstall", "--yes"]) == 0
     assert not home.exists()
+
+
+def test_uninstall_refuses_while_a_tracing_ui_runs(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    python = home / "trace-ui" / "venv" / "bin" / "python"
+    sleeper = subprocess.Popen(
+        [sys.executable, "-c", "import sys; sys.stdin.read()", str(python)], stdin=subprocess.PIPE
+    )
+    python.parent.mkdir(parents=True)
+    (home / "trace-ui" / "run.json").write_text(json.dumps({"pid": sleeper.pid, "port": 1}))
+    try:
+        assert run_verb(["uninstall", "--yes"]) == 1
+    finally:
+        sleeper.communicate()
+
+    assert "stop it first: millrace trace-ui --stop" in capsys.readouterr().err
+    assert python.parent.is_dir()
 
 
 def test_uninstall_keeps_what_is_not_ours(home: Path) -> None:
@@ -195,6 +217,5 @@ def test_colours_need_a_terminal_and_no_no_color() -> None:
     assert Console(io.StringIO(), environ={}).paint("x", "red") == "x"
 
 
-def test_sizes_and_durations_are_short() -> None:
-    assert [format_bytes(n) for n in (12, 2048, 5 << 20)] == ["12 B", "2 KB", "5.0 MB"]
+def test_durations_are_short() -> None:
     assert [format_duration(s) for s in (5.9, 184, 18_120)] == ["5s", "3m04s", "5h02m"]

@@ -41,7 +41,16 @@ from millrace.telemetry.metrics import GatewayMetrics
 
 EOS = 256
 EPOCH = 7
-WORDS = {300: b"Hello", 301: b", ", 302: b"world", 303: b"!", 304: b" END", 305: b"ab", 306: b"bc"}
+WORDS = {
+    300: b"Hello",
+    301: b", ",
+    302: b"world",
+    303: b"!",
+    304: b" END",
+    305: b"ab",
+    306: b"bc",
+    400: "河🌊".encode(),
+}
 MODEL = ModelInfo(
     name="tiny",
     revision="0123456789abcdef",

@@ -75,7 +75,7 @@ async def test_stream_is_golden(gateway: Harness) -> None:
         '"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7,'
         '"prompt_tokens_details":{"cached_tokens":0}}}\n\n'
     )
-    text = r"\"\u00e9"
+    text = r"\"é"
     assert reply.text == (
         head + '{"index":0,"delta":{"role":"assistant","content":"","refusal":null},'
         '"logprobs":null,"finish_reason":null}],"millrace":{"seed":5,"cached":false},'
@@ -274,3 +274,13 @@ async def test_idle_stream_is_pinged(gateway: Harness) -> Any:
     text = await reply
     assert ": ping\n\n" in text
     assert text.endswith("data: [DONE]\n\n")
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/generate"])
+async def test_streamed_text_stands_as_it_is_without_escapes(gateway: Harness, path: str) -> None:
+    gateway.reply = [400, EOS]
+    asked = {"messages": [{"role": "user", "content": "hi"}]} if "chat" in path else {"prompt": "a"}
+    async with gateway.client() as client:
+        reply = await client.post(path, json={**asked, "stream": True})
+
+    assert '"河🌊"' in reply.text

@@ -10,7 +10,7 @@ import pytest
 
 from millrace.config.home import Home
 from millrace.core.errors import ConfigError, UnsupportedModel
-from millrace.hub.byte_size import parse_memory
+from millrace.hub.byte_size import format_bytes, parse_memory
 from millrace.hub.catalog import resolve_model
 from millrace.hub.entry import read_config
 from millrace.hub.fit import check_fit
@@ -67,7 +67,9 @@ def test_bfloat16_is_suggested_where_it_is_enough(
     report = check_fit(entry, memory, "float32")
 
     assert not report.fits
-    assert report.suggestion == "fits with dtype bfloat16 (MILLRACE_WORKER_DTYPE=bfloat16)"
+    assert report.suggestion == (
+        "fits with dtype bfloat16 (--dtype bfloat16, or MILLRACE_WORKER_DTYPE=bfloat16)"
+    )
     assert check_fit(entry, memory, "bfloat16").fits
     with pytest.raises(ConfigError, match="(?s)float32 .*bfloat16 .*MILLRACE_WORKER_DTYPE"):
         report.require()
@@ -161,3 +163,7 @@ def test_weights_with_a_missing_tail_are_refused(tiny_model: Path) -> None:
 def test_writer_refuses_bytes_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tensor a: 3 bytes where its shape needs 4"):
         write_safetensors(tmp_path / "x.safetensors", [("a", "BF16", (2,))], [b"123"])
+
+
+def test_sizes_are_short_and_decimal() -> None:
+    assert [format_bytes(n) for n in (12, 2000, 5_000_000)] == ["12 B", "2.0 kB", "5.0 MB"]
