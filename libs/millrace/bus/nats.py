@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import suppress
+from typing import Any
 
 import nats
 import nats.errors
@@ -68,17 +69,18 @@ async def connect_bus(url: str, *, name: str, timeout_s: float = 10.0) -> NatsBu
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            client = await nats.connect(
+            client = Client()
+            await client.connect(
                 url,
                 name=name,
                 connect_timeout=2,
                 max_reconnect_attempts=-1,
-                reconnect_time_wait=RECONNECT_WAIT_S,
+                reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type]
                 ping_interval=PING_INTERVAL_S,
                 max_outstanding_pings=2,
                 inbox_prefix=f"_INBOX_{name}".encode(),
                 error_cb=_log_error,
-                disconnected_cb=_log_disconnect,
+                disconnected_cb=_disconnect_logger(client),
                 reconnected_cb=_log_reconnect,
             )
             break
@@ -114,8 +116,13 @@ async def _log_error(exc: Exception) -> None:
     _log.log(level, "nats: %s: %s", type(exc).__name__, exc)
 
 
-async def _log_disconnect() -> None:
-    _log.warning("nats: disconnected")
+def _disconnect_logger(client: Client) -> Callable[[], Coroutine[Any, Any, None]]:
+    async def log_disconnect() -> None:
+        # Called after our own close too, which is nothing to tell.
+        if not client.is_closed:
+            _log.warning("nats: disconnected")
+
+    return log_disconnect
 
 
 async def _log_reconnect() -> None:

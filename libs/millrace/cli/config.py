@@ -6,7 +6,7 @@ import argparse
 import difflib
 from typing import Any
 
-from millrace.config.loader import SettingValue, explain_config
+from millrace.config.loader import SettingValue, check_variables, explain_config
 from millrace.core.errors import ConfigError
 
 from .console import Console
@@ -26,6 +26,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Shows the settings in force outside a running stack: `up` sets addresses itself."""
+    check_variables()
     topology, console = load_topology(), Console()
     services = ["up", *(spec.name for spec in topology.processes if spec.config)]
     if args.service and args.service not in services:

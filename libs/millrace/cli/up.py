@@ -13,7 +13,7 @@ from typing import Any
 
 from millrace.config.environment import current_environment
 from millrace.config.home import Home, millrace_home
-from millrace.config.loader import add_flags, config_from_flags
+from millrace.config.loader import add_flags, check_variables, config_from_flags
 from millrace.core.errors import Conflict
 
 from .console import Console
@@ -50,6 +50,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs until SIGINT or SIGTERM; 1 where a part fails."""
     home, environ = millrace_home(), current_environment()
+    check_variables(environ)
     config = config_from_flags(UpConfig, "up", args, environ=environ)
     config.check()
     if record := running_stack(home):

@@ -28,6 +28,11 @@ T = TypeVar("T")
 
 ENV_PREFIX = "MILLRACE_"
 TABLES = ("up", "gateway", "tokenizer", "scheduler", "worker", "cache", "collector")
+# Variables of no service.
+SHARED_VARIABLES = (
+    *("MILLRACE_HOME", "MILLRACE_CONFIG", "MILLRACE_LOG_LEVEL", "MILLRACE_DEBUG"),
+    *("MILLRACE_MODEL", "MILLRACE_TARGET", "MILLRACE_TEST_EXAMPLES"),
+)
 _METADATA_KEY = "millrace.setting"
 
 
@@ -296,3 +301,21 @@ def _help_table(settings: Sequence[_Setting]) -> str:
     lines.append("  --config FILE                MILLRACE_CONFIG")
     lines.append("      TOML file with a table per service.")
     return "\n".join(lines).replace("%", "%%")
+
+
+def check_variables(environ: Mapping[str, str] | None = None) -> None:
+    """Raises `ConfigError` for a MILLRACE_ variable that belongs to no service.
+
+    A service's own variables are checked when its settings are read.
+    """
+    environ = current_environment() if environ is None else environ
+    prefixes = tuple(f"{ENV_PREFIX}{table.upper()}_" for table in TABLES)
+    for name in environ:
+        is_ours = name.startswith(ENV_PREFIX) and name not in SHARED_VARIABLES
+        if is_ours and not name.startswith(prefixes):
+            known = [*SHARED_VARIABLES, *(prefix + _rest_of(name) for prefix in prefixes)]
+            raise ConfigError(_unknown("variable", name, known), field=name)
+
+
+def _rest_of(name: str) -> str:
+    return name.removeprefix(ENV_PREFIX).partition("_")[2]

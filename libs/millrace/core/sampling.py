@@ -131,10 +131,15 @@ def _check_range(
     if not math.isfinite(value) or below or value > high:
         left = "over " if low_open else ""
         raise InvalidRequest(
-            f"{name} is {value}; allowed is {left}{low:g} to {high:g}",
+            f"{name} is {value}; allowed is {left}{_number(low)} to {_number(high)}",
             field=name,
-            metadata={"value": str(value), "min": f"{low:g}", "max": f"{high:g}"},
+            metadata={"value": str(value), "min": _number(low), "max": _number(high)},
         )
+
+
+def _number(value: float) -> str:
+    """As people write it: whole numbers in full, however large."""
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _check_count(name: str, count: int, limit: int) -> None:

@@ -40,6 +40,11 @@ def available_memory_bytes(proc: Path = PROC, cgroup: Path = CGROUP) -> int:
         if limit.isdigit():
             used = int(_read(folder / "memory.current").strip() or 0)
             available = min(available, int(limit) - used + _reclaimable(folder))
+    for folder in _memory_folders_v1(proc, cgroup):
+        limit = _read(folder / "memory.limit_in_bytes").strip()
+        if limit.isdigit():
+            used = int(_read(folder / "memory.usage_in_bytes").strip() or 0)
+            available = min(available, int(limit) - used + _reclaimable(folder))
     return max(0, available)
 
 
@@ -54,7 +59,7 @@ def _meminfo_available(proc: Path) -> int:
 def _reclaimable(folder: Path) -> int:
     # Page cache counts as used memory in a cgroup but is given back on demand.
     for line in _read(folder / "memory.stat").splitlines():
-        if line.startswith("inactive_file "):
+        if line.startswith(("inactive_file ", "total_inactive_file ")):
             return int(line.split()[1])
     return 0
 
@@ -68,6 +73,17 @@ def _cgroup_folders(proc: Path, cgroup: Path) -> list[Path]:
     folders = [cgroup]
     for part in path.split("/") if path else []:
         folders.append(folders[-1] / part)
+    return folders
+
+
+def _memory_folders_v1(proc: Path, cgroup: Path) -> list[Path]:
+    """Our memory cgroup of version 1 and its parents, where the machine still has one."""
+    folders = [cgroup / "memory"]
+    for line in _read(proc / "self" / "cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if "memory" in controllers.split(","):
+            for part in Path(path.strip("/")).parts:
+                folders.append(folders[-1] / part)
     return folders
 
 

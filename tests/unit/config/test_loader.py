@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from millrace.config.loader import explain_config, load_config, setting
+from millrace.config.loader import check_variables, explain_config, load_config, setting
 from millrace.core.errors import ConfigError
 
 
@@ -149,3 +149,14 @@ def test_a_secret_is_never_shown() -> None:
     (key,) = [value for value in values if value.name == "key"]
     assert key.value == "hush"
     assert key.text == "********"
+
+
+def test_variable_of_no_service_is_an_error_with_the_nearest_name() -> None:
+    with pytest.raises(
+        ConfigError, match=r"WORKR_DTYPE; did you mean MILLRACE_WORKER_DTYPE"
+    ):
+        check_variables({"MILLRACE_WORKR_DTYPE": "float32"})
+
+
+def test_variables_of_services_and_shared_ones_are_known() -> None:
+    check_variables({"MILLRACE_WORKER_ANYTHING": "1", "MILLRACE_HOME": "/x", "PATH": "/bin"})

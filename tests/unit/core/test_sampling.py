@@ -47,6 +47,11 @@ def test_value_out_of_range_names_its_field(field: str, value: Any) -> None:
     assert caught.value.field == field
 
 
+def test_whole_limits_are_written_in_full() -> None:
+    with pytest.raises(InvalidRequest, match="max_tokens is 0; allowed is 1 to 2147483647"):
+        SamplingParams(max_tokens=0)
+
+
 def test_min_tokens_over_max_tokens_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="min_tokens 5 is over max_tokens 4"):
         SamplingParams(max_tokens=4, min_tokens=5)

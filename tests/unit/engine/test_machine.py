@@ -33,6 +33,18 @@ def test_memory_stays_inside_the_limit_of_a_parent_cgroup(machine):
     assert available_memory_bytes(*machine) == 2400000
 
 
+def test_memory_stays_inside_the_limit_of_a_version_1_cgroup(machine):
+    proc, cgroup = machine
+    (proc / "self" / "cgroup").write_text("4:memory:/user\n1:name=systemd:/\n")
+    folder = cgroup / "memory" / "user"
+    folder.mkdir(parents=True)
+    (folder / "memory.limit_in_bytes").write_text("3000000\n")
+    (folder / "memory.usage_in_bytes").write_text("1000000\n")
+    (folder / "memory.stat").write_text("cache 7\ntotal_inactive_file 400000\n")
+
+    assert available_memory_bytes(*machine) == 2400000
+
+
 def test_cpus_stay_inside_the_quota(machine):
     _, cgroup = machine
     whole = usable_cpus(*machine)

@@ -235,7 +235,7 @@ class Abort(_message.Message):
     request_id: _builtins.str
     """32 hexadecimal digits."""
     reason: _builtins.str
-    """"client", "deadline" or "stop_string", for the counters."""
+    """"client", "slow_client", "deadline", "stop_string", "shutdown" or "error", for the counters."""
     def __init__(
         self,
         *,
