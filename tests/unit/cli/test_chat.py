@@ -101,7 +101,13 @@ async def start_millrace(*arguments: str) -> asyncio.subprocess.Process:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         env={**os.environ, "OTEL_SDK_DISABLED": "true"},
+        preexec_fn=_hear_ctrl_c,
     )
+
+
+def _hear_ctrl_c() -> None:
+    # A shell's background job ignores SIGINT and hands that on to every process below it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 async def test_an_answer_is_streamed_and_measured(gateway: tuple[FakeGateway, str]) -> None:
