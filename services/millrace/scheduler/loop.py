@@ -88,11 +88,13 @@ class StepLoop:
 
     def _remove(self, worker: WorkerLink) -> None:
         del self._workers[worker.worker_id]
-        requeued = self._scheduler.remove_worker(worker.worker_id)
-        _log.info("worker %s is gone; %d requests wait again", worker.worker_id, len(requeued))
-        for request_id in requeued:
+        outcome = self._scheduler.remove_worker(worker.worker_id)
+        num_requeued = len(outcome.requeued)
+        _log.info("worker %s is gone; %d requests wait again", worker.worker_id, num_requeued)
+        for request_id in outcome.requeued:
             if entry := self._ledger.get(request_id):
                 entry.worker_lost(worker.worker_id)
+        self._frames.send_outcome(outcome)
         self.dispatch()
 
     def _apply(self, worker: WorkerLink, result: StepResult) -> None:
