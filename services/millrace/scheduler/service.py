@@ -10,6 +10,7 @@ from millrace.rpc.server import RpcServer
 from millrace.telemetry.metrics import SchedulerMetrics
 
 from .config import SchedulerConfig
+from .dead_letters import DeadLetters
 from .frames import FrameSender
 from .gateway_links import GatewayLinks
 from .intake import Intake
@@ -40,8 +41,14 @@ class SchedulerService:
         self.ledger = Ledger()
         self.links = GatewayLinks()
         self._frames = FrameSender(self.ledger, self.links)
+        self._dead_letters = DeadLetters(bus, metrics)
         self._loop = StepLoop(
-            self.scheduler, self.ledger, self._frames, StepSpans(config.step_span_every), metrics
+            self.scheduler,
+            self.ledger,
+            self._frames,
+            StepSpans(config.step_span_every),
+            self._dead_letters,
+            metrics,
         )
         self._intake = Intake(
             bus,
@@ -108,6 +115,7 @@ class SchedulerService:
             await self._ownership.release()
         self.links.close()
         await self._intake.give_back_all()
+        await self._dead_letters.close()
         await self._server.stop(STOP_GRACE_S)
 
 

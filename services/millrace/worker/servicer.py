@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from millrace.core.errors import Conflict, InvalidRequest, MillraceError
+from millrace.core.errors import Conflict, InvalidRequest, MillraceError, Unavailable
 from millrace.core.membership import WorkerLoad, WorkerRegistration
 from millrace.core.step import PROTOCOL_VERSION, StepResult
 from millrace.internal.v1 import worker_pb2, worker_pb2_grpc
@@ -31,7 +31,7 @@ from .step_metrics import StepMetrics
 _log = logging.getLogger(__name__)
 
 ServicerContext = grpc.aio.ServicerContext[Any, Any]
-# None: the owner sends no more plans. An error: it is the owner no longer.
+# None: the owner sends no more plans, or the worker ends. An error: it is the owner no longer.
 ResultQueue = asyncio.Queue[StepResult | MillraceError | None]
 
 
@@ -46,10 +46,17 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         self._metrics = metrics
         self._owner_epoch = 0
         self._owner_results: ResultQueue | None = None
+        self._is_ending = False
 
     def advertise(self, address: str) -> None:
         """Sets the address that schedulers are told, known once the server is bound."""
         self.registration = replace(self.registration, advertise_address=address)
+
+    def end(self) -> None:
+        """Closes the owner's stream in order, so that its requests are not suspected of a crash."""
+        self._is_ending = True
+        if self._owner_results is not None:
+            self._owner_results.put_nowait(None)
 
     async def GetInfo(
         self, request: worker_pb2.GetInfoRequest, context: ServicerContext
@@ -85,7 +92,8 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
                 spans.observe_result(result)
                 metrics.observe(result, self._engine_loop.num_rows)
                 yield worker_pb2.ExecuteResponse(result=step_result_to_proto(result))
-            await reader
+            if reader.done():
+                reader.result()
         finally:
             self._engine_loop.close_session(session)
             spans.end_all()
@@ -95,6 +103,8 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             await asyncio.gather(reader, return_exceptions=True)
 
     def _claim(self, opening: worker_pb2.Open, results: ResultQueue) -> None:
+        if self._is_ending:
+            raise Unavailable("the worker is ending")
         if opening.protocol != PROTOCOL_VERSION:
             raise Conflict(f"protocol {opening.protocol} is not {PROTOCOL_VERSION}")
         if opening.boot_id not in ("", self.registration.boot_id):
