@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from contextlib import aclosing
@@ -58,6 +59,7 @@ class StepLoop:
         """
         self._add(worker)
         is_death = False
+        watch = asyncio.create_task(self._watch(worker))
         try:
             async with aclosing(worker.results()) as results:
                 async for result in results:
@@ -67,6 +69,7 @@ class StepLoop:
             _log.warning("worker %s: %s", worker.worker_id, error)
             is_death = not isinstance(error, Conflict)
         finally:
+            watch.cancel()
             self._remove(worker, is_death)
 
     def dispatch(self) -> None:
@@ -79,6 +82,16 @@ class StepLoop:
                     break
                 worker.send(plan)
                 self._metrics.schedule.observe((time.perf_counter_ns() - started_ns) / NS_PER_S)
+
+    async def _watch(self, worker: WorkerLink) -> None:
+        watchdog = worker.watchdog
+        while True:
+            await asyncio.sleep(watchdog.limits.check_every_s)
+            complaint = watchdog.complaint(self._scheduler.predicted_step_ms(worker.worker_id))
+            if complaint:
+                _log.warning("worker %s is frozen: %s", worker.worker_id, complaint)
+                worker.break_off()
+                return
 
     def _add(self, worker: WorkerLink) -> None:
         opened = worker.opened

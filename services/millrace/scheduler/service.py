@@ -22,6 +22,7 @@ from .request_spans import StepSpans
 from .scheduler import Scheduler
 from .servicer import SchedulerServicer
 from .status import StatusBoard
+from .watchdog import WatchLimits
 from .workers import Workers
 
 STOP_GRACE_S = 1.0
@@ -33,8 +34,15 @@ class SchedulerService:
     `scheduler`, `ledger` and `links` hold all its state.
     """
 
-    def __init__(self, config: SchedulerConfig, bus: Bus, metrics: SchedulerMetrics) -> None:
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        bus: Bus,
+        metrics: SchedulerMetrics,
+        watch_limits: WatchLimits | None = None,
+    ) -> None:
         self._config = config
+        self._watch_limits = watch_limits
         self._bus = bus
         self._scheduler_id = config.scheduler_id or f"scheduler-{uuid.uuid4().hex[:8]}"
         self.scheduler = Scheduler(_policy(config))
@@ -102,6 +110,7 @@ class SchedulerService:
             self._config.model,
             self._frames.owner_epoch,
             self._scheduler_id,
+            self._watch_limits,
         )
         async with asyncio.TaskGroup() as group:
             group.create_task(self._ownership.keep())

@@ -13,7 +13,7 @@ import grpc
 
 from millrace.core.errors import Conflict, InvalidRequest, MillraceError, Unavailable
 from millrace.core.membership import WorkerLoad, WorkerRegistration
-from millrace.core.step import PROTOCOL_VERSION, StepResult
+from millrace.core.step import PROTOCOL_VERSION, StepProgress, StepResult
 from millrace.internal.v1 import worker_pb2, worker_pb2_grpc
 from millrace.telemetry.metrics import WorkerMetrics
 from millrace.wire.membership import (
@@ -32,7 +32,9 @@ _log = logging.getLogger(__name__)
 
 ServicerContext = grpc.aio.ServicerContext[Any, Any]
 # None: the owner sends no more plans, or the worker ends. An error: it is the owner no longer.
-ResultQueue = asyncio.Queue[StepResult | MillraceError | None]
+ResultQueue = asyncio.Queue[StepResult | StepProgress | MillraceError | None]
+
+PROGRESS_EVERY_S = 0.5
 
 
 class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
@@ -84,11 +86,16 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         metrics = StepMetrics(self._metrics)
         reader = asyncio.create_task(self._read_plans(request_iterator, session, spans))
         reader.add_done_callback(lambda _: results.put_nowait(None))
+        reporter = asyncio.create_task(self._report_progress(results))
         try:
             yield worker_pb2.ExecuteResponse(opened=self._opened())
             while (result := await results.get()) is not None:
                 if isinstance(result, MillraceError):
                     raise result
+                if isinstance(result, StepProgress):
+                    progress = worker_pb2.StepProgress(count=result.count)
+                    yield worker_pb2.ExecuteResponse(progress=progress)
+                    continue
                 spans.observe_result(result)
                 metrics.observe(result, self._engine_loop.num_rows)
                 yield worker_pb2.ExecuteResponse(result=step_result_to_proto(result))
@@ -100,7 +107,15 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             if self._owner_results is results:
                 self._owner_results = None
             reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
+            reporter.cancel()
+            await asyncio.gather(reader, reporter, return_exceptions=True)
+
+    async def _report_progress(self, results: ResultQueue) -> None:
+        while True:
+            await asyncio.sleep(PROGRESS_EVERY_S)
+            # A result that is still in the queue says more.
+            if self._engine_loop.is_stepping and results.empty():
+                results.put_nowait(StepProgress(self._engine_loop.progress))
 
     def _claim(self, opening: worker_pb2.Open, results: ResultQueue) -> None:
         if self._is_ending:
