@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import struct
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from nats import connect
 
 from millrace.bus.base import Bus, HeldRequest
 from millrace.bus.memory import MemoryBus
 from millrace.bus.nats import connect_bus
 from millrace.bus.setup import init_bus
+from millrace.core.dead_letter import DeadLetter
 from millrace.core.errors import ConfigError, Overloaded, PayloadTooLarge
 from millrace.core.membership import SchedulerOwner, WorkerRegistration
 from millrace.core.model import ModelInfo, model_slug
 from millrace.core.request import Priority, QueuedRequest
 from millrace.core.sampling import SamplingSpec
+from millrace.internal.v1 import bus_pb2
 from millrace.testing.servers import LocalServer, start_nats
+from millrace.wire.dead_letters import dead_letter_from_proto
 
 T = TypeVar("T")
 
@@ -159,6 +165,18 @@ async def test_abort_by_id_reaches_every_listener(bus: Bus) -> None:
             await asyncio.wait_for(asyncio.shield(heard), 0.05)
     assert heard.result() == "ab" * 16
     await aborts.aclose()  # type: ignore[attr-defined]
+
+
+async def test_dead_letter_is_kept_on_a_stream_of_its_own(nats: LocalServer) -> None:
+    letter = DeadLetter.of(_request(1), reason="INTERNAL", cause="worker death", num_attempts=3)
+    bus = await connect_bus(nats.url, name="test")
+    await bus.publish_dead_letter(letter)
+    client = await connect(nats.url)
+    message = await client.jetstream().get_last_msg("MR_V1_DLQ", f"mr.v1.dlq.{model_slug(MODEL)}")
+    await client.close()
+    await bus.close()
+    assert dead_letter_from_proto(bus_pb2.DeadLetter.FromString(message.data or b"")) == letter
+    assert letter.prompt_hash == blake2b(struct.pack("<3I", 7, 7, 7), digest_size=16).digest()
 
 
 async def test_full_queue_refuses_and_says_when_to_come_back() -> None:

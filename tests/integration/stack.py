@@ -18,6 +18,7 @@ from millrace.rpc.client import open_channel
 from millrace.rpc.server import RpcServer
 from millrace.scheduler.config import SchedulerConfig
 from millrace.scheduler.service import SchedulerService
+from millrace.scheduler.watchdog import WatchLimits
 from millrace.telemetry.metrics import SchedulerMetrics, WorkerMetrics, create_registry
 from millrace.testing.model_worker import ModelWorker
 from millrace.worker.engine_loop import EngineLoop
@@ -109,10 +110,12 @@ async def start_worker(worker_id: str, engine: PacedEngine) -> WorkerNode:
 class Stack:
     """One scheduler, its workers and gateways; `check_empty` says that nothing is left of them."""
 
-    def __init__(self, bus: Bus, config: SchedulerConfig) -> None:
+    def __init__(
+        self, bus: Bus, config: SchedulerConfig, watch_limits: WatchLimits | None = None
+    ) -> None:
         self.bus = bus
         registry = create_registry("scheduler")
-        self.service = SchedulerService(config, bus, SchedulerMetrics(registry))
+        self.service = SchedulerService(config, bus, SchedulerMetrics(registry), watch_limits)
         self.workers: dict[str, WorkerNode] = {}
         self.gateways: list[ScriptedGateway] = []
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Mapping
 from typing import Protocol
 
+from millrace.core.dead_letter import DeadLetter
 from millrace.core.membership import SchedulerOwner, WorkerLoad, WorkerRegistration
 from millrace.core.request import Priority, QueuedRequest
 
@@ -64,6 +65,9 @@ class Bus(Protocol):
 
     def aborts(self) -> AsyncIterator[str]:
         """Ids of requests to end."""
+
+    async def publish_dead_letter(self, letter: DeadLetter) -> None:
+        """Keeps the record of a request that was given up. Raises `Unavailable`."""
 
     async def register_worker(self, registration: WorkerRegistration) -> None:
         """Writes or renews a worker's entry."""

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Generic, TypeVar
 
+from millrace.core.dead_letter import DeadLetter
 from millrace.core.errors import Overloaded
 from millrace.core.membership import SchedulerOwner, WorkerLoad, WorkerRegistration
 from millrace.core.model import model_slug
@@ -59,6 +60,7 @@ class MemoryBus(Bus):
         self._aborts: list[asyncio.Queue[str]] = []
         self._max_queued = max_queued
         self.loads: dict[str, WorkerLoad] = {}
+        self.dead_letters: list[DeadLetter] = []
 
     @property
     def is_connected(self) -> bool:
@@ -93,6 +95,10 @@ class MemoryBus(Bus):
                 yield await listener.get()
         finally:
             self._aborts.remove(listener)
+
+    async def publish_dead_letter(self, letter: DeadLetter) -> None:
+        """See `Bus`."""
+        self.dead_letters.append(letter)
 
     async def register_worker(self, registration: WorkerRegistration) -> None:
         """See `Bus`."""

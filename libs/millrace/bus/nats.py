@@ -17,6 +17,7 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.kv import KeyValue
 
+from millrace.core.dead_letter import DeadLetter
 from millrace.core.errors import (
     ConfigError,
     PayloadTooLarge,
@@ -25,6 +26,7 @@ from millrace.core.membership import SchedulerOwner, WorkerLoad, WorkerRegistrat
 from millrace.core.model import model_slug
 from millrace.core.request import Priority, QueuedRequest
 from millrace.internal.v1 import bus_pb2
+from millrace.wire.dead_letters import dead_letter_to_proto
 from millrace.wire.membership import (
     scheduler_owner_from_proto,
     scheduler_owner_to_proto,
@@ -41,10 +43,12 @@ from .nats_queue import NatsWorkQueue
 from .setup import verify_jetstream
 from .subjects import (
     ALL_ABORTS,
+    DEAD_LETTER_STREAM,
     OWNERS_BUCKET,
     REQUEST_STREAM,
     WORKERS_BUCKET,
     abort_subject,
+    dead_letter_subject,
     load_subject,
     request_consumer,
     request_subject,
@@ -99,13 +103,15 @@ async def _verified_bus(client: Client, url: str) -> NatsBus:
     jetstream = client.jetstream(timeout=PUBLISH_TIMEOUT_S)
     await verify_jetstream(jetstream, url)
     try:
-        await jetstream.stream_info(REQUEST_STREAM)
+        for stream in (REQUEST_STREAM, DEAD_LETTER_STREAM):
+            await jetstream.stream_info(stream)
         workers = await jetstream.key_value(WORKERS_BUCKET)
         owners = await jetstream.key_value(OWNERS_BUCKET)
     except nats.js.errors.NotFoundError as exc:
         raise ConfigError(
-            f"the NATS server at {url} has no stream {REQUEST_STREAM} or no buckets "
-            f"{WORKERS_BUCKET}, {OWNERS_BUCKET}; run `millrace bus init`"
+            f"the NATS server at {url} lacks one of the streams {REQUEST_STREAM}, "
+            f"{DEAD_LETTER_STREAM} or of the buckets {WORKERS_BUCKET}, {OWNERS_BUCKET}; "
+            "run `millrace bus init`"
         ) from exc
     return NatsBus(client, jetstream, workers, owners)
 
@@ -193,6 +199,19 @@ class NatsBus(Bus):
                 yield message.subject.rsplit(".", 1)[1]
         finally:
             await unsubscribe_quietly(subscription.unsubscribe)
+
+    async def publish_dead_letter(self, letter: DeadLetter) -> None:
+        """See `Bus`."""
+        try:
+            await self._jetstream.publish(
+                dead_letter_subject(letter.model),
+                dead_letter_to_proto(letter).SerializeToString(),
+                timeout=PUBLISH_TIMEOUT_S,
+                stream=DEAD_LETTER_STREAM,
+                headers={MESSAGE_ID_HEADER: letter.request_id},
+            )
+        except Exception as exc:
+            raise publish_error(exc) from exc
 
     async def register_worker(self, registration: WorkerRegistration) -> None:
         """See `Bus`."""

@@ -21,6 +21,8 @@ from millrace.core.errors import ConfigError
 from millrace.core.request import Priority
 
 from .subjects import (
+    DEAD_LETTER_STREAM,
+    DEAD_LETTER_SUBJECTS,
     OWNERS_BUCKET,
     REQUEST_STREAM,
     REQUEST_SUBJECTS,
@@ -34,6 +36,8 @@ MAX_QUEUED_REQUESTS_PER_SUBJECT = 10_000
 MAX_QUEUED_BYTES = 1 << 30
 # The longest deadline and a minute: nobody waits for an older request.
 MAX_AGE_S = 3_660
+MAX_DEAD_LETTERS = 10_000
+MAX_DEAD_LETTER_AGE_S = 30 * 86_400
 DUPLICATE_WINDOW_S = 120
 ACK_WAIT_S = 5
 # The waiting window and every running row.
@@ -54,6 +58,20 @@ def request_stream_config() -> StreamConfig:
         max_msgs_per_subject=MAX_QUEUED_REQUESTS_PER_SUBJECT,
         max_bytes=MAX_QUEUED_BYTES,
         max_age=MAX_AGE_S,
+        duplicate_window=DUPLICATE_WINDOW_S,
+    )
+
+
+def dead_letter_stream_config() -> StreamConfig:
+    """The last records, for people to read; the oldest make room."""
+    return StreamConfig(
+        name=DEAD_LETTER_STREAM,
+        subjects=[DEAD_LETTER_SUBJECTS],
+        retention=RetentionPolicy.LIMITS,
+        storage=StorageType.FILE,
+        discard=DiscardPolicy.OLD,
+        max_msgs=MAX_DEAD_LETTERS,
+        max_age=MAX_DEAD_LETTER_AGE_S,
         duplicate_window=DUPLICATE_WINDOW_S,
     )
 
@@ -82,7 +100,8 @@ async def init_bus(url: str, models: Sequence[str] = ()) -> None:
     try:
         jetstream = client.jetstream()
         await verify_jetstream(jetstream, url)
-        await _create_or_update(jetstream, request_stream_config())
+        await _create_or_update(jetstream, REQUEST_STREAM, request_stream_config())
+        await _create_or_update(jetstream, DEAD_LETTER_STREAM, dead_letter_stream_config())
         for bucket in (WORKERS_BUCKET, OWNERS_BUCKET):
             await _create_bucket(jetstream, bucket)
         for model in models:
@@ -104,9 +123,9 @@ async def verify_jetstream(jetstream: JetStreamContext, url: str) -> None:
         ) from exc
 
 
-async def _create_or_update(jetstream: JetStreamContext, config: StreamConfig) -> None:
+async def _create_or_update(jetstream: JetStreamContext, name: str, config: StreamConfig) -> None:
     try:
-        await jetstream.stream_info(REQUEST_STREAM)
+        await jetstream.stream_info(name)
     except NotFoundError:
         await jetstream.add_stream(config)
     else:

@@ -10,6 +10,8 @@ from millrace.core.request import Priority
 REQUEST_STREAM = "MR_V1_REQ"
 REQUEST_SUBJECTS = "mr.v1.req.>"
 REQUEST_TEMPLATE = "mr.v1.req.{model}.{priority}"
+DEAD_LETTER_STREAM = "MR_V1_DLQ"
+DEAD_LETTER_SUBJECTS = "mr.v1.dlq.>"
 WORKERS_BUCKET = "mr_v1_workers"
 OWNERS_BUCKET = "mr_v1_owners"
 
@@ -28,6 +30,11 @@ def request_consumer(model: str, priority: Priority) -> str:
 def abort_subject(request_id: str) -> str:
     """Where anyone may end a request by its id."""
     return f"mr.v1.abort.{request_id}"
+
+
+def dead_letter_subject(model: str) -> str:
+    """Where the record of a request for `model` goes that was given up."""
+    return f"mr.v1.dlq.{model_slug(model)}"
 
 
 ALL_ABORTS = "mr.v1.abort.*"

@@ -79,6 +79,13 @@ class RowToken:
     logprobs: TokenLogprobs | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class StepProgress:
+    """A step is under way; `count` rises with every layer computed."""
+
+    count: int
+
+
 @dataclass(slots=True)
 class StepResult:
     """What one step did. `starved_rows` were live but had no block for their next token."""

@@ -10,7 +10,7 @@ import grpc
 
 from millrace.core.errors import MillraceError, Unavailable
 from millrace.core.model import ModelInfo
-from millrace.core.step import PROTOCOL_VERSION, StepPlan, StepResult
+from millrace.core.step import PROTOCOL_VERSION, StepPlan, StepProgress, StepResult
 from millrace.internal.v1 import worker_pb2, worker_pb2_grpc
 
 from .membership import model_info_from_proto
@@ -88,6 +88,12 @@ class ExecuteStream:
             raise Unavailable("the worker is gone") from exc
 
     async def results(self) -> AsyncIterator[StepResult]:
+        """The results of `events`."""
+        async for event in self.events():
+            if isinstance(event, StepResult):
+                yield event
+
+    async def events(self) -> AsyncIterator[StepResult | StepProgress]:
         """In the order of the steps; raises the worker's error where the stream breaks."""
         while True:
             with stream_errors(self._call, "the worker is gone"):
@@ -95,8 +101,11 @@ class ExecuteStream:
                 response = await self._call.read()
             if not isinstance(response, worker_pb2.ExecuteResponse):
                 return
-            if response.WhichOneof("message") == "result":
+            kind = response.WhichOneof("message")
+            if kind == "result":
                 yield step_result_from_proto(response.result)
+            elif kind == "progress":
+                yield StepProgress(response.progress.count)
 
     def close(self) -> None:
         """Ends the stream; safe to repeat."""

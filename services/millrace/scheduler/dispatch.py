@@ -10,9 +10,11 @@ import grpc
 
 from millrace.core.errors import MillraceError
 from millrace.core.membership import WorkerRegistration
-from millrace.core.step import StepPlan, StepResult
+from millrace.core.step import StepPlan, StepProgress, StepResult
 from millrace.rpc.client import open_channel
 from millrace.wire.worker_client import ExecuteStream, Opened
+
+from .watchdog import StepWatchdog, WatchLimits
 
 _log = logging.getLogger(__name__)
 
@@ -22,8 +24,15 @@ MAX_OUTSTANDING_PLANS = 2
 class WorkerLink:
     """A claimed worker. `send` never waits: a writer task hands the plans to the stream."""
 
-    def __init__(self, worker_id: str, channel: grpc.aio.Channel, stream: ExecuteStream) -> None:
+    def __init__(
+        self,
+        worker_id: str,
+        channel: grpc.aio.Channel,
+        stream: ExecuteStream,
+        limits: WatchLimits | None = None,
+    ) -> None:
         self.worker_id = worker_id
+        self.watchdog = StepWatchdog(limits)
         self._channel = channel
         self._stream = stream
         self._outstanding: set[int] = set()
@@ -31,7 +40,11 @@ class WorkerLink:
 
     @classmethod
     async def open(
-        cls, registration: WorkerRegistration, owner_epoch: int, scheduler_id: str
+        cls,
+        registration: WorkerRegistration,
+        owner_epoch: int,
+        scheduler_id: str,
+        limits: WatchLimits | None = None,
     ) -> WorkerLink:
         """Claims the registered start of a worker; raises what `ExecuteStream.open` raises."""
         channel = open_channel(registration.advertise_address)
@@ -42,7 +55,7 @@ class WorkerLink:
         except BaseException:
             await channel.close()
             raise
-        return cls(registration.worker_id, channel, stream)
+        return cls(registration.worker_id, channel, stream, limits)
 
     @property
     def opened(self) -> Opened:
@@ -58,17 +71,26 @@ class WorkerLink:
         """Queues a plan."""
         self._outstanding.add(plan.plan_id)
         self._plans.put_nowait(plan)
+        self.watchdog.plan_sent()
 
     async def results(self) -> AsyncGenerator[StepResult, None]:
         """In the order of the steps, until the stream breaks."""
         writer = asyncio.create_task(self._write_plans())
         try:
-            async for result in self._stream.results():
-                self._outstanding.discard(result.plan_id)
-                yield result
+            async for event in self._stream.events():
+                if isinstance(event, StepProgress):
+                    self.watchdog.progress_heard(event.count)
+                    continue
+                self._outstanding.discard(event.plan_id)
+                self.watchdog.result_heard(bool(self._outstanding))
+                yield event
         finally:
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
+
+    def break_off(self) -> None:
+        """Ends `results` with an error: nothing more is expected of the worker."""
+        self._stream.close()
 
     async def close(self) -> None:
         """Gives the worker back; it drops the rows."""

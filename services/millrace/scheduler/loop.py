@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from contextlib import aclosing
 
-from millrace.core.errors import MillraceError
+from millrace.core.errors import Conflict, MillraceError
 from millrace.core.model import ModelInfo
 from millrace.core.step import StepResult
 from millrace.telemetry.metrics import SchedulerMetrics
 
+from .dead_letters import DeadLetters
 from .dispatch import WorkerLink
 from .frames import FrameSender
 from .ledger import Ledger
@@ -33,12 +35,14 @@ class StepLoop:
         ledger: Ledger,
         frames: FrameSender,
         step_spans: StepSpans,
+        dead_letters: DeadLetters,
         metrics: SchedulerMetrics,
     ) -> None:
         self._scheduler = scheduler
         self._ledger = ledger
         self._frames = frames
         self._step_spans = step_spans
+        self._dead_letters = dead_letters
         self._metrics = metrics
         self._workers: dict[str, WorkerLink] = {}
 
@@ -48,8 +52,14 @@ class StepLoop:
         return [worker.opened.model for worker in self._workers.values()]
 
     async def drive(self, worker: WorkerLink) -> None:
-        """Until the worker's stream breaks; its sequences then wait for another."""
+        """Until the worker's stream ends; its sequences then wait for another.
+
+        A stream that breaks is the worker's death; one that the worker closes, or that a newer
+        owner takes, is not.
+        """
         self._add(worker)
+        is_death = False
+        watch = asyncio.create_task(self._watch(worker))
         try:
             async with aclosing(worker.results()) as results:
                 async for result in results:
@@ -57,8 +67,10 @@ class StepLoop:
                     self.dispatch()
         except MillraceError as error:
             _log.warning("worker %s: %s", worker.worker_id, error)
+            is_death = not isinstance(error, Conflict)
         finally:
-            self._remove(worker)
+            watch.cancel()
+            self._remove(worker, is_death)
 
     def dispatch(self) -> None:
         """Sends every worker the plans it has room for."""
@@ -70,6 +82,16 @@ class StepLoop:
                     break
                 worker.send(plan)
                 self._metrics.schedule.observe((time.perf_counter_ns() - started_ns) / NS_PER_S)
+
+    async def _watch(self, worker: WorkerLink) -> None:
+        watchdog = worker.watchdog
+        while True:
+            await asyncio.sleep(watchdog.limits.check_every_s)
+            complaint = watchdog.complaint(self._scheduler.predicted_step_ms(worker.worker_id))
+            if complaint:
+                _log.warning("worker %s is frozen: %s", worker.worker_id, complaint)
+                worker.break_off()
+                return
 
     def _add(self, worker: WorkerLink) -> None:
         opened = worker.opened
@@ -86,13 +108,16 @@ class StepLoop:
         self._frames.send_outcome(outcome)
         self.dispatch()
 
-    def _remove(self, worker: WorkerLink) -> None:
+    def _remove(self, worker: WorkerLink, is_death: bool) -> None:
         del self._workers[worker.worker_id]
-        requeued = self._scheduler.remove_worker(worker.worker_id)
-        _log.info("worker %s is gone; %d requests wait again", worker.worker_id, len(requeued))
-        for request_id in requeued:
+        outcome = self._scheduler.remove_worker(worker.worker_id, is_death=is_death)
+        num_requeued = len(outcome.requeued)
+        _log.info("worker %s is gone; %d requests wait again", worker.worker_id, num_requeued)
+        for request_id in outcome.requeued:
             if entry := self._ledger.get(request_id):
                 entry.worker_lost(worker.worker_id)
+        self._frames.send_outcome(outcome)
+        self._dead_letters.record(outcome.dead_letters)
         self.dispatch()
 
     def _apply(self, worker: WorkerLink, result: StepResult) -> None:
@@ -100,6 +125,7 @@ class StepLoop:
         if self._step_spans.is_due(outcome):
             self._record_step(worker, result, outcome)
         self._frames.send_outcome(outcome)
+        self._dead_letters.record(outcome.dead_letters)
         self._count(outcome)
         self._metrics.batch_size.observe(result.num_decode_rows)
         self._metrics.batch_tokens.observe(result.num_tokens)

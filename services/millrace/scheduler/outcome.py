@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from millrace.core.dead_letter import DeadLetter
 from millrace.core.errors import MillraceError
 from millrace.core.tokens import Scheduled, TokenDelta
 
 
 @dataclass(slots=True)
 class StepOutcome:
-    """What came of a result: tokens for the clients, and which requests are over.
+    """What came of a result or of a worker's loss: tokens for the clients, and who is over.
 
     `finished` are requests whose every choice has ended with a finish reason in some delta;
     `failed` ones ended with an error instead. Aborted requests are in neither. `preempted` are the
-    requests and choices that lost their rows.
+    requests and choices that lost their rows, `requeued` those that lost their worker, in order of
+    arrival. `dead_letters` tell more of those in `failed` that were given up as harmful.
     """
 
     deltas: list[TokenDelta] = field(default_factory=list)
@@ -22,6 +24,8 @@ class StepOutcome:
     finished: list[str] = field(default_factory=list)
     failed: list[tuple[str, MillraceError]] = field(default_factory=list)
     preempted: list[tuple[str, int]] = field(default_factory=list)
+    requeued: list[str] = field(default_factory=list)
+    dead_letters: list[DeadLetter] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ class Row:
     `blocks`. `first_step` counts the worker's steps issued before the plan in which the row first
     sampled, `first_plan` is that plan.
     `num_held` counts the plans on their way that hold the row; such plans have no lease.
+    `has_failed` from a failed step on: chunks behind it compute something else than was planned.
     """
 
     row: int
@@ -34,6 +35,7 @@ class Row:
     first_plan: int = 0
     num_held: int = 0
     is_leaving: bool = False
+    has_failed: bool = False
 
     @property
     def is_prefilling(self) -> bool:
@@ -59,6 +61,11 @@ class IssuedPlan:
     predicted_ms: float = 0.0
     is_next: bool = False
     has_result: bool = False
+
+    @property
+    def num_prefill_tokens(self) -> int:
+        """Prompt tokens in this plan's step."""
+        return sum(num_tokens for _, num_tokens in self.chunks)
 
     @property
     def does_something(self) -> bool:

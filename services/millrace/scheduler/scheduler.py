@@ -12,11 +12,8 @@ from collections.abc import Mapping
 from collections.abc import Sequence as SequenceOf
 from itertools import islice
 
-from millrace.core.errors import (
-    Conflict,
-    ContextLengthExceeded,
-    InternalError,
-)
+from millrace.core.dead_letter import DeadLetter
+from millrace.core.errors import Conflict, ContextLengthExceeded, InternalError
 from millrace.core.request import QueuedRequest
 from millrace.core.step import RowToken, StepPlan, StepResult
 from millrace.core.tokens import FinishReason, Scheduled, TokenDelta
@@ -31,6 +28,8 @@ from .outcome import SchedulerStats, StepOutcome
 from .policy import SchedulerPolicy
 from .row import IssuedPlan, Row
 from .sequence import LiveRequest, Sequence, SequenceStatus
+from .step_limits import is_out_of_memory
+from .suspicion import Fault
 from .waiting import WaitingQueue
 from .worker_mirror import WorkerMirror
 
@@ -78,6 +77,7 @@ class Scheduler:
             max_num_seqs=min(max_num_seqs, max_rows),
             max_model_len=max_model_len,
             prefix_seed=prefix_seed,
+            max_prefill_tokens=self._policy.max_num_batched_tokens,
         )
         outcome = StepOutcome()
         for request in [r for r in self._requests.values() if not r.is_checked]:
@@ -89,10 +89,10 @@ class Scheduler:
                 self._end(request)
         return outcome
 
-    def remove_worker(self, worker_id: str) -> list[str]:
+    def remove_worker(self, worker_id: str, *, is_death: bool = False) -> StepOutcome:
         """Forgets a worker; its sequences wait again at their old place, with all tokens so far.
 
-        Returns the ids of the requests that it held, in order of arrival.
+        A death, unlike an orderly end, counts against the requests that were in its rows.
         """
         worker = self._workers.pop(worker_id)
         held = [
@@ -102,8 +102,13 @@ class Scheduler:
         ]
         for sequence in held:
             self._queue_again(sequence)
-        requests = {sequence.request.order: sequence.request_id for sequence in held}
-        return [requests[order] for order in sorted(requests)]
+        outcome = StepOutcome()
+        requests = {sequence.request.order: sequence.request for sequence in held}
+        in_order = [requests[order] for order in sorted(requests)]
+        if is_death:
+            self._blame(in_order, Fault.WORKER_DEATH, "", outcome)
+        outcome.requeued = [r.request_id for r in in_order if r.request_id in self._requests]
+        return outcome
 
     # Requests.
 
@@ -190,6 +195,7 @@ class Scheduler:
         budget = TokenBudget.for_step(
             self._policy, worker.step_time, step.num_decode_rows, step.kv_tokens
         )
+        budget.num_left = min(budget.num_left, worker.limits.max_prefill_tokens)
         self._advance_prompts(worker, step, budget)
         self._admit_waiting(worker, step, budget, now_ns)
         if not step.does_something:
@@ -212,8 +218,8 @@ class Scheduler:
             row = worker.rows.get(token.row_epoch)
             if row is not None and row.sequence.status is not SequenceStatus.FINISHED:
                 self._accept(worker, row, token, outcome)
-        for row_number in result.failed_rows:
-            self._fail(worker.occupant(row_number), result.failure, outcome)
+        if result.failed_rows:
+            self._fail_rows(worker, step, result, outcome)
         for row in step.released:
             if row.sequence.status is SequenceStatus.PREEMPTED:
                 self._queue_again(row.sequence)
@@ -336,13 +342,43 @@ class Scheduler:
             outcome.finished.append(request.request_id)
             self._forget(request)
 
-    def _fail(self, row: Row | None, failure: str, outcome: StepOutcome) -> None:
-        if row is None or row.sequence.status is SequenceStatus.FINISHED:
+    def _fail_rows(
+        self, worker: WorkerMirror, step: IssuedPlan, result: StepResult, outcome: StepOutcome
+    ) -> None:
+        """Takes the rows of a failed step back; their sequences wait again, with all tokens."""
+        occupants = [worker.occupant(row_number) for row_number in result.failed_rows]
+        # The plan behind a failed one meets rows that are on their way out: they count once.
+        rows = [row for row in occupants if row is not None and not row.is_leaving]
+        for row in rows:
+            row.sequence.status = SequenceStatus.PREEMPTED
+            worker.leave(row)
+        if is_out_of_memory(result.failure) and worker.limits.shrink(
+            len(result.failed_rows), step.num_prefill_tokens
+        ):
             return
-        request = row.sequence.request
-        self._end(request)
-        message = failure or "the worker could not run a step of this request"
-        outcome.failed.append((request.request_id, InternalError(message)))
+        requests = {id(row.sequence.request): row.sequence.request for row in rows}
+        self._blame(list(requests.values()), Fault.FAILED_STEP, result.failure, outcome)
+
+    def _blame(
+        self, requests: list[LiveRequest], fault: Fault, detail: str, outcome: StepOutcome
+    ) -> None:
+        """Counts a fault against all who were there; ends the one that had its turn alone."""
+        for request in requests:
+            suspicion = request.suspicion
+            suspicion.note(fault)
+            if request.is_isolated and len(requests) == 1:
+                error = InternalError(suspicion.verdict(fault, detail))
+                outcome.failed.append((request.request_id, error))
+                outcome.dead_letters.append(
+                    DeadLetter.of(
+                        request.queued,
+                        reason=error.reason,
+                        cause=fault.value,
+                        num_attempts=suspicion.num_faults,
+                    )
+                )
+                self._end(request)
+            request.is_isolated |= suspicion.must_run_alone
 
     # Requests, from accepted to over.
 

@@ -10,6 +10,7 @@ from millrace.core.tokens import FinishReason
 
 from .fairness import TenantAccount
 from .prefix import extend_block_hashes, root_hash
+from .suspicion import Suspicion
 
 
 class SequenceStatus(Enum):
@@ -37,6 +38,7 @@ class LiveRequest:
     is_scheduled: bool = False
     is_isolated: bool = False
     is_checked: bool = False
+    suspicion: Suspicion = field(default_factory=Suspicion)
 
     @property
     def request_id(self) -> str:

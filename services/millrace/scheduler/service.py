@@ -10,6 +10,7 @@ from millrace.rpc.server import RpcServer
 from millrace.telemetry.metrics import SchedulerMetrics
 
 from .config import SchedulerConfig
+from .dead_letters import DeadLetters
 from .frames import FrameSender
 from .gateway_links import GatewayLinks
 from .intake import Intake
@@ -21,6 +22,7 @@ from .request_spans import StepSpans
 from .scheduler import Scheduler
 from .servicer import SchedulerServicer
 from .status import StatusBoard
+from .watchdog import WatchLimits
 from .workers import Workers
 
 STOP_GRACE_S = 1.0
@@ -32,16 +34,29 @@ class SchedulerService:
     `scheduler`, `ledger` and `links` hold all its state.
     """
 
-    def __init__(self, config: SchedulerConfig, bus: Bus, metrics: SchedulerMetrics) -> None:
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        bus: Bus,
+        metrics: SchedulerMetrics,
+        watch_limits: WatchLimits | None = None,
+    ) -> None:
         self._config = config
+        self._watch_limits = watch_limits
         self._bus = bus
         self._scheduler_id = config.scheduler_id or f"scheduler-{uuid.uuid4().hex[:8]}"
         self.scheduler = Scheduler(_policy(config))
         self.ledger = Ledger()
         self.links = GatewayLinks()
         self._frames = FrameSender(self.ledger, self.links)
+        self._dead_letters = DeadLetters(bus, metrics)
         self._loop = StepLoop(
-            self.scheduler, self.ledger, self._frames, StepSpans(config.step_span_every), metrics
+            self.scheduler,
+            self.ledger,
+            self._frames,
+            StepSpans(config.step_span_every),
+            self._dead_letters,
+            metrics,
         )
         self._intake = Intake(
             bus,
@@ -95,6 +110,7 @@ class SchedulerService:
             self._config.model,
             self._frames.owner_epoch,
             self._scheduler_id,
+            self._watch_limits,
         )
         async with asyncio.TaskGroup() as group:
             group.create_task(self._ownership.keep())
@@ -108,6 +124,7 @@ class SchedulerService:
             await self._ownership.release()
         self.links.close()
         await self._intake.give_back_all()
+        await self._dead_letters.close()
         await self._server.stop(STOP_GRACE_S)
 
 

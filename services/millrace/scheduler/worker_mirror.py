@@ -21,6 +21,7 @@ from .block_manager import BlockManager
 from .outcome import WorkerStats
 from .row import IssuedPlan, Row
 from .sequence import Sequence, SequenceStatus
+from .step_limits import StepLimits
 from .step_time import StepTimeModel
 
 
@@ -41,12 +42,14 @@ class WorkerMirror:
         max_num_seqs: int,
         max_model_len: int,
         prefix_seed: bytes,
+        max_prefill_tokens: int,
     ) -> None:
         self.worker_id = worker_id
         self.max_len = min(max_model_len, num_blocks * block_size)
         self.max_num_seqs = max_num_seqs
         self.blocks = BlockManager(num_blocks, block_size)
         self.step_time = StepTimeModel()
+        self.limits = StepLimits(max_num_seqs, max_prefill_tokens)
         self.rows: dict[int, Row] = {}
         self.decoding: dict[int, Row] = {}
         self.prefilling: dict[int, Row] = {}
@@ -76,7 +79,8 @@ class WorkerMirror:
     @property
     def num_free_rows(self) -> int:
         """Rows that the next plan can admit into."""
-        return len(self._free_rows) + len(self.to_release)
+        num_free = len(self._free_rows) + len(self.to_release)
+        return min(num_free, max(0, self.limits.max_rows - self.num_live_rows))
 
     @property
     def num_outstanding(self) -> int:
@@ -248,8 +252,9 @@ class WorkerMirror:
             step.has_result = True
             for row in step.held:
                 row.num_held -= 1
-            self._settle_chunks(step)
             self._free_released(step)
+            self._mark_failed(result)
+            self._settle_chunks(step)
         self._observe(step, result)
         return step
 
@@ -276,7 +281,7 @@ class WorkerMirror:
             self.to_release.append(row)
 
     def occupant(self, row_number: int) -> Row | None:
-        """Who sat in a row in the step whose result has just been settled.
+        """Who sits in a row in the step whose result is being settled, released rows left out.
 
         Rows are kept in the order of admission until their release is confirmed, so the first one
         with this number had not been released then.
@@ -300,8 +305,15 @@ class WorkerMirror:
             predicted_step_ms=max((step.predicted_ms for step in self.plans), default=0.0),
         )
 
+    def _mark_failed(self, result: StepResult) -> None:
+        for row_number in result.failed_rows:
+            if (row := self.occupant(row_number)) is not None:
+                row.has_failed = True
+
     def _settle_chunks(self, step: IssuedPlan) -> None:
         for row, num_tokens in step.chunks:
+            if row.has_failed:
+                continue
             row.sequence.num_computed_tokens += num_tokens
             self._num_prefill_tokens += num_tokens
             if not row.is_leaving:
@@ -317,6 +329,8 @@ class WorkerMirror:
         self._num_steps += 1
         self._num_decode_steps += result.num_decode_rows > 0
         self._num_decode_rows += result.num_decode_rows
+        if result.num_tokens and not result.failure:
+            self.limits.note_good_step()
         # The first step of a worker warms it up and says nothing about the next ones.
         if self._num_steps > 1 and result.num_tokens and result.step_ns:
             self.step_time.observe(result.num_tokens, step.kv_tokens, result.step_ns / 1e6)

@@ -11,6 +11,7 @@ from millrace.core.membership import WorkerRegistration
 
 from .dispatch import WorkerLink
 from .loop import StepLoop
+from .watchdog import WatchLimits
 
 _log = logging.getLogger(__name__)
 
@@ -25,13 +26,20 @@ class Workers:
     """
 
     def __init__(
-        self, bus: Bus, loop: StepLoop, model: str, owner_epoch: int, scheduler_id: str
+        self,
+        bus: Bus,
+        loop: StepLoop,
+        model: str,
+        owner_epoch: int,
+        scheduler_id: str,
+        limits: WatchLimits | None = None,
     ) -> None:
         self._bus = bus
         self._loop = loop
         self._model = model
         self._owner_epoch = owner_epoch
         self._scheduler_id = scheduler_id
+        self._limits = limits
         self._registrations: dict[str, WorkerRegistration] = {}
         self._tasks: dict[str, tuple[str, asyncio.Task[None]]] = {}
 
@@ -63,7 +71,9 @@ class Workers:
         self._tasks.pop(worker_id, None)
 
     async def _drive(self, registration: WorkerRegistration) -> None:
-        worker = await WorkerLink.open(registration, self._owner_epoch, self._scheduler_id)
+        worker = await WorkerLink.open(
+            registration, self._owner_epoch, self._scheduler_id, self._limits
+        )
         try:
             await self._loop.drive(worker)
         finally:

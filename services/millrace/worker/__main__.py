@@ -93,6 +93,7 @@ async def serve(config: WorkerConfig, engine: Engine) -> None:
         # The signal handlers stand before the ready line: whoever reads it may end the process.
         await run_until_first(run_until_signalled(), run())
     finally:
+        servicer.end()
         # The entry has a time to live, should the bus not answer.
         with contextlib.suppress(Unavailable, TimeoutError):
             async with asyncio.timeout(UNREGISTER_TIMEOUT_S):

@@ -33,6 +33,10 @@ class StepEngine(Protocol):
     def live_rows(self) -> list[int]:
         """Rows taken and not finished."""
 
+    @property
+    def progress(self) -> int:
+        """Rises while a step is under way."""
+
 
 Deliver = Callable[[StepResult], None]
 
@@ -56,12 +60,18 @@ class EngineLoop:
         self._is_stopping = False
         self.num_steps = 0
         self.last_step_ns = 0
+        self.is_stepping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
     def num_rows(self) -> int:
         """Rows in use; read without a lock, so a step old at the worst."""
         return len(self._engine.live_rows)
+
+    @property
+    def progress(self) -> int:
+        """How far the engine has come; rises with every layer of a step."""
+        return self._engine.progress
 
     def start(self) -> None:
         """Starts the thread."""
@@ -139,6 +149,7 @@ class EngineLoop:
 
     def _guarded(self, plan: StepPlan | None) -> StepResult | None:
         started_ns, started_unix_ns = time.perf_counter_ns(), time.time_ns()
+        self.is_stepping = True
         try:
             return self._engine.run_lease_step() if plan is None else self._engine.execute(plan)
         except Exception as exc:
@@ -153,6 +164,8 @@ class EngineLoop:
                 started_unix_ns=started_unix_ns,
                 step_ns=time.perf_counter_ns() - started_ns,
             )
+        finally:
+            self.is_stepping = False
 
     def _rows_of(self, plan: StepPlan) -> list[int]:
         """Every row that the step may have been for, taken in by the engine or not."""

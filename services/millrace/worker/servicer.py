@@ -11,9 +11,9 @@ from typing import Any
 
 import grpc
 
-from millrace.core.errors import Conflict, InvalidRequest, MillraceError
+from millrace.core.errors import Conflict, InvalidRequest, MillraceError, Unavailable
 from millrace.core.membership import WorkerLoad, WorkerRegistration
-from millrace.core.step import PROTOCOL_VERSION, StepResult
+from millrace.core.step import PROTOCOL_VERSION, StepProgress, StepResult
 from millrace.internal.v1 import worker_pb2, worker_pb2_grpc
 from millrace.telemetry.metrics import WorkerMetrics
 from millrace.wire.membership import (
@@ -31,8 +31,10 @@ from .step_metrics import StepMetrics
 _log = logging.getLogger(__name__)
 
 ServicerContext = grpc.aio.ServicerContext[Any, Any]
-# None: the owner sends no more plans. An error: it is the owner no longer.
-ResultQueue = asyncio.Queue[StepResult | MillraceError | None]
+# None: the owner sends no more plans, or the worker ends. An error: it is the owner no longer.
+ResultQueue = asyncio.Queue[StepResult | StepProgress | MillraceError | None]
+
+PROGRESS_EVERY_S = 0.5
 
 
 class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
@@ -46,10 +48,17 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         self._metrics = metrics
         self._owner_epoch = 0
         self._owner_results: ResultQueue | None = None
+        self._is_ending = False
 
     def advertise(self, address: str) -> None:
         """Sets the address that schedulers are told, known once the server is bound."""
         self.registration = replace(self.registration, advertise_address=address)
+
+    def end(self) -> None:
+        """Closes the owner's stream in order, so that its requests are not suspected of a crash."""
+        self._is_ending = True
+        if self._owner_results is not None:
+            self._owner_results.put_nowait(None)
 
     async def GetInfo(
         self, request: worker_pb2.GetInfoRequest, context: ServicerContext
@@ -77,24 +86,40 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         metrics = StepMetrics(self._metrics)
         reader = asyncio.create_task(self._read_plans(request_iterator, session, spans))
         reader.add_done_callback(lambda _: results.put_nowait(None))
+        reporter = asyncio.create_task(self._report_progress(results))
         try:
             yield worker_pb2.ExecuteResponse(opened=self._opened())
             while (result := await results.get()) is not None:
                 if isinstance(result, MillraceError):
                     raise result
+                if isinstance(result, StepProgress):
+                    progress = worker_pb2.StepProgress(count=result.count)
+                    yield worker_pb2.ExecuteResponse(progress=progress)
+                    continue
                 spans.observe_result(result)
                 metrics.observe(result, self._engine_loop.num_rows)
                 yield worker_pb2.ExecuteResponse(result=step_result_to_proto(result))
-            await reader
+            if reader.done():
+                reader.result()
         finally:
             self._engine_loop.close_session(session)
             spans.end_all()
             if self._owner_results is results:
                 self._owner_results = None
             reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
+            reporter.cancel()
+            await asyncio.gather(reader, reporter, return_exceptions=True)
+
+    async def _report_progress(self, results: ResultQueue) -> None:
+        while True:
+            await asyncio.sleep(PROGRESS_EVERY_S)
+            # A result that is still in the queue says more.
+            if self._engine_loop.is_stepping and results.empty():
+                results.put_nowait(StepProgress(self._engine_loop.progress))
 
     def _claim(self, opening: worker_pb2.Open, results: ResultQueue) -> None:
+        if self._is_ending:
+            raise Unavailable("the worker is ending")
         if opening.protocol != PROTOCOL_VERSION:
             raise Conflict(f"protocol {opening.protocol} is not {PROTOCOL_VERSION}")
         if opening.boot_id not in ("", self.registration.boot_id):

@@ -242,17 +242,22 @@ def test_requests_past_their_deadline_end_wherever_they_are(simulate, make_reque
     assert sim.finished == ["patient"]
 
 
-def test_a_failed_row_ends_its_request_with_an_error(simulate, make_request):
+def test_a_row_that_fails_again_and_again_ends_its_request_with_an_error(simulate, make_request):
     sim = simulate(poison_token_id=9)
     sim.add(make_request("bad", [9, 1], num_choices=2, arrival=1))
     sim.add(make_request("good", [1, 2], arrival=2))
-    outcome = sim.step()
+    outcomes = []
+    while not sim.failed:
+        outcomes.append(sim.step())
 
-    ((request_id, error),) = outcome.failed
+    ((request_id, error),) = outcomes[-1].failed
+    (letter,) = outcomes[-1].dead_letters
 
-    assert request_id == "bad"
+    assert request_id == letter.request_id == "bad"
     assert isinstance(error, InternalError)
-    assert error.message == "poisoned prompt"
+    assert error.message == ("3 steps with the request failed, the last one alone: poisoned prompt")
+    assert (letter.num_attempts, letter.cause, letter.num_prompt_tokens) == (3, "failed step", 2)
+    assert sum(bool(outcome.preempted) for outcome in outcomes) == 2
     sim.run()
     sim.check_end()
 
@@ -384,7 +389,7 @@ def test_sequences_of_a_lost_worker_wait_at_their_old_place(simulation, make_req
     sim.add(make_request("late", [9] * 20, arrival=9))
     held = [row.sequence for row in sim.mirror("w").rows.values()]
 
-    requeued = sim.scheduler.remove_worker("w")
+    requeued = sim.scheduler.remove_worker("w").requeued
     del sim.links["w"]
 
     assert requeued == sorted(sequence.request_id for sequence in held)

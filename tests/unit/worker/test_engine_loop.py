@@ -21,6 +21,7 @@ class _Engine:
         self.gate.set()
         self.num_resets = 0
         self.live_rows = [3]
+        self.progress = 0
         self.runnable_lease_steps = runnable_lease_steps
         self._step_id = 0
         self._plan_id = 0

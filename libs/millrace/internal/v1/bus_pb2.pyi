@@ -382,3 +382,49 @@ class SchedulerOwner(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SchedulerOwner: _TypeAlias = SchedulerOwner  # noqa: Y015
+
+@_typing.final
+class DeadLetter(_message.Message):
+    """A request that was given up because it ended workers or failed their steps: mr.v1.dlq.<model>. Nothing of its text."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    PROMPT_HASH_FIELD_NUMBER: _builtins.int
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    NUM_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Which request."""
+    model: _builtins.str
+    """Served name of the model."""
+    prompt_hash: _builtins.bytes
+    """BLAKE2b-128 over the prompt's little-endian uint32 token ids."""
+    num_prompt_tokens: _builtins.int
+    """Length of the prompt, tokens."""
+    reason: _builtins.str
+    """Reason of the error that its client got."""
+    cause: _builtins.str
+    """Kind of the fault."""
+    num_attempts: _builtins.int
+    """Faults that it was present at."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        prompt_hash: _builtins.bytes = ...,
+        num_prompt_tokens: _builtins.int = ...,
+        reason: _builtins.str = ...,
+        cause: _builtins.str = ...,
+        num_attempts: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "model", b"model", "num_attempts", b"num_attempts", "num_prompt_tokens", b"num_prompt_tokens", "prompt_hash", b"prompt_hash", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeadLetter: _TypeAlias = DeadLetter  # noqa: Y015

@@ -26,7 +26,7 @@ from millrace.internal.v1 import bus_pb2 as millrace_dot_internal_dot_v1_dot_bus
 from millrace.internal.v1 import logprobs_pb2 as millrace_dot_internal_dot_v1_dot_logprobs__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!millrace/internal/v1/worker.proto\x12\x14millrace.internal.v1\x1a\x1emillrace/internal/v1/bus.proto\x1a#millrace/internal/v1/logprobs.proto\"w\n\x0e\x45xecuteRequest\x12*\n\x04open\x18\x01 \x01(\x0b\x32\x1a.millrace.internal.v1.OpenH\x00\x12.\n\x04plan\x18\x02 \x01(\x0b\x32\x1e.millrace.internal.v1.StepPlanH\x00\x42\t\n\x07message\"\x80\x01\n\x0f\x45xecuteResponse\x12.\n\x06opened\x18\x01 \x01(\x0b\x32\x1c.millrace.internal.v1.OpenedH\x00\x12\x32\n\x06result\x18\x02 \x01(\x0b\x32 .millrace.internal.v1.StepResultH\x00\x42\t\n\x07message\"T\n\x04Open\x12\x13\n\x0bowner_epoch\x18\x01 \x01(\x04\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\x14\n\x0cscheduler_id\x18\x03 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x04 \x01(\t\"\x99\x01\n\x06Opened\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12.\n\x05model\x18\x03 \x01(\x0b\x32\x1f.millrace.internal.v1.ModelInfo\x12\x12\n\nnum_blocks\x18\x04 \x01(\r\x12\x12\n\nblock_size\x18\x05 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\x06 \x01(\r\"\x96\x02\n\tAdmission\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x11\n\trow_epoch\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x05 \x01(\r\x12\x0e\n\x06\x63hoice\x18\x06 \x01(\r\x12\x0e\n\x06\x62locks\x18\x07 \x03(\r\x12\x34\n\x08sampling\x18\x08 \x01(\x0b\x32\".millrace.internal.v1.SamplingSpec\x12\x16\n\x0estop_token_ids\x18\t \x03(\r\x12\x0f\n\x07max_len\x18\n \x01(\r\x12\x0c\n\x04sync\x18\x0b \x01(\x08\x12\x13\n\x0btraceparent\x18\x0c \x01(\t\"^\n\x04\x46ork\x12\x10\n\x08\x66rom_row\x18\x01 \x01(\r\x12\x0e\n\x06to_row\x18\x02 \x01(\r\x12\x14\n\x0cto_row_epoch\x18\x03 \x01(\r\x12\x0e\n\x06\x63hoice\x18\x04 \x01(\r\x12\x0e\n\x06\x62locks\x18\x05 \x03(\r\"\xb1\x02\n\x08StepPlan\x12\x0f\n\x07plan_id\x18\x01 \x01(\x04\x12\x14\n\x0crelease_rows\x18\x02 \x03(\r\x12\x11\n\tcopy_from\x18\x03 \x03(\r\x12\x0f\n\x07\x63opy_to\x18\x04 \x03(\r\x12)\n\x05\x66orks\x18\x05 \x03(\x0b\x32\x1a.millrace.internal.v1.Fork\x12\x11\n\thold_rows\x18\x06 \x03(\r\x12\x33\n\nadmissions\x18\x07 \x03(\x0b\x32\x1f.millrace.internal.v1.Admission\x12\x12\n\ngrant_rows\x18\x08 \x03(\r\x12\x14\n\x0cgrant_blocks\x18\t \x03(\r\x12\x12\n\nchunk_rows\x18\n \x03(\r\x12\x14\n\x0c\x63hunk_tokens\x18\x0b \x03(\r\x12\x13\n\x0blease_steps\x18\x0c \x01(\r\"\xf4\x02\n\nStepResult\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\x0f\n\x07plan_id\x18\x02 \x01(\x04\x12\x0c\n\x04rows\x18\x03 \x03(\r\x12\x12\n\nrow_epochs\x18\x04 \x03(\r\x12\x0e\n\x06tokens\x18\x05 \x03(\r\x12\x0e\n\x06\x66inish\x18\x06 \x03(\r\x12;\n\x08logprobs\x18\x07 \x01(\x0b\x32$.millrace.internal.v1.PackedLogprobsH\x00\x88\x01\x01\x12\x0f\n\x07step_ns\x18\x08 \x01(\x04\x12\x12\n\nforward_ns\x18\t \x01(\x04\x12\x11\n\tsample_ns\x18\n \x01(\x04\x12\x14\n\x0cstarved_rows\x18\x0b \x03(\r\x12\x12\n\nnum_tokens\x18\x0c \x01(\r\x12\x17\n\x0fnum_decode_rows\x18\r \x01(\r\x12\x17\n\x0fstarted_unix_ns\x18\x0e \x01(\x03\x12\x13\n\x0b\x66\x61iled_rows\x18\x0f \x03(\r\x12\x0f\n\x07\x66\x61ilure\x18\x10 \x01(\tB\x0b\n\t_logprobs\"\x10\n\x0eGetInfoRequest\"\x81\x01\n\x0fGetInfoResponse\x12>\n\x0cregistration\x18\x01 \x01(\x0b\x32(.millrace.internal.v1.WorkerRegistration\x12.\n\x04load\x18\x02 \x01(\x0b\x32 .millrace.internal.v1.WorkerLoad2\xc3\x01\n\rWorkerService\x12Z\n\x07\x45xecute\x12$.millrace.internal.v1.ExecuteRequest\x1a%.millrace.internal.v1.ExecuteResponse(\x01\x30\x01\x12V\n\x07GetInfo\x12$.millrace.internal.v1.GetInfoRequest\x1a%.millrace.internal.v1.GetInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!millrace/internal/v1/worker.proto\x12\x14millrace.internal.v1\x1a\x1emillrace/internal/v1/bus.proto\x1a#millrace/internal/v1/logprobs.proto\"w\n\x0e\x45xecuteRequest\x12*\n\x04open\x18\x01 \x01(\x0b\x32\x1a.millrace.internal.v1.OpenH\x00\x12.\n\x04plan\x18\x02 \x01(\x0b\x32\x1e.millrace.internal.v1.StepPlanH\x00\x42\t\n\x07message\"\xb8\x01\n\x0f\x45xecuteResponse\x12.\n\x06opened\x18\x01 \x01(\x0b\x32\x1c.millrace.internal.v1.OpenedH\x00\x12\x32\n\x06result\x18\x02 \x01(\x0b\x32 .millrace.internal.v1.StepResultH\x00\x12\x36\n\x08progress\x18\x03 \x01(\x0b\x32\".millrace.internal.v1.StepProgressH\x00\x42\t\n\x07message\"\x1d\n\x0cStepProgress\x12\r\n\x05\x63ount\x18\x01 \x01(\x04\"T\n\x04Open\x12\x13\n\x0bowner_epoch\x18\x01 \x01(\x04\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12\x14\n\x0cscheduler_id\x18\x03 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x04 \x01(\t\"\x99\x01\n\x06Opened\x12\x0f\n\x07\x62oot_id\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\r\x12.\n\x05model\x18\x03 \x01(\x0b\x32\x1f.millrace.internal.v1.ModelInfo\x12\x12\n\nnum_blocks\x18\x04 \x01(\r\x12\x12\n\nblock_size\x18\x05 \x01(\r\x12\x14\n\x0cmax_num_seqs\x18\x06 \x01(\r\"\x96\x02\n\tAdmission\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x11\n\trow_epoch\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12\x19\n\x11num_cached_tokens\x18\x05 \x01(\r\x12\x0e\n\x06\x63hoice\x18\x06 \x01(\r\x12\x0e\n\x06\x62locks\x18\x07 \x03(\r\x12\x34\n\x08sampling\x18\x08 \x01(\x0b\x32\".millrace.internal.v1.SamplingSpec\x12\x16\n\x0estop_token_ids\x18\t \x03(\r\x12\x0f\n\x07max_len\x18\n \x01(\r\x12\x0c\n\x04sync\x18\x0b \x01(\x08\x12\x13\n\x0btraceparent\x18\x0c \x01(\t\"^\n\x04\x46ork\x12\x10\n\x08\x66rom_row\x18\x01 \x01(\r\x12\x0e\n\x06to_row\x18\x02 \x01(\r\x12\x14\n\x0cto_row_epoch\x18\x03 \x01(\r\x12\x0e\n\x06\x63hoice\x18\x04 \x01(\r\x12\x0e\n\x06\x62locks\x18\x05 \x03(\r\"\xb1\x02\n\x08StepPlan\x12\x0f\n\x07plan_id\x18\x01 \x01(\x04\x12\x14\n\x0crelease_rows\x18\x02 \x03(\r\x12\x11\n\tcopy_from\x18\x03 \x03(\r\x12\x0f\n\x07\x63opy_to\x18\x04 \x03(\r\x12)\n\x05\x66orks\x18\x05 \x03(\x0b\x32\x1a.millrace.internal.v1.Fork\x12\x11\n\thold_rows\x18\x06 \x03(\r\x12\x33\n\nadmissions\x18\x07 \x03(\x0b\x32\x1f.millrace.internal.v1.Admission\x12\x12\n\ngrant_rows\x18\x08 \x03(\r\x12\x14\n\x0cgrant_blocks\x18\t \x03(\r\x12\x12\n\nchunk_rows\x18\n \x03(\r\x12\x14\n\x0c\x63hunk_tokens\x18\x0b \x03(\r\x12\x13\n\x0blease_steps\x18\x0c \x01(\r\"\xf4\x02\n\nStepResult\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\x0f\n\x07plan_id\x18\x02 \x01(\x04\x12\x0c\n\x04rows\x18\x03 \x03(\r\x12\x12\n\nrow_epochs\x18\x04 \x03(\r\x12\x0e\n\x06tokens\x18\x05 \x03(\r\x12\x0e\n\x06\x66inish\x18\x06 \x03(\r\x12;\n\x08logprobs\x18\x07 \x01(\x0b\x32$.millrace.internal.v1.PackedLogprobsH\x00\x88\x01\x01\x12\x0f\n\x07step_ns\x18\x08 \x01(\x04\x12\x12\n\nforward_ns\x18\t \x01(\x04\x12\x11\n\tsample_ns\x18\n \x01(\x04\x12\x14\n\x0cstarved_rows\x18\x0b \x03(\r\x12\x12\n\nnum_tokens\x18\x0c \x01(\r\x12\x17\n\x0fnum_decode_rows\x18\r \x01(\r\x12\x17\n\x0fstarted_unix_ns\x18\x0e \x01(\x03\x12\x13\n\x0b\x66\x61iled_rows\x18\x0f \x03(\r\x12\x0f\n\x07\x66\x61ilure\x18\x10 \x01(\tB\x0b\n\t_logprobs\"\x10\n\x0eGetInfoRequest\"\x81\x01\n\x0fGetInfoResponse\x12>\n\x0cregistration\x18\x01 \x01(\x0b\x32(.millrace.internal.v1.WorkerRegistration\x12.\n\x04load\x18\x02 \x01(\x0b\x32 .millrace.internal.v1.WorkerLoad2\xc3\x01\n\rWorkerService\x12Z\n\x07\x45xecute\x12$.millrace.internal.v1.ExecuteRequest\x1a%.millrace.internal.v1.ExecuteResponse(\x01\x30\x01\x12V\n\x07GetInfo\x12$.millrace.internal.v1.GetInfoRequest\x1a%.millrace.internal.v1.GetInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,23 +36,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXECUTEREQUEST']._serialized_start=128
   _globals['_EXECUTEREQUEST']._serialized_end=247
   _globals['_EXECUTERESPONSE']._serialized_start=250
-  _globals['_EXECUTERESPONSE']._serialized_end=378
-  _globals['_OPEN']._serialized_start=380
-  _globals['_OPEN']._serialized_end=464
-  _globals['_OPENED']._serialized_start=467
-  _globals['_OPENED']._serialized_end=620
-  _globals['_ADMISSION']._serialized_start=623
-  _globals['_ADMISSION']._serialized_end=901
-  _globals['_FORK']._serialized_start=903
-  _globals['_FORK']._serialized_end=997
-  _globals['_STEPPLAN']._serialized_start=1000
-  _globals['_STEPPLAN']._serialized_end=1305
-  _globals['_STEPRESULT']._serialized_start=1308
-  _globals['_STEPRESULT']._serialized_end=1680
-  _globals['_GETINFOREQUEST']._serialized_start=1682
-  _globals['_GETINFOREQUEST']._serialized_end=1698
-  _globals['_GETINFORESPONSE']._serialized_start=1701
-  _globals['_GETINFORESPONSE']._serialized_end=1830
-  _globals['_WORKERSERVICE']._serialized_start=1833
-  _globals['_WORKERSERVICE']._serialized_end=2028
+  _globals['_EXECUTERESPONSE']._serialized_end=434
+  _globals['_STEPPROGRESS']._serialized_start=436
+  _globals['_STEPPROGRESS']._serialized_end=465
+  _globals['_OPEN']._serialized_start=467
+  _globals['_OPEN']._serialized_end=551
+  _globals['_OPENED']._serialized_start=554
+  _globals['_OPENED']._serialized_end=707
+  _globals['_ADMISSION']._serialized_start=710
+  _globals['_ADMISSION']._serialized_end=988
+  _globals['_FORK']._serialized_start=990
+  _globals['_FORK']._serialized_end=1084
+  _globals['_STEPPLAN']._serialized_start=1087
+  _globals['_STEPPLAN']._serialized_end=1392
+  _globals['_STEPRESULT']._serialized_start=1395
+  _globals['_STEPRESULT']._serialized_end=1767
+  _globals['_GETINFOREQUEST']._serialized_start=1769
+  _globals['_GETINFOREQUEST']._serialized_end=1785
+  _globals['_GETINFORESPONSE']._serialized_start=1788
+  _globals['_GETINFORESPONSE']._serialized_end=1917
+  _globals['_WORKERSERVICE']._serialized_start=1920
+  _globals['_WORKERSERVICE']._serialized_end=2115
 # @@protoc_insertion_point(module_scope)

@@ -1,0 +1,53 @@
+"""Tells of the requests that were given up: the log, a metric and the bus."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from millrace.bus.base import Bus
+from millrace.core.dead_letter import DeadLetter
+from millrace.core.errors import MillraceError
+from millrace.telemetry.metrics import SchedulerMetrics
+
+_log = logging.getLogger(__name__)
+
+CLOSE_TIMEOUT_S = 2.0
+
+
+class DeadLetters:
+    """The step loop never waits for it; a bus that is away costs the record there, not the log."""
+
+    def __init__(self, bus: Bus, metrics: SchedulerMetrics) -> None:
+        self._bus = bus
+        self._metrics = metrics
+        self._publishing: set[asyncio.Task[None]] = set()
+
+    def record(self, letters: Iterable[DeadLetter]) -> None:
+        """Writes each down."""
+        for letter in letters:
+            _log.error(
+                "dead letter: request %s of %s, prompt of %d tokens, BLAKE2b %s: %s, %d faults",
+                letter.request_id,
+                letter.model,
+                letter.num_prompt_tokens,
+                letter.prompt_hash.hex(),
+                letter.cause,
+                letter.num_attempts,
+            )
+            self._metrics.dlq.inc()
+            task = asyncio.create_task(self._publish(letter))
+            self._publishing.add(task)
+            task.add_done_callback(self._publishing.discard)
+
+    async def close(self) -> None:
+        """Waits a moment for what is on its way."""
+        if self._publishing:
+            await asyncio.wait(self._publishing, timeout=CLOSE_TIMEOUT_S)
+
+    async def _publish(self, letter: DeadLetter) -> None:
+        try:
+            await self._bus.publish_dead_letter(letter)
+        except MillraceError as error:
+            _log.warning("dead letter of %s is in the log only: %s", letter.request_id, error)
