@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -41,11 +40,13 @@ from .directory import ModelDirectory
 from .events import Started
 from .frames import FrameRouter
 from .generation import CacheMode, GenerationRequest
+from .idempotency import KeyedRequests
 from .limits import check_token_ids, resolve_max_tokens, stop_ids
 from .live_request import LiveRequest
-from .ports import AnswerCache, Tokenizer
+from .ports import AnswerCache, IdempotencyRecords, Tokenizer
 from .record import RequestRecord
 from .response_cache import cache_key, uses_cache
+from .shared_answer import SharedAnswer
 from .stop_strings import StopStrings
 
 _log = logging.getLogger(__name__)
@@ -62,7 +63,10 @@ class PipelineLimits:
 
 
 class Pipeline:
-    """Everything between an edge and the rest of the stack. `cache` None: no response cache."""
+    """Everything between an edge and the rest of the stack.
+
+    `cache` None: no response cache; `idempotency_records` None: no idempotency keys.
+    """
 
     def __init__(
         self,
@@ -74,6 +78,7 @@ class Pipeline:
         bus: Bus,
         metrics: GatewayMetrics,
         limits: PipelineLimits = PipelineLimits(),
+        idempotency_records: IdempotencyRecords | None = None,
     ) -> None:
         self._gateway_id = gateway_id
         self._directory = directory
@@ -83,6 +88,9 @@ class Pipeline:
         self._bus = bus
         self._metrics = metrics
         self._limits = limits
+        self._keyed = KeyedRequests(
+            gateway_id, idempotency_records, max_buffered_events=limits.max_buffered_events
+        )
         self._num_opening = 0
         self._is_draining = False
         self._errands: set[asyncio.Task[None]] = set()
@@ -148,7 +156,8 @@ class Pipeline:
         return await self._encode(request, info)
 
     async def finish_errands(self) -> None:
-        """Waits for answers on their way into the cache."""
+        """Waits for answers on their way into the cache, and for keys to be finished or freed."""
+        await self._keyed.finish_errands()
         if self._errands:
             await asyncio.wait(self._errands)
 
@@ -166,9 +175,43 @@ class Pipeline:
             )
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._accept(request, info, call, record, timeout_s)
+                if request.idempotency_key is None:
+                    return await self._accept(request, info, call, record, timeout_s)
+                return await self._open_keyed(request, info, call, record, timeout_s)
         except TimeoutError as exc:
             raise _deadline_error(timeout_s) from exc
+
+    async def _open_keyed(
+        self,
+        request: GenerationRequest,
+        info: ModelInfo,
+        call: Call,
+        record: RequestRecord,
+        timeout_s: float,
+    ) -> Answer:
+        """Runs a request under its idempotency key, or joins or replays the one that has it."""
+        found = await self._keyed.open(
+            request,
+            call.request_id,
+            timeout_s,
+            lambda: self._accept(request, info, call, record, timeout_s),
+        )
+        if isinstance(found, SharedAnswer):
+            if found.started.request_id == call.request_id:
+                return found.attach()
+            reader = found.attach(record)
+            reader.expire_in(_left_s(call, timeout_s), _deadline_error(timeout_s))
+            return reader
+        started = Started(
+            request_id=call.request_id,
+            model=found.record.model,
+            revision=found.record.revision,
+            num_prompt_tokens=found.answer.num_prompt_tokens,
+            seed=found.record.seed,
+            is_cached=True,
+            created_unix_s=call.arrival_unix_ns // 1_000_000_000,
+        )
+        return StoredAnswer(started, found.answer, call, record)
 
     async def _accept(
         self,
@@ -307,8 +350,7 @@ class Pipeline:
                 live.fail(_deadline_error(timeout_s))
                 self._router.settle(live, "deadline")
 
-        elapsed_s = (time.monotonic_ns() - call.arrival_ns) / 1e9
-        timer = asyncio.get_running_loop().call_later(max(0.0, timeout_s - elapsed_s), expire)
+        timer = asyncio.get_running_loop().call_later(_left_s(call, timeout_s), expire)
         live.on_closed = timer.cancel
 
     def _storer(self, key: bytes, call: Call) -> Any:
@@ -342,6 +384,10 @@ def _started(
         is_cached=is_cached,
         created_unix_s=call.arrival_unix_ns // 1_000_000_000,
     )
+
+
+def _left_s(call: Call, timeout_s: float) -> float:
+    return max(0.0, timeout_s - call.elapsed_ns / 1e9)
 
 
 def _shutting_down() -> Unavailable:

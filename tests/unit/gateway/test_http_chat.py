@@ -75,7 +75,7 @@ async def test_stream_is_golden(gateway: Harness) -> None:
         '"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7,'
         '"prompt_tokens_details":{"cached_tokens":0}}}\n\n'
     )
-    text = r"\"\u00e9"
+    text = r"\"é"
     assert reply.text == (
         head + '{"index":0,"delta":{"role":"assistant","content":"","refusal":null},'
         '"logprobs":null,"finish_reason":null}],"millrace":{"seed":5,"cached":false},'
