@@ -37,6 +37,7 @@ from .answers import Answer, LiveAnswer, StoredAnswer
 from .calls import Call
 from .choice_output import ChoiceOutput
 from .directory import ModelDirectory
+from .drain_rate import DrainRate
 from .events import Started
 from .frames import FrameRouter
 from .generation import CacheMode, GenerationRequest
@@ -44,6 +45,7 @@ from .idempotency import KeyedRequests
 from .limits import check_token_ids, resolve_max_tokens, stop_ids
 from .live_request import LiveRequest
 from .ports import AnswerCache, IdempotencyRecords, Tokenizer
+from .queue_forecast import QueueForecast
 from .record import RequestRecord
 from .response_cache import cache_key, uses_cache
 from .shared_answer import SharedAnswer
@@ -79,6 +81,7 @@ class Pipeline:
         metrics: GatewayMetrics,
         limits: PipelineLimits = PipelineLimits(),
         idempotency_records: IdempotencyRecords | None = None,
+        drain_rate: DrainRate | None = None,
     ) -> None:
         self._gateway_id = gateway_id
         self._directory = directory
@@ -88,6 +91,7 @@ class Pipeline:
         self._bus = bus
         self._metrics = metrics
         self._limits = limits
+        self._forecast = QueueForecast(drain_rate or DrainRate(), directory, router)
         self._keyed = KeyedRequests(
             gateway_id, idempotency_records, max_buffered_events=limits.max_buffered_events
         )
@@ -171,7 +175,7 @@ class Pipeline:
         if self.num_in_flight > self._limits.max_in_flight:
             raise Overloaded(
                 f"this gateway holds {self._limits.max_in_flight} requests, which is its limit",
-                retry_after_s=1.0,
+                retry_after_s=self._forecast.retry_after_s(info),
             )
         try:
             async with asyncio.timeout(timeout_s):
@@ -231,6 +235,7 @@ class Pipeline:
                 started = _started(call, info, stored.num_prompt_tokens, seed, is_cached=True)
                 return StoredAnswer(started, stored, call, record)
         self._directory.require_served(info)
+        self._forecast.require_time(info, request.priority, _left_s(call, timeout_s))
         prompt_token_ids = await self._encode(request, info)
         queued = self._queued(request, info, call, prompt_token_ids, seed, timeout_s)
         live = self._live(request, queued)
@@ -238,7 +243,9 @@ class Pipeline:
         await self._router.register(live)
         try:
             await self._publish(queued)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, Overloaded):
+                error.retry_after_s = self._forecast.retry_after_s(info, error.retry_after_s)
             # The publish may have arrived although its answer did not.
             self._router.settle(live, "client")
             raise
@@ -351,7 +358,15 @@ class Pipeline:
                 self._router.settle(live, "deadline")
 
         timer = asyncio.get_running_loop().call_later(_left_s(call, timeout_s), expire)
-        live.on_closed = timer.cancel
+
+        def close() -> None:
+            timer.cancel()
+            if not live.has_failed:
+                self._forecast.rate.on_finished(live.model)
+
+        live.on_closed = close
+        if live.is_over:
+            close()
 
     def _storer(self, key: bytes, call: Call) -> Any:
         def store(answer: CachedAnswer) -> None:

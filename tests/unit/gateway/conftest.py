@@ -31,6 +31,7 @@ from millrace.core.tokens import FinishReason, Scheduled, TokenDelta, TokenFrame
 from millrace.gateway.answers import Answer
 from millrace.gateway.calls import begin_call
 from millrace.gateway.directory import ModelDirectory
+from millrace.gateway.drain_rate import DrainRate
 from millrace.gateway.frames import FrameRouter
 from millrace.gateway.generation import GenerationRequest
 from millrace.gateway.health import Health
@@ -257,6 +258,7 @@ class Harness:
         self.registry = CollectorRegistry()
         self.metrics = GatewayMetrics(self.registry)
         self.directory = ModelDirectory("", unix_time_s=lambda: 1_700_000_000.0)
+        self.now_s = 1000.0
         self.streams: list[FakeStream] = []
         self.is_refusing_streams = False
         self.reply: list[int] = [300, 301, 302, 303, EOS]
@@ -278,6 +280,7 @@ class Harness:
             self.metrics,
             limits,
             self.records,
+            DrainRate(clock=lambda: self.now_s),
         )
         self.health = Health(
             self.bus,
