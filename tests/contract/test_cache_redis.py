@@ -13,9 +13,11 @@ import grpc
 import pytest
 from prometheus_client import CollectorRegistry
 
+from millrace.cache.guard import StoreGuard
+from millrace.cache.idempotency import IdempotencyKeys
 from millrace.cache.responses import ResponseCache
 from millrace.cache.servicer import CacheServicer
-from millrace.cache.store import OVERHEAD_BYTES, PREFIX, RedisStore
+from millrace.cache.store import IDEMPOTENCY_PREFIX, OVERHEAD_BYTES, PREFIX, RedisStore
 from millrace.core.breaker import Breaker
 from millrace.core.errors import ConfigError, Unavailable
 from millrace.internal.v1 import cache_pb2, cache_pb2_grpc
@@ -51,7 +53,13 @@ def _store(valkey: LocalServer, *, ttl_s: float = 60.0, max_bytes: int = 1 << 20
 
 def _cache(store: RedisStore, breaker: Breaker | None = None) -> ResponseCache:
     metrics = CacheMetrics(CollectorRegistry())
-    return ResponseCache(store, breaker or Breaker(), metrics, max_answer_bytes=1 << 16)
+    guard = StoreGuard(breaker or Breaker(), metrics)
+    return ResponseCache(store, guard, metrics, max_answer_bytes=1 << 16)
+
+
+def _keys(store: RedisStore, finished_ttl_s: float = 60.0) -> IdempotencyKeys:
+    guard = StoreGuard(Breaker(), CacheMetrics(CollectorRegistry()))
+    return IdempotencyKeys(store, guard, finished_ttl_s=finished_ttl_s)
 
 
 async def _found(cache: ResponseCache, keys: list[bytes]) -> list[bool]:
@@ -227,7 +235,7 @@ async def test_frozen_redis_is_left_alone_and_never_mixes_answers(tmp_path: Path
             with pytest.raises((Unavailable, TimeoutError)):
                 async with asyncio.timeout(0.025):
                     await cache.look_up(key)
-        await cache.close()
+        await cache._guard.close()
         started = time.perf_counter()
         with pytest.raises(Unavailable, match="leaves it alone"):
             await cache.look_up(KEYS[0])
@@ -246,7 +254,8 @@ async def test_frozen_redis_is_left_alone_and_never_mixes_answers(tmp_path: Path
 async def test_service_speaks_grpc(store: RedisStore) -> None:
     server = RpcServer("cache", "127.0.0.1", 0)
     add_to_server = cache_pb2_grpc.add_CacheServiceServicer_to_server
-    server.add(add_to_server, CacheServicer(_cache(store)), "millrace.internal.v1.CacheService")
+    servicer = CacheServicer(_cache(store), _keys(store), max_answer_bytes=100)
+    server.add(add_to_server, servicer, "millrace.internal.v1.CacheService")
     channel = open_channel(await server.start())
     stub = cache_pb2_grpc.CacheServiceStub(channel)
     answer = cache_pb2.CachedAnswer(texts=["a"]).SerializeToString()
@@ -267,8 +276,63 @@ async def test_service_speaks_grpc(store: RedisStore) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub.Store(request)
         assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    record = cache_pb2.IdempotencyRecord(request_id="a", gateway_id="g", body_hash=b"h")
+    record.answer.texts.append("x" * 101)
+    claim = cache_pb2.ClaimKeyRequest(key=KEYS[2], record=record, hold_ms=1000)
+    assert not (await stub.ClaimKey(claim)).HasField("holder")
+    finish = cache_pb2.FinishKeyRequest(key=KEYS[2], record=record)
+    assert (await stub.FinishKey(finish)).kept
+    holder = (await stub.ClaimKey(claim)).holder
+    assert holder.request_id == "a"
+    # Over the cap.
+    assert not holder.HasField("answer")
+    free = cache_pb2.FreeKeyRequest(key=KEYS[2], request_id="a")
+    assert (await stub.FreeKey(free)).freed
     await channel.close()
     await server.stop(grace_s=0)
+
+
+async def test_key_has_one_holder_among_many(store: RedisStore) -> None:
+    keys = _keys(store)
+
+    found = await asyncio.gather(
+        *(keys.claim(KEYS[0], f"r{n}", b"%d" % n, 60_000) for n in range(50))
+    )
+
+    winners = [n for n, record in enumerate(found) if record is None]
+    assert len(winners) == 1
+    assert {record for record in found if record is not None} == {b"%d" % winners[0]}
+
+
+async def test_only_the_holder_finishes_or_frees_a_key(store: RedisStore) -> None:
+    keys = _keys(store)
+    assert await keys.claim(KEYS[0], "a", b"a runs", 60_000) is None
+
+    assert not await keys.free(KEYS[0], "b")
+    assert not await keys.finish(KEYS[0], "b", b"b ended")
+    assert await keys.claim(KEYS[0], "b", b"b runs", 60_000) == b"a runs"
+    assert await keys.finish(KEYS[0], "a", b"a ended")
+    assert await keys.claim(KEYS[0], "b", b"b runs", 60_000) == b"a ended"
+    assert await keys.free(KEYS[0], "a")
+    assert await keys.claim(KEYS[0], "b", b"b runs", 60_000) is None
+
+
+async def test_claim_and_finished_record_run_out_by_themselves(store: RedisStore) -> None:
+    keys = _keys(store)
+    await keys.claim(KEYS[0], "a", b"a", 5_000)
+    name = IDEMPOTENCY_PREFIX + KEYS[0].hex()
+    assert 4_000 < await store._redis.pttl(name) <= 5_000
+
+    await keys.finish(KEYS[0], "a", b"a")
+
+    assert 59_000 < await store._redis.pttl(name) <= 60_000
+
+
+async def test_keys_without_redis_are_unavailable() -> None:
+    store = RedisStore("redis://127.0.0.1:1/0", ttl_s=1, max_bytes=1)
+    with pytest.raises(Unavailable):
+        await _keys(store).claim(KEYS[0], "a", b"a", 1000)
+    await store.close()
 
 
 def test_wrong_url_is_a_config_error() -> None:

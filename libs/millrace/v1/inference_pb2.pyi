@@ -35,7 +35,12 @@ class RequestOptions(_message.Message):
     timeout_ms: _builtins.int
     """Longest time from arrival to the end, milliseconds. Default 600,000."""
     idempotency_key: _builtins.str
-    """Up to 128 characters: the same key with the same body runs once."""
+    """Up to 128 characters: the same key with the same body runs once. While the first call runs, a second one gets its whole
+    stream; after a good end it gets the whole answer again, marked cached, for 24 hours. A request that failed or was aborted
+    frees its key. ALREADY_EXISTS: the key stands for another body, or its answer cannot be given here (it runs on another
+    gateway, or had log-probabilities). UNAVAILABLE: what the key stands for cannot be known now; nothing was run. Priority,
+    deadline and cache use are no part of the body.
+    """
     cache: _types_pb2.CacheMode.ValueType
     """Use of the response cache. Default: bypass."""
     @_builtins.property
@@ -249,7 +254,7 @@ class Finished(_message.Message):
     TIMINGS_FIELD_NUMBER: _builtins.int
     CACHED_FIELD_NUMBER: _builtins.int
     cached: _builtins.bool
-    """True where the answer came from the response cache."""
+    """True where the answer came from the response cache, or from an earlier call with the same idempotency key."""
     @_builtins.property
     def choices(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChoiceFinished]:
         """One entry per choice."""

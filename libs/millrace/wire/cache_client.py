@@ -108,7 +108,12 @@ class CacheClient:
 
 def answer_to_bytes(answer: CachedAnswer) -> bytes:
     """The answer as it lies in the cache."""
-    message = cache_pb2.CachedAnswer(
+    return answer_to_message(answer).SerializeToString()
+
+
+def answer_to_message(answer: CachedAnswer) -> cache_pb2.CachedAnswer:
+    """The answer as it travels."""
+    return cache_pb2.CachedAnswer(
         texts=answer.texts,
         finish=[int(reason) for reason in answer.finish_reasons],
         num_output_tokens=answer.num_output_tokens,
@@ -116,15 +121,22 @@ def answer_to_bytes(answer: CachedAnswer) -> bytes:
         matched_stops=answer.matched_stops,
         token_ids=[token_id for ids in answer.token_ids for token_id in ids],
     )
-    return message.SerializeToString()
 
 
 def answer_from_bytes(data: bytes) -> CachedAnswer | None:
     """The answer; None where the bytes are none, or do not fit together."""
     try:
         message = cache_pb2.CachedAnswer.FromString(data)
+    except DecodeError:
+        return None
+    return answer_from_message(message)
+
+
+def answer_from_message(message: cache_pb2.CachedAnswer) -> CachedAnswer | None:
+    """The answer; None where its parts do not fit together."""
+    try:
         reasons = tuple(FinishReason(number) for number in message.finish)
-    except (DecodeError, ValueError):
+    except ValueError:
         return None
     ends = list(accumulate(message.num_output_tokens, initial=0))
     answer = CachedAnswer(

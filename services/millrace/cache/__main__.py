@@ -16,6 +16,8 @@ from millrace.telemetry.metrics import CacheMetrics, create_registry, start_metr
 from millrace.telemetry.setup import configure_logging, start_telemetry
 
 from .config import CacheConfig
+from .guard import StoreGuard
+from .idempotency import IdempotencyKeys
 from .responses import ResponseCache
 from .servicer import CacheServicer
 from .store import RedisStore
@@ -38,19 +40,22 @@ async def serve(config: CacheConfig, store: RedisStore) -> None:
     stopped = asyncio.create_task(run_until_signalled())
     telemetry = start_telemetry("cache")
     registry = create_registry("cache")
-    responses = ResponseCache(
-        store, Breaker(), CacheMetrics(registry), max_answer_bytes=config.max_answer_bytes
+    metrics = CacheMetrics(registry)
+    guard = StoreGuard(Breaker(), metrics)
+    responses = ResponseCache(store, guard, metrics, max_answer_bytes=config.max_answer_bytes)
+    servicer = CacheServicer(
+        responses, IdempotencyKeys(store, guard), max_answer_bytes=config.max_answer_bytes
     )
     server = RpcServer("cache", config.host, config.port)
     add_to_server = cache_pb2_grpc.add_CacheServiceServicer_to_server
-    server.add(add_to_server, CacheServicer(responses), SERVICE_NAME)
+    server.add(add_to_server, servicer, SERVICE_NAME)
     address = await server.start()
     if config.metrics_port:
         await start_metrics_server(registry, config.host, config.metrics_port)
     print(f"ready cache {address}", flush=True)
     await stopped
     await server.stop(grace_s=1.0)
-    await responses.close()
+    await guard.close()
     await store.close()
     telemetry.shutdown()
 

@@ -7,6 +7,11 @@ script together with the values.
 
     mr:v1:resp:<key>    a value           mr:v1:resp-expiry   key -> expiry, unix ms
                                           mr:v1:resp-size     key -> bytes; "" -> bytes of all
+
+Idempotency keys lie beside them, outside of the cap, each with a time to live of its own. Whoever
+changes one must be its holder; look and change are one script.
+
+    mr:v1:idem:<key>    holder -> request id, record -> the record
 """
 
 from __future__ import annotations
@@ -26,6 +31,7 @@ from millrace.core.errors import ConfigError, Unavailable
 PREFIX = "mr:v1:resp:"
 EXPIRY_KEY = "mr:v1:resp-expiry"
 SIZE_KEY = "mr:v1:resp-size"
+IDEMPOTENCY_PREFIX = "mr:v1:idem:"
 # What Redis needs for a key and its accounting beside the value, bytes; an estimate.
 OVERHEAD_BYTES = 256
 SOCKET_TIMEOUT_S = 0.25
@@ -84,6 +90,36 @@ _REMOVE = _PRUNE + "forget(ARGV[2])"
 
 _COUNT = _PRUNE + "return redis.call('ZCARD', KEYS[1])"
 
+# KEYS: the key. ARGV: holder, record, ttl_ms. The record that lies there, or nothing: claimed.
+_CLAIM = """
+local record = redis.call('HGET', KEYS[1], 'record')
+if record then
+  return record
+end
+redis.call('HSET', KEYS[1], 'holder', ARGV[1], 'record', ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return false
+"""
+
+# As above; also where the claim has run out and nobody else has made one. 0: another holder.
+_FINISH = """
+local holder = redis.call('HGET', KEYS[1], 'holder')
+if holder and holder ~= ARGV[1] then
+  return 0
+end
+redis.call('HSET', KEYS[1], 'holder', ARGV[1], 'record', ARGV[2])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return 1
+"""
+
+# KEYS: the key. ARGV: holder.
+_FREE = """
+if redis.call('HGET', KEYS[1], 'holder') ~= ARGV[1] then
+  return 0
+end
+return redis.call('DEL', KEYS[1])
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class StoreSize:
@@ -132,6 +168,9 @@ class RedisStore:
         self._put = self._redis.register_script(_PUT)
         self._remove = self._redis.register_script(_REMOVE)
         self._count = self._redis.register_script(_COUNT)
+        self._claim = self._redis.register_script(_CLAIM)
+        self._finish = self._redis.register_script(_FINISH)
+        self._free = self._redis.register_script(_FREE)
 
     async def get(self, key: str) -> bytes | None:
         """The value, or None where there is none."""
@@ -160,6 +199,22 @@ class RedisStore:
         num_keys = await self._run(self._count(keys=[EXPIRY_KEY, SIZE_KEY], args=[PREFIX]))
         memory = await self._run(self._redis.info("memory"))
         return StoreSize(int(num_keys), int(memory["used_memory"]))
+
+    async def claim(self, key: str, holder: str, record: bytes, ttl_ms: int) -> bytes | None:
+        """Takes a free idempotency key, None then; else the record that has it."""
+        found = await self._run(
+            self._claim(keys=[IDEMPOTENCY_PREFIX + key], args=[holder, record, ttl_ms])
+        )
+        return found if isinstance(found, bytes) else None
+
+    async def finish(self, key: str, holder: str, record: bytes, ttl_ms: int) -> bool:
+        """Puts the holder's last record there; False where the key is another's."""
+        arguments: list[bytes | str | int] = [holder, record, ttl_ms]
+        return bool(await self._run(self._finish(keys=[IDEMPOTENCY_PREFIX + key], args=arguments)))
+
+    async def free(self, key: str, holder: str) -> bool:
+        """Gives a key back; False where the holder does not have it."""
+        return bool(await self._run(self._free(keys=[IDEMPOTENCY_PREFIX + key], args=[holder])))
 
     async def close(self) -> None:
         """Ends the connections."""

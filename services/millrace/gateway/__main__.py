@@ -24,6 +24,7 @@ from millrace.telemetry.metrics import GatewayMetrics, create_registry
 from millrace.telemetry.setup import configure_logging, start_telemetry
 from millrace.v1 import inference_pb2_grpc
 from millrace.wire.cache_client import CacheClient
+from millrace.wire.idempotency_client import IdempotencyClient
 from millrace.wire.scheduler_client import AttachStream
 from millrace.wire.tokenizer_client import TokenizerClient
 
@@ -83,7 +84,10 @@ class Gateway:
         metrics = GatewayMetrics(registry)
         channel = self._channels.get
         self._tokenizer = TokenizerClient([channel(each) for each in config.tokenizer_addresses])
-        cache = CacheClient(channel(config.cache_address)) if config.cache_address else None
+        cache = records = None
+        if config.cache_address:
+            cache = CacheClient(channel(config.cache_address))
+            records = IdempotencyClient(channel(config.cache_address))
         self._directory = ModelDirectory(config.default_model)
         self._router = FrameRouter(
             self._attach,
@@ -101,6 +105,7 @@ class Gateway:
             bus,
             metrics,
             pipeline_limits(config),
+            records,
         )
         self._health = Health(
             bus, self._tokenizer, cache, self._directory, lambda: self._pipeline.is_draining

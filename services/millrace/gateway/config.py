@@ -24,7 +24,7 @@ class GatewayConfig:
         ("127.0.0.1:50052",), help="host:port of each tokenizer replica"
     )
     cache_address: str = setting(
-        "", help="host:port of the cache service; empty: no response cache"
+        "", help="host:port of the cache service; empty: no response cache, no idempotency keys"
     )
     default_model: str = setting(
         "", help="model of requests that name none; empty takes the first one that registers"

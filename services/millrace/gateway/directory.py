@@ -117,6 +117,11 @@ class ModelDirectory:
         names = sorted(self._entries, key=lambda name: (name != default, name))
         return [self.get(name) for name in names]
 
+    def status(self, model: str) -> SchedulerStatus | None:
+        """What the model's scheduler told last; None while none is attached."""
+        entry = self._entries.get(model)
+        return None if entry is None else entry.status
+
     def num_workers(self, model: str) -> int:
         """Workers that serve the model: as its scheduler says, else as registered."""
         entry = self._entries.get(model)

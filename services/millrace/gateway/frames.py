@@ -66,6 +66,11 @@ class FrameRouter:
         """Requests not yet ended."""
         return sum(len(side.live) for side in self._sides.values())
 
+    def num_live_of(self, model: str) -> int:
+        """Requests of one model not yet ended."""
+        side = self._sides.get(model)
+        return len(side.live) if side else 0
+
     def find(self, request_id: str) -> LiveRequest | None:
         """The live request of that id."""
         for side in self._sides.values():

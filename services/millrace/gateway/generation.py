@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from millrace.core.chat import ChatMessage
-from millrace.core.errors import InvalidRequest, Unsupported
+from millrace.core.errors import InvalidRequest
 from millrace.core.request import Priority
 from millrace.core.sampling import SamplingParams
 from millrace.telemetry.names import OPERATION_CHAT, OPERATION_TEXT_COMPLETION
@@ -29,7 +29,7 @@ class CacheMode(StrEnum):
 class GenerationRequest:
     """What to generate. Exactly one of `text`, `token_ids` and `messages` is given.
 
-    Raises `InvalidRequest` where a part is wrong in itself, `Unsupported` for an idempotency key.
+    Raises `InvalidRequest` where a part is wrong in itself.
     """
 
     model: str = ""
@@ -53,10 +53,7 @@ class GenerationRequest:
                 f"timeout_ms is {self.timeout_ms}; at least 1 is needed", field="timeout_ms"
             )
         if self.idempotency_key is not None:
-            raise Unsupported(
-                "idempotency_key is not available in this release; send the request without it",
-                field="idempotency_key",
-            )
+            check_idempotency_key(self.idempotency_key)
 
     @property
     def operation(self) -> str:
@@ -81,6 +78,7 @@ class GenerationRequest:
 
     def _strings(self) -> Iterator[tuple[str, str]]:
         yield "model", self.model
+        yield "idempotency_key", self.idempotency_key or ""
         if self.text is not None:
             yield "prompt", self.text
         for index, message in enumerate(self.messages or ()):
@@ -104,6 +102,17 @@ def check_messages(messages: tuple[ChatMessage, ...]) -> None:
                 f"{MAX_ROLE_CHARS}",
                 field=f"messages[{index}].role",
             )
+
+
+def check_idempotency_key(key: str) -> None:
+    """Raises `InvalidRequest` for an empty or overlong key; the key itself is not shown."""
+    if not 1 <= len(key) <= MAX_IDEMPOTENCY_KEY_CHARS:
+        raise InvalidRequest(
+            f"idempotency_key has {len(key)} characters; allowed are 1 to "
+            f"{MAX_IDEMPOTENCY_KEY_CHARS}",
+            field="idempotency_key",
+            metadata={"value": str(len(key)), "max": str(MAX_IDEMPOTENCY_KEY_CHARS)},
+        )
 
 
 def check_unicode(name: str, text: str) -> None:

@@ -62,6 +62,11 @@ class LiveRequest:
         return self._is_closed
 
     @property
+    def has_failed(self) -> bool:
+        """True where it ended with an error."""
+        return self._error is not None
+
+    @property
     def is_settled(self) -> bool:
         """True where the scheduler has ended every choice."""
         return all(choice.is_settled for choice in self.choices)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -38,14 +37,18 @@ from .answers import Answer, LiveAnswer, StoredAnswer
 from .calls import Call
 from .choice_output import ChoiceOutput
 from .directory import ModelDirectory
+from .drain_rate import DrainRate
 from .events import Started
 from .frames import FrameRouter
 from .generation import CacheMode, GenerationRequest
+from .idempotency import KeyedRequests
 from .limits import check_token_ids, resolve_max_tokens, stop_ids
 from .live_request import LiveRequest
-from .ports import AnswerCache, Tokenizer
+from .ports import AnswerCache, IdempotencyRecords, Tokenizer
+from .queue_forecast import QueueForecast
 from .record import RequestRecord
 from .response_cache import cache_key, uses_cache
+from .shared_answer import SharedAnswer
 from .stop_strings import StopStrings
 
 _log = logging.getLogger(__name__)
@@ -62,7 +65,10 @@ class PipelineLimits:
 
 
 class Pipeline:
-    """Everything between an edge and the rest of the stack. `cache` None: no response cache."""
+    """Everything between an edge and the rest of the stack.
+
+    `cache` None: no response cache; `idempotency_records` None: no idempotency keys.
+    """
 
     def __init__(
         self,
@@ -74,6 +80,8 @@ class Pipeline:
         bus: Bus,
         metrics: GatewayMetrics,
         limits: PipelineLimits = PipelineLimits(),
+        idempotency_records: IdempotencyRecords | None = None,
+        drain_rate: DrainRate | None = None,
     ) -> None:
         self._gateway_id = gateway_id
         self._directory = directory
@@ -83,6 +91,10 @@ class Pipeline:
         self._bus = bus
         self._metrics = metrics
         self._limits = limits
+        self._forecast = QueueForecast(drain_rate or DrainRate(), directory, router)
+        self._keyed = KeyedRequests(
+            gateway_id, idempotency_records, max_buffered_events=limits.max_buffered_events
+        )
         self._num_opening = 0
         self._is_draining = False
         self._errands: set[asyncio.Task[None]] = set()
@@ -148,7 +160,8 @@ class Pipeline:
         return await self._encode(request, info)
 
     async def finish_errands(self) -> None:
-        """Waits for answers on their way into the cache."""
+        """Waits for answers on their way into the cache, and for keys to be finished or freed."""
+        await self._keyed.finish_errands()
         if self._errands:
             await asyncio.wait(self._errands)
 
@@ -162,13 +175,47 @@ class Pipeline:
         if self.num_in_flight > self._limits.max_in_flight:
             raise Overloaded(
                 f"this gateway holds {self._limits.max_in_flight} requests, which is its limit",
-                retry_after_s=1.0,
+                retry_after_s=self._forecast.retry_after_s(info),
             )
         try:
             async with asyncio.timeout(timeout_s):
-                return await self._accept(request, info, call, record, timeout_s)
+                if request.idempotency_key is None:
+                    return await self._accept(request, info, call, record, timeout_s)
+                return await self._open_keyed(request, info, call, record, timeout_s)
         except TimeoutError as exc:
             raise _deadline_error(timeout_s) from exc
+
+    async def _open_keyed(
+        self,
+        request: GenerationRequest,
+        info: ModelInfo,
+        call: Call,
+        record: RequestRecord,
+        timeout_s: float,
+    ) -> Answer:
+        """Runs a request under its idempotency key, or joins or replays the one that has it."""
+        found = await self._keyed.open(
+            request,
+            call.request_id,
+            timeout_s,
+            lambda: self._accept(request, info, call, record, timeout_s),
+        )
+        if isinstance(found, SharedAnswer):
+            if found.started.request_id == call.request_id:
+                return found.attach()
+            reader = found.attach(record)
+            reader.expire_in(_left_s(call, timeout_s), _deadline_error(timeout_s))
+            return reader
+        started = Started(
+            request_id=call.request_id,
+            model=found.record.model,
+            revision=found.record.revision,
+            num_prompt_tokens=found.answer.num_prompt_tokens,
+            seed=found.record.seed,
+            is_cached=True,
+            created_unix_s=call.arrival_unix_ns // 1_000_000_000,
+        )
+        return StoredAnswer(started, found.answer, call, record)
 
     async def _accept(
         self,
@@ -188,6 +235,7 @@ class Pipeline:
                 started = _started(call, info, stored.num_prompt_tokens, seed, is_cached=True)
                 return StoredAnswer(started, stored, call, record)
         self._directory.require_served(info)
+        self._forecast.require_time(info, request.priority, _left_s(call, timeout_s))
         prompt_token_ids = await self._encode(request, info)
         queued = self._queued(request, info, call, prompt_token_ids, seed, timeout_s)
         live = self._live(request, queued)
@@ -195,7 +243,9 @@ class Pipeline:
         await self._router.register(live)
         try:
             await self._publish(queued)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, Overloaded):
+                error.retry_after_s = self._forecast.retry_after_s(info, error.retry_after_s)
             # The publish may have arrived although its answer did not.
             self._router.settle(live, "client")
             raise
@@ -307,9 +357,16 @@ class Pipeline:
                 live.fail(_deadline_error(timeout_s))
                 self._router.settle(live, "deadline")
 
-        elapsed_s = (time.monotonic_ns() - call.arrival_ns) / 1e9
-        timer = asyncio.get_running_loop().call_later(max(0.0, timeout_s - elapsed_s), expire)
-        live.on_closed = timer.cancel
+        timer = asyncio.get_running_loop().call_later(_left_s(call, timeout_s), expire)
+
+        def close() -> None:
+            timer.cancel()
+            if not live.has_failed:
+                self._forecast.rate.on_finished(live.model)
+
+        live.on_closed = close
+        if live.is_over:
+            close()
 
     def _storer(self, key: bytes, call: Call) -> Any:
         def store(answer: CachedAnswer) -> None:
@@ -342,6 +399,10 @@ def _started(
         is_cached=is_cached,
         created_unix_s=call.arrival_unix_ns // 1_000_000_000,
     )
+
+
+def _left_s(call: Call, timeout_s: float) -> float:
+    return max(0.0, timeout_s - call.elapsed_ns / 1e9)
 
 
 def _shutting_down() -> Unavailable:

@@ -8,6 +8,7 @@ from typing import Protocol
 from millrace.core.answer import CachedAnswer, CacheStats
 from millrace.core.chat import ChatMessage
 from millrace.core.detokenize import DecodedRow, DecodeRow
+from millrace.core.idempotency import IdempotencyRecord
 from millrace.core.membership import ResumeQuery, SchedulerStatus
 from millrace.core.tokens import TokenFrame
 
@@ -42,6 +43,21 @@ class AnswerCache(Protocol):
 
     async def stats(self) -> CacheStats:
         """Counts of the cache and of its Redis."""
+
+
+class IdempotencyRecords(Protocol):
+    """Which request holds an idempotency key; every call raises `Unavailable` for not known."""
+
+    async def claim(
+        self, key: bytes, record: IdempotencyRecord, hold_s: float
+    ) -> IdempotencyRecord | None:
+        """Takes a free key for `hold_s`, None then; else the record of the request that has it."""
+
+    async def finish(self, key: bytes, record: IdempotencyRecord) -> bool:
+        """Keeps the record of a request that ended well; False where the key is another's."""
+
+    async def free(self, key: bytes, request_id: str) -> bool:
+        """Gives a key back; False where the request did not hold it."""
 
 
 class SchedulerStream(Protocol):

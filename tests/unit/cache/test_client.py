@@ -7,15 +7,18 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import grpc
 import pytest
 
 from millrace.core.answer import CachedAnswer, CacheStats
 from millrace.core.errors import Unavailable
+from millrace.core.idempotency import IdempotencyRecord
 from millrace.core.tokens import FinishReason
 from millrace.internal.v1 import cache_pb2, cache_pb2_grpc
 from millrace.rpc.client import open_channel
 from millrace.rpc.server import RpcServer
 from millrace.wire.cache_client import CacheClient, answer_from_bytes, answer_to_bytes
+from millrace.wire.idempotency_client import IdempotencyClient
 
 KEY = bytes(32)
 ANSWER = CachedAnswer(
@@ -33,6 +36,7 @@ class FakeCacheServicer(cache_pb2_grpc.CacheServiceServicer):
 
     def __init__(self) -> None:
         self.answers: dict[bytes, bytes] = {}
+        self.records: dict[bytes, Any] = {}
         self.fails = False
         self.delay_s = 0.0
         self.num_calls = 0
@@ -45,6 +49,21 @@ class FakeCacheServicer(cache_pb2_grpc.CacheServiceServicer):
         await self._call()
         self.answers[request.key] = request.answer
         return cache_pb2.StoreResponse(stored=True)
+
+    async def ClaimKey(self, request: Any, context: Any) -> Any:
+        await self._call()
+        holder = self.records.setdefault(request.key, request.record)
+        is_own = holder.request_id == request.record.request_id
+        return cache_pb2.ClaimKeyResponse(holder=None if is_own else holder)
+
+    async def FinishKey(self, request: Any, context: Any) -> Any:
+        await self._call()
+        self.records[request.key] = request.record
+        return cache_pb2.FinishKeyResponse(kept=True)
+
+    async def FreeKey(self, request: Any, context: Any) -> Any:
+        await self._call()
+        return cache_pb2.FreeKeyResponse(freed=self.records.pop(request.key, None) is not None)
 
     async def GetCacheStats(self, request: Any, context: Any) -> Any:
         await self._call()
@@ -63,17 +82,22 @@ def servicer() -> FakeCacheServicer:
 
 
 @pytest.fixture
-async def client(servicer: FakeCacheServicer) -> AsyncIterator[CacheClient]:
+async def channel(servicer: FakeCacheServicer) -> AsyncIterator[grpc.aio.Channel]:
     server = RpcServer("cache", "127.0.0.1", 0)
     add_to_server = cache_pb2_grpc.add_CacheServiceServicer_to_server
     server.add(add_to_server, servicer, "millrace.internal.v1.CacheService")
     channel = open_channel(await server.start())
     await channel.channel_ready()
+    yield channel
+    await channel.close()
+    await server.stop(grace_s=0)
+
+
+@pytest.fixture
+async def client(channel: grpc.aio.Channel) -> AsyncIterator[CacheClient]:
     client = CacheClient(channel)
     yield client
     await client.close()
-    await channel.close()
-    await server.stop(grace_s=0)
 
 
 def _roomy(client: CacheClient) -> CacheClient:
@@ -170,3 +194,29 @@ def test_answer_that_does_not_fit_together_is_none(message: cache_pb2.CachedAnsw
 
 def test_answer_keeps_every_field() -> None:
     assert answer_from_bytes(answer_to_bytes(ANSWER)) == ANSWER
+
+
+async def test_idempotency_record_travels_whole(channel: grpc.aio.Channel) -> None:
+    client = IdempotencyClient(channel)
+    running = IdempotencyRecord(b"h" * 32, "a" * 32, "gateway")
+    finished = IdempotencyRecord(b"h" * 32, "a" * 32, "gateway", True, "tiny", "r", 7, ANSWER)
+    other = IdempotencyRecord(b"i" * 32, "b" * 32, "gateway")
+
+    assert await client.claim(KEY, running, 1.0) is None
+    assert await client.claim(KEY, other, 1.0) == running
+    assert await client.finish(KEY, finished)
+    assert await client.claim(KEY, other, 1.0) == finished
+    assert await client.free(KEY, running.request_id)
+
+
+@pytest.mark.parametrize("fault", ["fails", "hangs"])
+async def test_idempotency_key_of_unknown_state_is_unavailable(
+    channel: grpc.aio.Channel, servicer: FakeCacheServicer, fault: str
+) -> None:
+    servicer.fails, servicer.delay_s = fault == "fails", 5.0 if fault == "hangs" else 0.0
+    client = IdempotencyClient(channel, timeout_s=0.5 if fault == "hangs" else 5.0)
+
+    with pytest.raises(Unavailable, match="nothing was run") as caught:
+        await client.claim(KEY, IdempotencyRecord(b"", "a", "g"), 1.0)
+    assert caught.value.field == "idempotency_key"
+    assert caught.value.retry_after_s

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 from prometheus_client import CollectorRegistry
 
+from millrace.cache.guard import StoreGuard
 from millrace.cache.responses import ResponseCache
 from millrace.cache.seal import seal, unseal
 from millrace.cache.store import StoreRefused, StoreSize
@@ -55,7 +56,8 @@ class FakeStore:
 
 def _cache(store: FakeStore, max_answer_bytes: int = 500) -> ResponseCache:
     metrics = CacheMetrics(CollectorRegistry())
-    return ResponseCache(store, Breaker(), metrics, max_answer_bytes=max_answer_bytes)
+    guard = StoreGuard(Breaker(), metrics)
+    return ResponseCache(store, guard, metrics, max_answer_bytes=max_answer_bytes)
 
 
 async def test_stored_answer_is_found_under_its_key_only() -> None:
@@ -130,7 +132,7 @@ async def test_slow_store_opens_the_breaker_although_callers_left() -> None:
             async with asyncio.timeout(0.001):
                 await cache.look_up(KEY)
     store.gate.set()
-    await cache.close()
+    await cache._guard.close()
     with pytest.raises(Unavailable, match="leaves it alone"):
         await cache.look_up(KEY)
     assert store.num_calls == 5

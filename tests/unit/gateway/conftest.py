@@ -17,6 +17,7 @@ from millrace.core.answer import CachedAnswer, CacheStats
 from millrace.core.chat import ChatMessage
 from millrace.core.detokenize import DecodedRow, DecodeRow
 from millrace.core.errors import MillraceError, Unavailable
+from millrace.core.idempotency import IdempotencyRecord
 from millrace.core.membership import (
     ResumeQuery,
     SchedulerOwner,
@@ -30,6 +31,7 @@ from millrace.core.tokens import FinishReason, Scheduled, TokenDelta, TokenFrame
 from millrace.gateway.answers import Answer
 from millrace.gateway.calls import begin_call
 from millrace.gateway.directory import ModelDirectory
+from millrace.gateway.drain_rate import DrainRate
 from millrace.gateway.frames import FrameRouter
 from millrace.gateway.generation import GenerationRequest
 from millrace.gateway.health import Health
@@ -219,6 +221,41 @@ class FakeCache:
         )
 
 
+class FakeRecords:
+    """Idempotency records in a dict, as they would lie in Redis; `is_up` False: unreachable."""
+
+    def __init__(self) -> None:
+        self.records: dict[bytes, IdempotencyRecord] = {}
+        self.is_up = True
+        self.holds_s: list[float] = []
+
+    async def claim(
+        self, key: bytes, record: IdempotencyRecord, hold_s: float
+    ) -> IdempotencyRecord | None:
+        await self._call()
+        self.holds_s.append(hold_s)
+        holder = self.records.setdefault(key, record)
+        return None if holder is record else holder
+
+    async def finish(self, key: bytes, record: IdempotencyRecord) -> bool:
+        await self._call()
+        assert self.records[key].request_id == record.request_id
+        self.records[key] = record
+        return True
+
+    async def free(self, key: bytes, request_id: str) -> bool:
+        await self._call()
+        if key not in self.records or self.records[key].request_id != request_id:
+            return False
+        del self.records[key]
+        return True
+
+    async def _call(self) -> None:
+        await asyncio.sleep(0)
+        if not self.is_up:
+            raise Unavailable("no Redis", field="idempotency_key", retry_after_s=1.0)
+
+
 class Harness:
     """A gateway without sockets. `reply` is the output of every choice, unless `script` is set."""
 
@@ -226,9 +263,11 @@ class Harness:
         self.bus = FakeBus()
         self.tokenizer = FakeTokenizer()
         self.cache = FakeCache()
+        self.records = FakeRecords()
         self.registry = CollectorRegistry()
         self.metrics = GatewayMetrics(self.registry)
         self.directory = ModelDirectory("", unix_time_s=lambda: 1_700_000_000.0)
+        self.now_s = 1000.0
         self.streams: list[FakeStream] = []
         self.is_refusing_streams = False
         self.reply: list[int] = [300, 301, 302, 303, EOS]
@@ -249,6 +288,8 @@ class Harness:
             self.bus,
             self.metrics,
             limits,
+            self.records,
+            DrainRate(clock=lambda: self.now_s),
         )
         self.health = Health(
             self.bus,

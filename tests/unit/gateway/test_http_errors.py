@@ -243,14 +243,6 @@ async def test_context_length_is_told_with_numbers(gateway: Harness) -> None:
     assert "64" in error["message"]
 
 
-async def test_idempotency_key_is_not_implemented(gateway: Harness) -> None:
-    async with gateway.client() as client:
-        reply = await client.post(CHAT, json={"messages": HI, "idempotency_key": "k"})
-
-    check_error(reply, 501, "idempotency_key", "unsupported")
-    assert reply.headers["x-should-retry"] == "false"
-
-
 async def test_body_over_the_limit_is_413(gateway: Harness) -> Any:
     import dataclasses
 

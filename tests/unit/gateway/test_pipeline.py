@@ -18,7 +18,6 @@ from millrace.core.errors import (
     Overloaded,
     Unavailable,
     UnknownModel,
-    Unsupported,
 )
 from millrace.core.request import Priority
 from millrace.core.tokens import Failed, FinishReason, TokenFrame
@@ -285,7 +284,9 @@ async def test_refusals_name_field_value_and_limit(
         ),
         ({"sampling": {"stop": ("\udfff",)}}, InvalidRequest, "stop"),
         ({"timeout_ms": 0}, InvalidRequest, "timeout_ms"),
-        ({"idempotency_key": "k"}, Unsupported, "idempotency_key"),
+        ({"idempotency_key": ""}, InvalidRequest, "idempotency_key"),
+        ({"idempotency_key": "k" * 129}, InvalidRequest, "idempotency_key"),
+        ({"idempotency_key": "\ud800"}, InvalidRequest, "idempotency_key"),
     ],
 )
 async def test_request_that_is_wrong_in_itself_is_refused(

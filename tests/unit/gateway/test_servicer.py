@@ -128,9 +128,9 @@ async def test_generate_takes_token_ids_and_every_option(gateway: Harness, stub:
             "logit_bias",
         ),
         (
-            {"options": {"idempotency_key": "k"}},
-            "UNIMPLEMENTED",
-            "UNSUPPORTED",
+            {"options": {"idempotency_key": "k" * 129}},
+            "INVALID_ARGUMENT",
+            "INVALID_REQUEST",
             "idempotency_key",
         ),
         ({"options": {"timeout_ms": 0}}, "INVALID_ARGUMENT", "INVALID_REQUEST", "timeout_ms"),
@@ -158,6 +158,21 @@ async def test_refusals_have_status_reason_and_field(
     assert (info.reason, info.domain) == (reason, "millrace")
     assert request.field_violations[0].field == field
     assert "x-request-id" in dict(await call.initial_metadata())
+
+
+async def test_key_with_another_body_is_already_exists(gateway: Harness, stub: Any) -> None:
+    request = inference_pb2.ChatRequest(messages=HI, options=options(idempotency_key="secret-key"))
+    whole = [event async for event in stub.Chat(request)]
+    again = [event async for event in stub.Chat(request)]
+    request.messages[0].content = "other"
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        [event async for event in stub.Chat(request)]
+
+    assert [whole[-1].finished.cached, again[-1].finished.cached] == [False, True]
+    assert caught.value.code() is grpc.StatusCode.ALREADY_EXISTS
+    assert "secr" in (caught.value.details() or "")
+    assert "secret" not in (caught.value.details() or "")
 
 
 async def test_full_queue_is_resource_exhausted(gateway: Harness, stub: Any) -> None:

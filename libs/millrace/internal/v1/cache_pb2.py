@@ -24,13 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n millrace/internal/v1/cache.proto\x12\x14millrace.internal.v1\"\x1c\n\rLookUpRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\"0\n\x0eLookUpResponse\x12\x13\n\x06\x61nswer\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x42\t\n\x07_answer\"+\n\x0cStoreRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x0e\n\x06\x61nswer\x18\x02 \x01(\x0c\"\x1f\n\rStoreResponse\x12\x0e\n\x06stored\x18\x01 \x01(\x08\"\x8d\x01\n\x0c\x43\x61\x63hedAnswer\x12\r\n\x05texts\x18\x01 \x03(\t\x12\x0e\n\x06\x66inish\x18\x02 \x03(\r\x12\x19\n\x11num_output_tokens\x18\x03 \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12\x15\n\rmatched_stops\x18\x05 \x03(\t\x12\x11\n\ttoken_ids\x18\x06 \x03(\r\"\x16\n\x14GetCacheStatsRequest\"\x9d\x01\n\x15GetCacheStatsResponse\x12\x11\n\tconnected\x18\x01 \x01(\x08\x12\x10\n\x08num_keys\x18\x02 \x01(\x04\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\x12\x11\n\tmax_bytes\x18\x04 \x01(\x04\x12\x10\n\x08num_hits\x18\x05 \x01(\x04\x12\x12\n\nnum_misses\x18\x06 \x01(\x04\x12\x12\n\nnum_stores\x18\x07 \x01(\x04\x32\x9f\x02\n\x0c\x43\x61\x63heService\x12S\n\x06LookUp\x12#.millrace.internal.v1.LookUpRequest\x1a$.millrace.internal.v1.LookUpResponse\x12P\n\x05Store\x12\".millrace.internal.v1.StoreRequest\x1a#.millrace.internal.v1.StoreResponse\x12h\n\rGetCacheStats\x12*.millrace.internal.v1.GetCacheStatsRequest\x1a+.millrace.internal.v1.GetCacheStatsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n millrace/internal/v1/cache.proto\x12\x14millrace.internal.v1\"\x1c\n\rLookUpRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\"0\n\x0eLookUpResponse\x12\x13\n\x06\x61nswer\x18\x01 \x01(\x0cH\x00\x88\x01\x01\x42\t\n\x07_answer\"+\n\x0cStoreRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x0e\n\x06\x61nswer\x18\x02 \x01(\x0c\"\x1f\n\rStoreResponse\x12\x0e\n\x06stored\x18\x01 \x01(\x08\"\x8d\x01\n\x0c\x43\x61\x63hedAnswer\x12\r\n\x05texts\x18\x01 \x03(\t\x12\x0e\n\x06\x66inish\x18\x02 \x03(\r\x12\x19\n\x11num_output_tokens\x18\x03 \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x04 \x01(\r\x12\x15\n\rmatched_stops\x18\x05 \x03(\t\x12\x11\n\ttoken_ids\x18\x06 \x03(\r\"\xe8\x01\n\x11IdempotencyRecord\x12\x11\n\tbody_hash\x18\x01 \x01(\x0c\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\x12\n\ngateway_id\x18\x03 \x01(\t\x12\x35\n\x05state\x18\x04 \x01(\x0e\x32&.millrace.internal.v1.IdempotencyState\x12\r\n\x05model\x18\x05 \x01(\t\x12\x10\n\x08revision\x18\x06 \x01(\t\x12\x0c\n\x04seed\x18\x07 \x01(\x04\x12\x32\n\x06\x61nswer\x18\x08 \x01(\x0b\x32\".millrace.internal.v1.CachedAnswer\"h\n\x0f\x43laimKeyRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x37\n\x06record\x18\x02 \x01(\x0b\x32\'.millrace.internal.v1.IdempotencyRecord\x12\x0f\n\x07hold_ms\x18\x03 \x01(\x04\"K\n\x10\x43laimKeyResponse\x12\x37\n\x06holder\x18\x01 \x01(\x0b\x32\'.millrace.internal.v1.IdempotencyRecord\"X\n\x10\x46inishKeyRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x37\n\x06record\x18\x02 \x01(\x0b\x32\'.millrace.internal.v1.IdempotencyRecord\"!\n\x11\x46inishKeyResponse\x12\x0c\n\x04kept\x18\x01 \x01(\x08\"1\n\x0e\x46reeKeyRequest\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x12\n\nrequest_id\x18\x02 \x01(\t\" \n\x0f\x46reeKeyResponse\x12\r\n\x05\x66reed\x18\x01 \x01(\x08\"\x16\n\x14GetCacheStatsRequest\"\x9d\x01\n\x15GetCacheStatsResponse\x12\x11\n\tconnected\x18\x01 \x01(\x08\x12\x10\n\x08num_keys\x18\x02 \x01(\x04\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\x12\x11\n\tmax_bytes\x18\x04 \x01(\x04\x12\x10\n\x08num_hits\x18\x05 \x01(\x04\x12\x12\n\nnum_misses\x18\x06 \x01(\x04\x12\x12\n\nnum_stores\x18\x07 \x01(\x04*t\n\x10IdempotencyState\x12!\n\x1dIDEMPOTENCY_STATE_UNSPECIFIED\x10\x00\x12\x1d\n\x19IDEMPOTENCY_STATE_RUNNING\x10\x01\x12\x1e\n\x1aIDEMPOTENCY_STATE_FINISHED\x10\x02\x32\xb0\x04\n\x0c\x43\x61\x63heService\x12S\n\x06LookUp\x12#.millrace.internal.v1.LookUpRequest\x1a$.millrace.internal.v1.LookUpResponse\x12P\n\x05Store\x12\".millrace.internal.v1.StoreRequest\x1a#.millrace.internal.v1.StoreResponse\x12Y\n\x08\x43laimKey\x12%.millrace.internal.v1.ClaimKeyRequest\x1a&.millrace.internal.v1.ClaimKeyResponse\x12\\\n\tFinishKey\x12&.millrace.internal.v1.FinishKeyRequest\x1a\'.millrace.internal.v1.FinishKeyResponse\x12V\n\x07\x46reeKey\x12$.millrace.internal.v1.FreeKeyRequest\x1a%.millrace.internal.v1.FreeKeyResponse\x12h\n\rGetCacheStats\x12*.millrace.internal.v1.GetCacheStatsRequest\x1a+.millrace.internal.v1.GetCacheStatsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'millrace.internal.v1.cache_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_IDEMPOTENCYSTATE']._serialized_start=1172
+  _globals['_IDEMPOTENCYSTATE']._serialized_end=1288
   _globals['_LOOKUPREQUEST']._serialized_start=58
   _globals['_LOOKUPREQUEST']._serialized_end=86
   _globals['_LOOKUPRESPONSE']._serialized_start=88
@@ -41,10 +43,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STORERESPONSE']._serialized_end=214
   _globals['_CACHEDANSWER']._serialized_start=217
   _globals['_CACHEDANSWER']._serialized_end=358
-  _globals['_GETCACHESTATSREQUEST']._serialized_start=360
-  _globals['_GETCACHESTATSREQUEST']._serialized_end=382
-  _globals['_GETCACHESTATSRESPONSE']._serialized_start=385
-  _globals['_GETCACHESTATSRESPONSE']._serialized_end=542
-  _globals['_CACHESERVICE']._serialized_start=545
-  _globals['_CACHESERVICE']._serialized_end=832
+  _globals['_IDEMPOTENCYRECORD']._serialized_start=361
+  _globals['_IDEMPOTENCYRECORD']._serialized_end=593
+  _globals['_CLAIMKEYREQUEST']._serialized_start=595
+  _globals['_CLAIMKEYREQUEST']._serialized_end=699
+  _globals['_CLAIMKEYRESPONSE']._serialized_start=701
+  _globals['_CLAIMKEYRESPONSE']._serialized_end=776
+  _globals['_FINISHKEYREQUEST']._serialized_start=778
+  _globals['_FINISHKEYREQUEST']._serialized_end=866
+  _globals['_FINISHKEYRESPONSE']._serialized_start=868
+  _globals['_FINISHKEYRESPONSE']._serialized_end=901
+  _globals['_FREEKEYREQUEST']._serialized_start=903
+  _globals['_FREEKEYREQUEST']._serialized_end=952
+  _globals['_FREEKEYRESPONSE']._serialized_start=954
+  _globals['_FREEKEYRESPONSE']._serialized_end=986
+  _globals['_GETCACHESTATSREQUEST']._serialized_start=988
+  _globals['_GETCACHESTATSREQUEST']._serialized_end=1010
+  _globals['_GETCACHESTATSRESPONSE']._serialized_start=1013
+  _globals['_GETCACHESTATSRESPONSE']._serialized_end=1170
+  _globals['_CACHESERVICE']._serialized_start=1291
+  _globals['_CACHESERVICE']._serialized_end=1851
 # @@protoc_insertion_point(module_scope)

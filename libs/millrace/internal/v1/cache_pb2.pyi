@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -17,6 +18,30 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _IdempotencyState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _IdempotencyStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_IdempotencyState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    IDEMPOTENCY_STATE_UNSPECIFIED: _IdempotencyState.ValueType  # 0
+    """Not used."""
+    IDEMPOTENCY_STATE_RUNNING: _IdempotencyState.ValueType  # 1
+    """It runs on the gateway that the record names."""
+    IDEMPOTENCY_STATE_FINISHED: _IdempotencyState.ValueType  # 2
+    """It has ended well; its answer is in the record where one can be kept."""
+
+class IdempotencyState(_IdempotencyState, metaclass=_IdempotencyStateEnumTypeWrapper):
+    """How far the request behind an idempotency key is."""
+
+IDEMPOTENCY_STATE_UNSPECIFIED: IdempotencyState.ValueType  # 0
+"""Not used."""
+IDEMPOTENCY_STATE_RUNNING: IdempotencyState.ValueType  # 1
+"""It runs on the gateway that the record names."""
+IDEMPOTENCY_STATE_FINISHED: IdempotencyState.ValueType  # 2
+"""It has ended well; its answer is in the record where one can be kept."""
+Global___IdempotencyState: _TypeAlias = IdempotencyState  # noqa: Y015
 
 @_typing.final
 class LookUpRequest(_message.Message):
@@ -163,6 +188,212 @@ class CachedAnswer(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CachedAnswer: _TypeAlias = CachedAnswer  # noqa: Y015
+
+@_typing.final
+class IdempotencyRecord(_message.Message):
+    """What is known of the request behind an idempotency key; the value that lies in Redis."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BODY_HASH_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    GATEWAY_ID_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    SEED_FIELD_NUMBER: _builtins.int
+    ANSWER_FIELD_NUMBER: _builtins.int
+    body_hash: _builtins.bytes
+    """Hash over the canonical request, 32 bytes."""
+    request_id: _builtins.str
+    """The server's id of the request, 32 hexadecimal digits."""
+    gateway_id: _builtins.str
+    """The gateway that runs it."""
+    state: Global___IdempotencyState.ValueType
+    """How far it is."""
+    model: _builtins.str
+    """The model that answered."""
+    revision: _builtins.str
+    """Content hash of that model's weights."""
+    seed: _builtins.int
+    """The seed in force."""
+    @_builtins.property
+    def answer(self) -> Global___CachedAnswer:
+        """The whole answer; absent while running, where it is over the cap, and where it has log-probabilities."""
+
+    def __init__(
+        self,
+        *,
+        body_hash: _builtins.bytes = ...,
+        request_id: _builtins.str = ...,
+        gateway_id: _builtins.str = ...,
+        state: Global___IdempotencyState.ValueType = ...,
+        model: _builtins.str = ...,
+        revision: _builtins.str = ...,
+        seed: _builtins.int = ...,
+        answer: Global___CachedAnswer | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body_hash", b"body_hash", "gateway_id", b"gateway_id", "model", b"model", "request_id", b"request_id", "revision", b"revision", "seed", b"seed", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IdempotencyRecord: _TypeAlias = IdempotencyRecord  # noqa: Y015
+
+@_typing.final
+class ClaimKeyRequest(_message.Message):
+    """Takes a key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    HOLD_MS_FIELD_NUMBER: _builtins.int
+    key: _builtins.bytes
+    """Hash over tenant and idempotency key, 32 bytes."""
+    hold_ms: _builtins.int
+    """How long the claim holds unless it is finished or freed, milliseconds."""
+    @_builtins.property
+    def record(self) -> Global___IdempotencyRecord:
+        """The record to put there, state RUNNING."""
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.bytes = ...,
+        record: Global___IdempotencyRecord | None = ...,
+        hold_ms: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold_ms", b"hold_ms", "key", b"key", "record", b"record"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimKeyRequest: _TypeAlias = ClaimKeyRequest  # noqa: Y015
+
+@_typing.final
+class ClaimKeyResponse(_message.Message):
+    """Whether it was taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLDER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def holder(self) -> Global___IdempotencyRecord:
+        """Absent where the key is the caller's now; else the record of the request that has it."""
+
+    def __init__(
+        self,
+        *,
+        holder: Global___IdempotencyRecord | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["holder", b"holder"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimKeyResponse: _TypeAlias = ClaimKeyResponse  # noqa: Y015
+
+@_typing.final
+class FinishKeyRequest(_message.Message):
+    """The end of a request that holds a key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    RECORD_FIELD_NUMBER: _builtins.int
+    key: _builtins.bytes
+    """Hash over tenant and idempotency key, 32 bytes."""
+    @_builtins.property
+    def record(self) -> Global___IdempotencyRecord:
+        """The record to put there, state FINISHED."""
+
+    def __init__(
+        self,
+        *,
+        key: _builtins.bytes = ...,
+        record: Global___IdempotencyRecord | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["record", b"record"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "record", b"record"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FinishKeyRequest: _TypeAlias = FinishKeyRequest  # noqa: Y015
+
+@_typing.final
+class FinishKeyResponse(_message.Message):
+    """Whether the record was kept."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEPT_FIELD_NUMBER: _builtins.int
+    kept: _builtins.bool
+    """False where another request holds the key."""
+    def __init__(
+        self,
+        *,
+        kept: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kept", b"kept"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FinishKeyResponse: _TypeAlias = FinishKeyResponse  # noqa: Y015
+
+@_typing.final
+class FreeKeyRequest(_message.Message):
+    """Gives a key back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEY_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    key: _builtins.bytes
+    """Hash over tenant and idempotency key, 32 bytes."""
+    request_id: _builtins.str
+    """The request that holds it."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.bytes = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FreeKeyRequest: _TypeAlias = FreeKeyRequest  # noqa: Y015
+
+@_typing.final
+class FreeKeyResponse(_message.Message):
+    """Whether it was given back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FREED_FIELD_NUMBER: _builtins.int
+    freed: _builtins.bool
+    """False where this request did not hold the key."""
+    def __init__(
+        self,
+        *,
+        freed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["freed", b"freed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FreeKeyResponse: _TypeAlias = FreeKeyResponse  # noqa: Y015
 
 @_typing.final
 class GetCacheStatsRequest(_message.Message):

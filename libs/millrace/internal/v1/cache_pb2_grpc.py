@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class CacheServiceStub:
-    """Holds whole answers of deterministic requests.
+    """Holds whole answers of deterministic requests, and what became of requests with an idempotency key.
     """
 
     def __init__(self, channel):
@@ -45,6 +45,21 @@ class CacheServiceStub:
                 request_serializer=millrace_dot_internal_dot_v1_dot_cache__pb2.StoreRequest.SerializeToString,
                 response_deserializer=millrace_dot_internal_dot_v1_dot_cache__pb2.StoreResponse.FromString,
                 _registered_method=True)
+        self.ClaimKey = channel.unary_unary(
+                '/millrace.internal.v1.CacheService/ClaimKey',
+                request_serializer=millrace_dot_internal_dot_v1_dot_cache__pb2.ClaimKeyRequest.SerializeToString,
+                response_deserializer=millrace_dot_internal_dot_v1_dot_cache__pb2.ClaimKeyResponse.FromString,
+                _registered_method=True)
+        self.FinishKey = channel.unary_unary(
+                '/millrace.internal.v1.CacheService/FinishKey',
+                request_serializer=millrace_dot_internal_dot_v1_dot_cache__pb2.FinishKeyRequest.SerializeToString,
+                response_deserializer=millrace_dot_internal_dot_v1_dot_cache__pb2.FinishKeyResponse.FromString,
+                _registered_method=True)
+        self.FreeKey = channel.unary_unary(
+                '/millrace.internal.v1.CacheService/FreeKey',
+                request_serializer=millrace_dot_internal_dot_v1_dot_cache__pb2.FreeKeyRequest.SerializeToString,
+                response_deserializer=millrace_dot_internal_dot_v1_dot_cache__pb2.FreeKeyResponse.FromString,
+                _registered_method=True)
         self.GetCacheStats = channel.unary_unary(
                 '/millrace.internal.v1.CacheService/GetCacheStats',
                 request_serializer=millrace_dot_internal_dot_v1_dot_cache__pb2.GetCacheStatsRequest.SerializeToString,
@@ -53,7 +68,7 @@ class CacheServiceStub:
 
 
 class CacheServiceServicer:
-    """Holds whole answers of deterministic requests.
+    """Holds whole answers of deterministic requests, and what became of requests with an idempotency key.
     """
 
     def LookUp(self, request, context):
@@ -65,6 +80,27 @@ class CacheServiceServicer:
 
     def Store(self, request, context):
         """Stores an answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ClaimKey(self, request, context):
+        """Takes an idempotency key for a request, unless it is taken. UNAVAILABLE without Redis.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FinishKey(self, request, context):
+        """Says that the request behind a key has ended well, and keeps its answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FreeKey(self, request, context):
+        """Gives a key back, where its request has no answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -90,6 +126,21 @@ def add_CacheServiceServicer_to_server(servicer, server):
                     request_deserializer=millrace_dot_internal_dot_v1_dot_cache__pb2.StoreRequest.FromString,
                     response_serializer=millrace_dot_internal_dot_v1_dot_cache__pb2.StoreResponse.SerializeToString,
             ),
+            'ClaimKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.ClaimKey,
+                    request_deserializer=millrace_dot_internal_dot_v1_dot_cache__pb2.ClaimKeyRequest.FromString,
+                    response_serializer=millrace_dot_internal_dot_v1_dot_cache__pb2.ClaimKeyResponse.SerializeToString,
+            ),
+            'FinishKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.FinishKey,
+                    request_deserializer=millrace_dot_internal_dot_v1_dot_cache__pb2.FinishKeyRequest.FromString,
+                    response_serializer=millrace_dot_internal_dot_v1_dot_cache__pb2.FinishKeyResponse.SerializeToString,
+            ),
+            'FreeKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.FreeKey,
+                    request_deserializer=millrace_dot_internal_dot_v1_dot_cache__pb2.FreeKeyRequest.FromString,
+                    response_serializer=millrace_dot_internal_dot_v1_dot_cache__pb2.FreeKeyResponse.SerializeToString,
+            ),
             'GetCacheStats': grpc.unary_unary_rpc_method_handler(
                     servicer.GetCacheStats,
                     request_deserializer=millrace_dot_internal_dot_v1_dot_cache__pb2.GetCacheStatsRequest.FromString,
@@ -104,7 +155,7 @@ def add_CacheServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class CacheService:
-    """Holds whole answers of deterministic requests.
+    """Holds whole answers of deterministic requests, and what became of requests with an idempotency key.
     """
 
     @staticmethod
@@ -151,6 +202,87 @@ class CacheService:
             '/millrace.internal.v1.CacheService/Store',
             millrace_dot_internal_dot_v1_dot_cache__pb2.StoreRequest.SerializeToString,
             millrace_dot_internal_dot_v1_dot_cache__pb2.StoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ClaimKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/millrace.internal.v1.CacheService/ClaimKey',
+            millrace_dot_internal_dot_v1_dot_cache__pb2.ClaimKeyRequest.SerializeToString,
+            millrace_dot_internal_dot_v1_dot_cache__pb2.ClaimKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FinishKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/millrace.internal.v1.CacheService/FinishKey',
+            millrace_dot_internal_dot_v1_dot_cache__pb2.FinishKeyRequest.SerializeToString,
+            millrace_dot_internal_dot_v1_dot_cache__pb2.FinishKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FreeKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/millrace.internal.v1.CacheService/FreeKey',
+            millrace_dot_internal_dot_v1_dot_cache__pb2.FreeKeyRequest.SerializeToString,
+            millrace_dot_internal_dot_v1_dot_cache__pb2.FreeKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

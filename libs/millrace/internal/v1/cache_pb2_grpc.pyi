@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class CacheServiceStub:
-    """Holds whole answers of deterministic requests."""
+    """Holds whole answers of deterministic requests, and what became of requests with an idempotency key."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -37,23 +37,35 @@ class CacheServiceStub:
     """Looks an answer up."""
     Store: _grpc.UnaryUnaryMultiCallable[_cache_pb2.StoreRequest, _cache_pb2.StoreResponse]
     """Stores an answer."""
+    ClaimKey: _grpc.UnaryUnaryMultiCallable[_cache_pb2.ClaimKeyRequest, _cache_pb2.ClaimKeyResponse]
+    """Takes an idempotency key for a request, unless it is taken. UNAVAILABLE without Redis."""
+    FinishKey: _grpc.UnaryUnaryMultiCallable[_cache_pb2.FinishKeyRequest, _cache_pb2.FinishKeyResponse]
+    """Says that the request behind a key has ended well, and keeps its answer."""
+    FreeKey: _grpc.UnaryUnaryMultiCallable[_cache_pb2.FreeKeyRequest, _cache_pb2.FreeKeyResponse]
+    """Gives a key back, where its request has no answer."""
     GetCacheStats: _grpc.UnaryUnaryMultiCallable[_cache_pb2.GetCacheStatsRequest, _cache_pb2.GetCacheStatsResponse]
     """Counts of the cache and of its Redis."""
 
 @_typing.type_check_only
 class CacheServiceAsyncStub(CacheServiceStub):
-    """Holds whole answers of deterministic requests."""
+    """Holds whole answers of deterministic requests, and what became of requests with an idempotency key."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     LookUp: _aio.UnaryUnaryMultiCallable[_cache_pb2.LookUpRequest, _cache_pb2.LookUpResponse]  # type: ignore[assignment]
     """Looks an answer up."""
     Store: _aio.UnaryUnaryMultiCallable[_cache_pb2.StoreRequest, _cache_pb2.StoreResponse]  # type: ignore[assignment]
     """Stores an answer."""
+    ClaimKey: _aio.UnaryUnaryMultiCallable[_cache_pb2.ClaimKeyRequest, _cache_pb2.ClaimKeyResponse]  # type: ignore[assignment]
+    """Takes an idempotency key for a request, unless it is taken. UNAVAILABLE without Redis."""
+    FinishKey: _aio.UnaryUnaryMultiCallable[_cache_pb2.FinishKeyRequest, _cache_pb2.FinishKeyResponse]  # type: ignore[assignment]
+    """Says that the request behind a key has ended well, and keeps its answer."""
+    FreeKey: _aio.UnaryUnaryMultiCallable[_cache_pb2.FreeKeyRequest, _cache_pb2.FreeKeyResponse]  # type: ignore[assignment]
+    """Gives a key back, where its request has no answer."""
     GetCacheStats: _aio.UnaryUnaryMultiCallable[_cache_pb2.GetCacheStatsRequest, _cache_pb2.GetCacheStatsResponse]  # type: ignore[assignment]
     """Counts of the cache and of its Redis."""
 
 class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Holds whole answers of deterministic requests."""
+    """Holds whole answers of deterministic requests, and what became of requests with an idempotency key."""
 
     @_abc_1.abstractmethod
     def LookUp(
@@ -70,6 +82,30 @@ class CacheServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_cache_pb2.StoreResponse, _abc.Awaitable[_cache_pb2.StoreResponse]]:
         """Stores an answer."""
+
+    @_abc_1.abstractmethod
+    def ClaimKey(
+        self,
+        request: _cache_pb2.ClaimKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cache_pb2.ClaimKeyResponse, _abc.Awaitable[_cache_pb2.ClaimKeyResponse]]:
+        """Takes an idempotency key for a request, unless it is taken. UNAVAILABLE without Redis."""
+
+    @_abc_1.abstractmethod
+    def FinishKey(
+        self,
+        request: _cache_pb2.FinishKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cache_pb2.FinishKeyResponse, _abc.Awaitable[_cache_pb2.FinishKeyResponse]]:
+        """Says that the request behind a key has ended well, and keeps its answer."""
+
+    @_abc_1.abstractmethod
+    def FreeKey(
+        self,
+        request: _cache_pb2.FreeKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_cache_pb2.FreeKeyResponse, _abc.Awaitable[_cache_pb2.FreeKeyResponse]]:
+        """Gives a key back, where its request has no answer."""
 
     @_abc_1.abstractmethod
     def GetCacheStats(

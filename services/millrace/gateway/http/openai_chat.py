@@ -28,6 +28,7 @@ from .parameters import (
     UNSUPPORTED_EVERYWHERE,
     request_options,
     sampling_params,
+    with_header_key,
 )
 from .replies import (
     chat_logprobs,
@@ -79,7 +80,8 @@ def chat_routes(edge: HttpEdge) -> list[Route]:
     """The chat route."""
 
     async def chat(request: Request) -> Any:
-        parsed = parse_chat(await read_json(request, edge.max_body_bytes))
+        body = await read_json(request, edge.max_body_bytes)
+        parsed = parse_chat(with_header_key(request, body))
         call = call_of(request)
         if not parsed.request.is_streamed:
             return await while_connected(request, _whole(edge, parsed, call))

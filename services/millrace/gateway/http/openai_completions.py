@@ -31,6 +31,7 @@ from .parameters import (
     UNSUPPORTED_EVERYWHERE,
     request_options,
     sampling_params,
+    with_header_key,
 )
 from .replies import completion_logprobs, extension, fingerprint, finish_reason_text, usage_body
 from .sse import DONE, EventStream, compact_json, data_event
@@ -69,7 +70,7 @@ def completion_routes(edge: HttpEdge) -> list[Route]:
 
     async def complete(request: Request) -> Any:
         body = await read_json(request, edge.max_body_bytes)
-        parsed = parse_completion(body, edge.max_batch_size)
+        parsed = parse_completion(with_header_key(request, body), edge.max_batch_size)
         call = call_of(request)
         if not parsed.is_streamed:
             return await while_connected(request, _whole(edge, parsed, call))
@@ -107,11 +108,17 @@ def parse_completion(body: dict[str, Any], max_prompts: int) -> CompletionCall:
     )
     options = request_options(fields)
     model = fields.text("model") or ""
+    prompts = _prompts(fields, max_prompts)
+    if len(prompts) > 1 and options["idempotency_key"] is not None:
+        raise InvalidRequest(
+            f"idempotency_key stands for one prompt; prompt has {len(prompts)}",
+            field="idempotency_key",
+        )
     requests = [
         GenerationRequest(
             model=model, sampling=sampling, is_streamed=is_streamed, **prompt, **options
         )
-        for prompt in _prompts(fields, max_prompts)
+        for prompt in prompts
     ]
     return CompletionCall(
         requests,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from starlette.requests import Request
+
 from millrace.core.errors import InvalidRequest
 from millrace.core.request import Priority
 from millrace.core.sampling import SamplingParams
@@ -12,6 +14,7 @@ from millrace.gateway.generation import CacheMode
 
 from .fields import Fields, is_number
 
+IDEMPOTENCY_HEADER = "idempotency-key"
 SAMPLING_FIELDS = frozenset(
     {"max_tokens", "temperature", "top_p", "n", "stop", "seed", "logprobs", "logit_bias"}
     | {"presence_penalty", "frequency_penalty", "top_k", "min_p", "repetition_penalty"}
@@ -80,6 +83,28 @@ def request_options(fields: Fields) -> dict[str, Any]:
         "cache": CacheMode(cache) if cache else CacheMode.BYPASS,
         "idempotency_key": fields.text("idempotency_key"),
     }
+
+
+def with_header_key(request: Request, body: dict[str, Any]) -> dict[str, Any]:
+    """The body with the idempotency key of the header in it; given twice, both must agree."""
+    key = request.headers.get(IDEMPOTENCY_HEADER)
+    if key is None:
+        return body
+    if body.get("idempotency_key") not in (None, key):
+        raise InvalidRequest(
+            f"{IDEMPOTENCY_HEADER} and idempotency_key differ; give one of them",
+            field="idempotency_key",
+        )
+    return {**body, "idempotency_key": key}
+
+
+def refuse_header_key(request: Request) -> None:
+    """Raises `InvalidRequest` where one key is given for many requests."""
+    if IDEMPOTENCY_HEADER in request.headers:
+        raise InvalidRequest(
+            f"{IDEMPOTENCY_HEADER} stands for one request; give each entry its own idempotency_key",
+            field="idempotency_key",
+        )
 
 
 def _logit_bias(fields: Fields) -> tuple[tuple[int, float], ...] | None:

@@ -25,8 +25,10 @@ from .parameters import (
     OPTION_FIELDS,
     SAMPLING_FIELDS,
     UNSUPPORTED_EVERYWHERE,
+    refuse_header_key,
     request_options,
     sampling_params,
+    with_header_key,
 )
 from .replies import finish_reason_text
 from .sse import DONE, EventStream, data_event
@@ -51,7 +53,8 @@ def plain_routes(edge: HttpEdge) -> list[Route]:
     """Both routes."""
 
     async def generate(request: Request) -> Any:
-        parsed = parse_generate(Fields(await read_json(request, edge.max_body_bytes)))
+        body = await read_json(request, edge.max_body_bytes)
+        parsed = parse_generate(Fields(with_header_key(request, body)))
         call = call_of(request)
         if not parsed.is_streamed:
             return await while_connected(request, _whole(edge, parsed, call))
@@ -64,6 +67,7 @@ def plain_routes(edge: HttpEdge) -> list[Route]:
         )
 
     async def batch(request: Request) -> JSONResponse:
+        refuse_header_key(request)
         fields = Fields(await read_json(request, edge.max_body_bytes))
         items = fields.items("requests")
         if items is None:
