@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,6 +107,21 @@ class Client:
                 scheduler_pb2.GetStatsRequest(), timeout=5
             )
             return response
+
+    async def until_idle(self, timeout_s: float = 5.0) -> scheduler_pb2.GetStatsResponse:
+        """The counters once no sequence is there and no block is owned; fails after `timeout_s`.
+
+        A row's blocks are back with the result of the plan that releases it, one step after its
+        last token.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            stats = await self.scheduler_stats()
+            num_used = sum(worker.num_used_blocks for worker in stats.workers)
+            if stats.status.num_running == stats.status.num_waiting == num_used == 0:
+                return stats
+            assert time.monotonic() < deadline, f"{num_used} blocks are still in use: {stats}"
+            await asyncio.sleep(0.05)
 
     async def num_response_cache_hits(self) -> int:
         """Answers that came from the response cache since the stack started."""

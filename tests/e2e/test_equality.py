@@ -46,12 +46,6 @@ async def _counts(client: Client) -> tuple[int, int]:
     return prefill, cached
 
 
-async def _assert_nothing_is_held(client: Client) -> None:
-    stats = await client.scheduler_stats()
-    assert stats.status.num_running == stats.status.num_waiting == 0
-    assert sum(worker.num_used_blocks for worker in stats.workers) == 0
-
-
 @pytest.mark.parametrize("prompt", PROMPTS, ids=lambda prompt: prompt.name)
 async def test_alone(client: Client, prompt: Prompt) -> None:
     _assert_equal(await _ask(client, prompt), REFERENCES[prompt.name])
@@ -77,7 +71,7 @@ async def test_thirty_two_at_once_with_staggered_arrivals(client: Client) -> Non
     answers = await _ask_staggered(client, prompts)
     for prompt, answer in zip(prompts, answers, strict=True):
         _assert_equal(answer, REFERENCES[prompt.name])
-    await _assert_nothing_is_held(client)
+    await client.until_idle()
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +101,6 @@ async def test_after_preemption_in_chunks_in_a_cache_of_64_blocks(cramped_stack:
     assert stats.num_preemptions > 0
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         _assert_equal(answer, REFERENCES[prompt.name])
-    await _assert_nothing_is_held(client)
+    await client.until_idle()
     assert await client.num_response_cache_hits() == 0
     await client.close()

@@ -15,7 +15,7 @@ from millrace.telemetry.store import TraceStore
 from millrace.testing.span_recorder import assert_edges, leaf_coverage
 from millrace.testing.stack import Stack
 from millrace.v1 import types_pb2
-from tests.e2e.client import Client
+from tests.e2e.client import Answer, Client
 
 WAIT_S = 20.0
 # Spans leave each process once a second.
@@ -37,14 +37,23 @@ async def test_cached_answer_shows_all_five_services_and_is_marked(stack: Stack)
     client = Client(stack)
     text = f"A wheel at {time.time_ns()} turns"
     first = await client.ask(text=text, max_tokens=8, cache=types_pb2.CACHE_MODE_USE)
-    second = await client.ask(text=text, max_tokens=8, cache=types_pb2.CACHE_MODE_USE)
+    second = await _ask_until_cached(client, text)
     spans = await _spans_of(stack, first.request_id)
     await client.close()
     assert first.finished is not None and not first.finished.cached
-    assert second.finished is not None and second.finished.cached
     assert (second.text, second.tokens) == (first.text, first.tokens)
     services = {span.service for span in spans}
     assert services >= {"gateway", "tokenizer", "scheduler", "worker", "cache"}
+
+
+async def _ask_until_cached(client: Client, text: str) -> Answer:
+    """The cache is filled behind the first client's back, and may be passed over when it is slow."""
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        answer = await client.ask(text=text, max_tokens=8, cache=types_pb2.CACHE_MODE_USE)
+        if answer.finished is not None and answer.finished.cached:
+            return answer
+        assert time.monotonic() < deadline, "no answer came from the cache"
 
 
 async def _spans_of(stack: Stack, request_id: str) -> list[SpanRecord]:
