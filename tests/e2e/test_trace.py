@@ -47,7 +47,7 @@ async def test_cached_answer_shows_all_five_services_and_is_marked(stack: Stack)
 
 
 async def _ask_until_cached(client: Client, text: str) -> Answer:
-    """The cache is filled behind the first client's back, and may be passed over when it is slow."""
+    """The cache is filled after the first client's end, and passed over while it is slow."""
     deadline = time.monotonic() + WAIT_S
     while True:
         answer = await client.ask(text=text, max_tokens=8, cache=types_pb2.CACHE_MODE_USE)
