@@ -85,6 +85,7 @@ class WorkerNode:
 
 
 async def start_worker(worker_id: str, engine: PacedEngine) -> WorkerNode:
+    """Serves an engine on a free port; nobody is told of it yet."""
     loop = EngineLoop(engine)
     loop.start()
     registration = WorkerRegistration(
@@ -125,7 +126,10 @@ class Stack:
         self._channel = open_channel(self.address)
 
     async def add_worker(self, worker_id: str = "w", **settings: int) -> WorkerNode:
-        node = await start_worker(worker_id, PacedEngine(**settings))
+        return await self.add_engine(worker_id, PacedEngine(**settings))
+
+    async def add_engine(self, worker_id: str, engine: PacedEngine) -> WorkerNode:
+        node = await start_worker(worker_id, engine)
         self.workers[worker_id] = node
         await self.bus.register_worker(node.registration)
         await self.until(lambda: worker_id in self.worker_ids())
@@ -167,7 +171,7 @@ class Stack:
         stats = await self.stats()
         assert stats.status.num_running == stats.status.num_waiting == 0
         assert [worker.num_used_blocks for worker in stats.workers] == [0] * len(stats.workers)
-        for worker_id in self.worker_ids():
+        for worker_id in self.worker_ids() & self.workers.keys():
             engine = self.workers[worker_id].engine
             await self.until(lambda engine=engine: engine.num_taken_rows == 0)  # type: ignore[misc]
         if isinstance(self.bus, MemoryBus):
