@@ -37,10 +37,16 @@ class PacedEngine(ModelWorker):
         self.gate.set()
         self.num_failing_steps = 0
         self.num_resets = 0
+        self.defects: list[AssertionError] = []
 
     def execute(self, plan: StepPlan) -> StepResult:
         assert self.gate.wait(WAIT_S), "the test forgot to open the gate"
-        return self._timed(super().execute(plan))
+        try:
+            return self._timed(super().execute(plan))
+        except AssertionError as defect:
+            # The scheduler would try again, and nobody would know.
+            self.defects.append(defect)
+            raise
 
     def run_lease_step(self) -> StepResult | None:
         if not self.gate.is_set():
@@ -174,6 +180,7 @@ class Stack:
         for worker_id in self.worker_ids() & self.workers.keys():
             engine = self.workers[worker_id].engine
             await self.until(lambda engine=engine: engine.num_taken_rows == 0)  # type: ignore[misc]
+            assert not engine.defects
         if isinstance(self.bus, MemoryBus):
             queues = self.bus._queues.values()
             await self.until(lambda: sum(queue.num_messages for queue in queues) == 0)
