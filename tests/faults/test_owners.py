@@ -52,6 +52,8 @@ async def test_f10_paused_owner_and_its_successor_give_one_token_sequence(
     assert min(epochs) > max(frame.attempt for frame in gateway.frames)
     assert len(gateway.frames) == num_frames, "the paused one has no worker any more"
     assert not paused.worker_ids()
+    (request,) = paused.service.scheduler._requests.values()
+    assert not request.suspicion.num_faults, "a worker that was taken over has not died"
     await gateway.stream.gone(answer.request.request_id)
     await paused.check_empty()
     successor.workers, paused.workers = paused.workers, {}
