@@ -37,10 +37,16 @@ class PacedEngine(ModelWorker):
         self.gate.set()
         self.num_failing_steps = 0
         self.num_resets = 0
+        self.defects: list[AssertionError] = []
 
     def execute(self, plan: StepPlan) -> StepResult:
         assert self.gate.wait(WAIT_S), "the test forgot to open the gate"
-        return self._timed(super().execute(plan))
+        try:
+            return self._timed(super().execute(plan))
+        except AssertionError as defect:
+            # The scheduler would try again, and nobody would know.
+            self.defects.append(defect)
+            raise
 
     def run_lease_step(self) -> StepResult | None:
         if not self.gate.is_set():
@@ -85,6 +91,7 @@ class WorkerNode:
 
 
 async def start_worker(worker_id: str, engine: PacedEngine) -> WorkerNode:
+    """Serves an engine on a free port; nobody is told of it yet."""
     loop = EngineLoop(engine)
     loop.start()
     registration = WorkerRegistration(
@@ -125,7 +132,10 @@ class Stack:
         self._channel = open_channel(self.address)
 
     async def add_worker(self, worker_id: str = "w", **settings: int) -> WorkerNode:
-        node = await start_worker(worker_id, PacedEngine(**settings))
+        return await self.add_engine(worker_id, PacedEngine(**settings))
+
+    async def add_engine(self, worker_id: str, engine: PacedEngine) -> WorkerNode:
+        node = await start_worker(worker_id, engine)
         self.workers[worker_id] = node
         await self.bus.register_worker(node.registration)
         await self.until(lambda: worker_id in self.worker_ids())
@@ -167,9 +177,10 @@ class Stack:
         stats = await self.stats()
         assert stats.status.num_running == stats.status.num_waiting == 0
         assert [worker.num_used_blocks for worker in stats.workers] == [0] * len(stats.workers)
-        for worker_id in self.worker_ids():
+        for worker_id in self.worker_ids() & self.workers.keys():
             engine = self.workers[worker_id].engine
             await self.until(lambda engine=engine: engine.num_taken_rows == 0)  # type: ignore[misc]
+            assert not engine.defects
         if isinstance(self.bus, MemoryBus):
             queues = self.bus._queues.values()
             await self.until(lambda: sum(queue.num_messages for queue in queues) == 0)

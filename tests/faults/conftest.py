@@ -1,0 +1,34 @@
+"""Fixtures of the fault tests; the leak check of tasks is that of the integration tests."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from millrace.bus.memory import MemoryBus
+from millrace.scheduler.config import SchedulerConfig
+from millrace.scheduler.watchdog import WatchLimits
+from tests.faults.fault_stack import FaultStack
+from tests.integration.conftest import config, no_task_fails_unheard
+
+__all__ = ["config", "no_task_fails_unheard"]
+
+
+@pytest.fixture
+def watch_limits() -> WatchLimits | None:
+    """The service's own; tests that wait for the watchdog several times make it quicker."""
+    return None
+
+
+@pytest.fixture
+async def stack(
+    no_task_fails_unheard: None, config: SchedulerConfig, watch_limits: WatchLimits | None
+) -> AsyncIterator[FaultStack]:
+    made = FaultStack(MemoryBus(), config, watch_limits)
+    await made.start()
+    try:
+        yield made
+        await made.check_all()
+    finally:
+        await made.stop()

@@ -1,0 +1,55 @@
+"""An engine whose steps go wrong for prompts that begin with certain tokens."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from millrace.core.step import StepPlan, StepResult
+from tests.integration.stack import PacedEngine
+
+# Prompts of `queued_request` begin with 1 to 90.
+ENDS_THE_PROCESS = 91
+RAISES = 92
+SLOW = 93
+STUCK = 94
+
+SLOW_TICK_S = 0.05
+
+
+class FaultyEngine(PacedEngine):
+    """Fails whenever such a row is live, in prefill and in decode alike."""
+
+    def __init__(
+        self, *, step_s: float = 0.0, slow_s: float = 0.0, most_rows: int = 1_000, **settings: int
+    ) -> None:
+        super().__init__(**settings)
+        self.step_s = step_s
+        self.slow_s = slow_s
+        self.most_rows = most_rows
+        self.num_failed_steps = 0
+        self.num_slow_steps = 0
+
+    def _prefill(self, plan: StepPlan, result: StepResult) -> None:
+        time.sleep(self.step_s)
+        live = [row for row in self._rows.values() if not row.is_ended]
+        first_ids = {row.admission.token_ids[0] for row in live}
+        if ENDS_THE_PROCESS in first_ids:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if RAISES in first_ids:
+            self.num_failed_steps += 1
+            raise RuntimeError("the forward pass failed")
+        if len(live) > self.most_rows:
+            self.num_failed_steps += 1
+            raise MemoryError(f"{len(live)} rows")
+        if {SLOW, STUCK} & first_ids and self.slow_s:
+            self._dawdle(moves=SLOW in first_ids)
+        super()._prefill(plan, result)
+
+    def _dawdle(self, *, moves: bool) -> None:
+        end_s, self.slow_s = time.monotonic() + self.slow_s, 0.0
+        self.num_slow_steps += 1
+        while time.monotonic() < end_s:
+            time.sleep(SLOW_TICK_S)
+            self.progress += moves
