@@ -20,11 +20,13 @@ from millrace.cache.servicer import CacheServicer
 from millrace.cache.store import IDEMPOTENCY_PREFIX, OVERHEAD_BYTES, PREFIX, RedisStore
 from millrace.core.breaker import Breaker
 from millrace.core.errors import ConfigError, Unavailable
+from millrace.core.idempotency import IdempotencyRecord
 from millrace.internal.v1 import cache_pb2, cache_pb2_grpc
 from millrace.rpc.client import open_channel
 from millrace.rpc.server import RpcServer
 from millrace.telemetry.metrics import CacheMetrics
 from millrace.testing.servers import LocalServer, start_valkey
+from millrace.wire.idempotency_client import IdempotencyClient
 
 KEYS = [bytes([number]) * 32 for number in range(100)]
 # One sealed answer of this size and its accounting fill a round 1,000 bytes.
@@ -326,6 +328,31 @@ async def test_claim_and_finished_record_run_out_by_themselves(store: RedisStore
     await keys.finish(KEYS[0], "a", b"a")
 
     assert 59_000 < await store._redis.pttl(name) <= 60_000
+
+
+async def test_gateways_and_a_killed_redis(tmp_path: Path) -> None:
+    with start_valkey(tmp_path) as valkey:
+        store = _store(valkey)
+        server = RpcServer("cache", "127.0.0.1", 0)
+        add_to_server = cache_pb2_grpc.add_CacheServiceServicer_to_server
+        servicer = CacheServicer(_cache(store), _keys(store))
+        server.add(add_to_server, servicer, "millrace.internal.v1.CacheService")
+        channel = open_channel(await server.start())
+        one, other = IdempotencyClient(channel), IdempotencyClient(channel)
+        first = IdempotencyRecord(b"h", "a" * 32, "gateway-1")
+        second = IdempotencyRecord(b"h", "b" * 32, "gateway-2")
+
+        assert await one.claim(KEYS[0], first, 60.0) is None
+        assert await other.claim(KEYS[0], second, 60.0) == first
+        valkey.kill()
+        started = time.perf_counter()
+        with pytest.raises(Unavailable, match="nothing was run"):
+            await other.claim(KEYS[1], second, 60.0)
+        assert time.perf_counter() - started < 2.0
+
+        await channel.close()
+        await server.stop(grace_s=0)
+        await store.close()
 
 
 async def test_keys_without_redis_are_unavailable() -> None:

@@ -15,10 +15,11 @@ from contextlib import aclosing
 from typing import Any, cast
 
 import grpc
+from google.protobuf.message import DecodeError
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from millrace.core.errors import InternalError, MillraceError
+from millrace.core.errors import InternalError, InvalidRequest, MillraceError
 from millrace.telemetry.names import (
     ATTR_RPC_METHOD,
     ATTR_RPC_STATUS_CODE,
@@ -78,21 +79,45 @@ class ErrorServerInterceptor(grpc.aio.ServerInterceptor):
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
                 _guard_stream(handler.unary_stream, method),
-                handler.request_deserializer,
+                _tolerant(handler.request_deserializer),
                 handler.response_serializer,
             )
         if handler.request_streaming:
             return handler
         return grpc.unary_unary_rpc_method_handler(
             _guard_unary(handler.unary_unary, method),
-            handler.request_deserializer,
+            _tolerant(handler.request_deserializer),
             handler.response_serializer,
         )
+
+
+class _Undecodable:
+    """Stands for a request that is no message of its type."""
+
+
+def _tolerant(deserialize: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    """gRPC itself would answer UNKNOWN and log a traceback for what a client got wrong."""
+    if deserialize is None:
+        return None
+
+    def read(wire: bytes) -> Any:
+        try:
+            return deserialize(wire)
+        except DecodeError:
+            return _Undecodable()
+
+    return read
+
+
+def _require_decoded(request: Any) -> None:
+    if isinstance(request, _Undecodable):
+        raise InvalidRequest("the request is no message of this call, or has text that is no UTF-8")
 
 
 def _guard_unary(behavior: Handler, method: str) -> Handler:
     async def guarded(request: Any, context: ServicerContext) -> Any:
         try:
+            _require_decoded(request)
             return await behavior(request, context)
         except MillraceError as error:
             await context.abort_with_status(to_grpc_status(error))
@@ -105,6 +130,7 @@ def _guard_unary(behavior: Handler, method: str) -> Handler:
 def _guard_stream(behavior: Handler, method: str) -> Handler:
     async def guarded(request: Any, context: ServicerContext) -> AsyncIterator[Any]:
         try:
+            _require_decoded(request)
             responses = behavior(request, context)
             if inspect.isawaitable(responses):
                 # The health service's Watch writes by itself.

@@ -122,6 +122,7 @@ class Gateway:
             self._directory,
             max_batch_size=self._config.max_batch_size,
             max_batch_concurrency=self._config.max_batch_concurrency,
+            max_request_bytes=self._config.max_body_bytes,
         )
         add_servicer = inference_pb2_grpc.add_InferenceServiceServicer_to_server
         self._rpc.add(add_servicer, servicer, SERVICE_NAME)

@@ -29,7 +29,7 @@ class GatewayConfig:
     default_model: str = setting(
         "", help="model of requests that name none; empty takes the first one that registers"
     )
-    max_body_bytes: int = setting(8 << 20, help="largest HTTP request body", unit="bytes")
+    max_body_bytes: int = setting(8 << 20, help="largest HTTP body or gRPC request", unit="bytes")
     max_in_flight: int = setting(4096, help="requests held at once; more are answered with 429")
     max_batch_size: int = setting(1024, help="most requests in one batch call")
     max_batch_concurrency: int = setting(256, help="requests of one batch that run at once")

@@ -91,10 +91,7 @@ class GenerationRequest:
 
 def check_messages(messages: tuple[ChatMessage, ...]) -> None:
     """Raises `InvalidRequest` for too many messages or a role that cannot be one."""
-    if len(messages) > MAX_MESSAGES:
-        raise InvalidRequest(
-            f"messages has {len(messages)} entries; the limit is {MAX_MESSAGES}", field="messages"
-        )
+    check_num_messages(len(messages))
     for index, message in enumerate(messages):
         if not 1 <= len(message.role) <= MAX_ROLE_CHARS:
             raise InvalidRequest(
@@ -102,6 +99,16 @@ def check_messages(messages: tuple[ChatMessage, ...]) -> None:
                 f"{MAX_ROLE_CHARS}",
                 field=f"messages[{index}].role",
             )
+
+
+def check_num_messages(num_messages: int) -> None:
+    """Raises `InvalidRequest` for too many messages."""
+    if num_messages > MAX_MESSAGES:
+        raise InvalidRequest(
+            f"messages has {num_messages} entries; the limit is {MAX_MESSAGES}",
+            field="messages",
+            metadata={"value": str(num_messages), "max": str(MAX_MESSAGES)},
+        )
 
 
 def check_idempotency_key(key: str) -> None:

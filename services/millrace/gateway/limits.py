@@ -12,7 +12,12 @@ from .generation import GenerationRequest
 
 
 def check_token_ids(request: GenerationRequest, info: ModelInfo) -> None:
-    """Raises `InvalidRequest` where the request names a token id that the model does not have."""
+    """Raises `InvalidRequest` where the request names a token id that the model does not have.
+
+    `ContextLengthExceeded` comes first: a million ids need not be looked at one by one.
+    """
+    if len(request.token_ids or ()) >= info.max_model_len:
+        resolve_max_tokens(request.sampling, len(request.token_ids or ()), info)
     _check_ids("prompt", request.token_ids or (), info)
     _check_ids("logit_bias", (token_id for token_id, _ in request.sampling.logit_bias), info)
     _check_ids("stop_token_ids", request.sampling.stop_token_ids, info)

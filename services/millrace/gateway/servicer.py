@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import grpc
+from google.protobuf.message import Message
 
 from millrace.core.chat import ChatMessage
-from millrace.core.errors import InvalidRequest, MillraceError
+from millrace.core.errors import InvalidRequest, MillraceError, PayloadTooLarge
 from millrace.core.request import Priority
 from millrace.core.sampling import SamplingParams
 from millrace.telemetry.names import OPERATION_CHAT, OPERATION_TEXT_COMPLETION
@@ -28,7 +29,7 @@ from .events import (
     Started,
     TokenLogprob,
 )
-from .generation import CacheMode, GenerationRequest
+from .generation import CacheMode, GenerationRequest, check_num_messages
 from .pipeline import Pipeline
 
 SERVICE_NAME = "millrace.v1.InferenceService"
@@ -36,6 +37,7 @@ SERVICE_NAME = "millrace.v1.InferenceService"
 CUT_GRACE_S = 10.0
 
 Context = grpc.aio.ServicerContext[Any, Any]
+Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", inference_pb2.GenerateResponse, inference_pb2.ChatResponse)
 
 _CACHE_MODES = {
@@ -56,8 +58,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         *,
         max_batch_size: int = 1024,
         max_batch_concurrency: int = 256,
+        max_request_bytes: int = 8 << 20,
     ) -> None:
         self._pipeline = pipeline
+        self._max_request_bytes = max_request_bytes
         self._directory = directory
         self._max_batch_size = max_batch_size
         self._max_batch_concurrency = max_batch_concurrency
@@ -67,7 +71,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         """Continues a prompt."""
         call = await _begin(OPERATION_TEXT_COMPLETION, context)
-        events = self._events(lambda: _generate_from_proto(request), call, context)
+        events = self._events(lambda: _generate_from_proto(self._sized(request)), call, context)
         async for event in events:
             response = _event_to_proto(event, inference_pb2.GenerateResponse)
             if response is not None:
@@ -78,7 +82,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> AsyncIterator[inference_pb2.ChatResponse]:
         """Answers a conversation."""
         call = await _begin(OPERATION_CHAT, context)
-        events = self._events(lambda: _chat_from_proto(request), call, context)
+        events = self._events(lambda: _chat_from_proto(self._sized(request)), call, context)
         async for event in events:
             response = _event_to_proto(event, inference_pb2.ChatResponse)
             if response is not None:
@@ -90,6 +94,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """Runs many prompts."""
         call = await _begin(OPERATION_TEXT_COMPLETION, context)
         _on_done(context, call.end)
+        self._sized(request)
         check_batch_size(len(request.requests), self._max_batch_size)
         requests = [_tried(each) for each in request.requests]
         outcomes = run_batch(
@@ -116,7 +121,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.CountTokensResponse:
         """Counts the tokens of a prompt."""
         await _begin_untraced(context)
-        kind = request.WhichOneof("input")
+        kind = self._sized(request).WhichOneof("input")
         asked = GenerationRequest(
             model=request.model,
             text=request.text if kind == "text" else None,
@@ -140,6 +145,16 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         await _begin_untraced(context)
         model = _model_to_proto(self._directory.get(request.name))
         return inference_pb2.GetModelResponse(model=model)
+
+    def _sized(self, request: Request) -> Request:
+        """The request. Raises `PayloadTooLarge` before anything is made of it."""
+        size = request.ByteSize()
+        if size > self._max_request_bytes:
+            raise PayloadTooLarge(
+                f"the request has {size} bytes; the limit is {self._max_request_bytes}",
+                metadata={"value": str(size), "max": str(self._max_request_bytes)},
+            )
+        return request
 
     async def _events(
         self, convert: Callable[[], GenerationRequest], call: Call, context: Context
@@ -222,6 +237,7 @@ def _tried(request: inference_pb2.GenerateRequest) -> GenerationRequest | Millra
 
 
 def _messages(messages: Sequence[types_pb2.Message]) -> tuple[ChatMessage, ...]:
+    check_num_messages(len(messages))
     return tuple(
         ChatMessage(each.role, each.content, each.name if each.HasField("name") else None)
         for each in messages
