@@ -24,7 +24,9 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("logs", help="show what the services logged")
     parser.add_argument("service", nargs="?", help="one process only, such as worker or worker-2")
     parser.add_argument("-f", "--follow", action="store_true", help="go on with new lines")
-    parser.add_argument("-n", "--lines", type=positive_count, default=50, help="of each; default 50")
+    parser.add_argument(
+        "-n", "--lines", type=positive_count, default=50, help="of each; default 50"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
