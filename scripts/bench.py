@@ -19,11 +19,17 @@ from typing import Any
 
 import grpc
 from bench_hops import hop_medians
-from bench_load import GrpcTarget, HttpTarget, Load, Prompts, run_load
 from bench_machine import cpu_percent, peak_rss_mb, read_gb_per_s, stack_pids
 from bench_report import print_report
 from bench_telemetry import telemetry_cost
 
+from millrace.cli.load.ask import Ask
+from millrace.cli.load.grpc_target import GrpcTarget
+from millrace.cli.load.http_target import HttpTarget
+from millrace.cli.load.outcome import Load
+from millrace.cli.load.prompts import Prompts
+from millrace.cli.load.runner import LoadRun
+from millrace.cli.load.statistics import load_figures
 from millrace.config.home import millrace_home
 from millrace.internal.v1 import scheduler_pb2, scheduler_pb2_grpc
 from millrace.testing.stack import Stack, start_stack
@@ -31,6 +37,7 @@ from millrace.testing.stack import Stack, start_stack
 STREAMS = (1, 8, 32)
 NUM_REQUESTS = {1: 4, 8: 16, 32: 48}
 NUM_TOKENS = 64
+PROMPT_TOKENS = (30, 700)
 IDLE_S = 20.0
 SETTLE_S = 3.0
 
@@ -101,24 +108,36 @@ async def _loads(
     request_ids: list[str] | None = None,
 ) -> list[dict[str, Any]]:
     """The figures of every load. Ids of the requests that ran alone over gRPC are added."""
-    prompts = Prompts(seed=time.time_ns())
+    prompts = Prompts(time.time_ns())
     targets: list[GrpcTarget | HttpTarget] = [GrpcTarget(grpc_address), HttpTarget(url)]
     loads = []
     for target in targets:
-        await run_load(target, prompts.draw(2), 2, 8)
+        await _load(target, _asks(prompts, 2, 8), 2)
     for num_streams in STREAMS:
         for target in targets:
             bandwidth = read_gb_per_s()
             before = await _decode_counts(stack)
-            texts = prompts.draw(NUM_REQUESTS[num_streams])
-            load = await run_load(target, texts, num_streams, NUM_TOKENS)
+            asks = _asks(prompts, NUM_REQUESTS[num_streams], NUM_TOKENS)
+            load = await _load(target, asks, num_streams)
             after = await _decode_counts(stack)
             loads.append(_figures(load, before, after, bandwidth))
             if request_ids is not None and num_streams == 1 and target.protocol == "grpc":
-                request_ids += [stream.request_id for stream in load.streams]
+                request_ids += [outcome.request_id for outcome in load.outcomes]
     for target in targets:
         await target.close()
     return loads
+
+
+def _asks(prompts: Prompts, count: int, num_tokens: int) -> list[Ask]:
+    return [Ask(text, num_tokens) for text in prompts.draw_spread(count, *PROMPT_TOKENS)]
+
+
+async def _load(target: GrpcTarget | HttpTarget, asks: list[Ask], num_streams: int) -> Load:
+    """A closed loop. Raises RuntimeError where a request failed: its figures would mislead."""
+    load = await LoadRun(target).closed_loop(asks, num_streams)
+    if load.errors():
+        raise RuntimeError(f"requests failed: {load.errors()}")
+    return load
 
 
 def _figures(
@@ -126,7 +145,7 @@ def _figures(
 ) -> dict[str, Any]:
     num_rows, num_steps = after[0] - before[0], after[1] - before[1]
     mean_batch = round(num_rows / num_steps, 2) if num_steps else None
-    return {**load.figures(), "mean_decode_batch": mean_batch, "read_gb_per_s": bandwidth}
+    return {**load_figures(load), "mean_decode_batch": mean_batch, "read_gb_per_s": bandwidth}
 
 
 async def _decode_counts(stack: Stack | None) -> tuple[int, int]:

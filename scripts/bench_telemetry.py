@@ -17,9 +17,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench_load import GrpcTarget, Prompts, run_load
 from bench_machine import cpu_s, stack_pids
 
+from millrace.cli.load.ask import Ask
+from millrace.cli.load.grpc_target import GrpcTarget
+from millrace.cli.load.prompts import Prompts
+from millrace.cli.load.runner import LoadRun
 from millrace.config.home import millrace_home
 from millrace.testing.stack import Stack, start_stack
 
@@ -59,10 +62,13 @@ class Side:
     async def run(self, texts: list[str]) -> Run:
         """All streams once."""
         before = self._cpu_s()
-        load = await run_load(self.target, texts, NUM_STREAMS, NUM_TOKENS)
+        asks = [Ask(text, NUM_TOKENS) for text in texts]
+        load = await LoadRun(self.target).closed_loop(asks, NUM_STREAMS)
+        if load.errors():
+            raise RuntimeError(f"requests failed: {load.errors()}")
         await asyncio.sleep(EXPORT_S)
         after = self._cpu_s()
-        num_tokens = sum(stream.num_output_tokens for stream in load.streams)
+        num_tokens = load.num_output_tokens
         cpu_ms = {name: 1000 * (after[name] - before[name]) / num_tokens for name in after}
         return Run(num_tokens / load.elapsed_s, cpu_ms)
 
@@ -108,11 +114,11 @@ def _medians(runs: list[Run]) -> dict[str, Any]:
 
 async def _pairs(num_pairs: int, traced: Stack, plain: Stack) -> list[tuple[Run, Run]]:
     sides = [Side(traced), Side(plain)]
-    prompts = Prompts(time.time_ns(), PROMPT_TOKENS, PROMPT_TOKENS)
+    prompts = Prompts(time.time_ns())
     pairs = []
     # The first pair only warms both up.
     for index in range(num_pairs + 1):
-        texts = prompts.draw(NUM_STREAMS)
+        texts = prompts.draw_spread(NUM_STREAMS, PROMPT_TOKENS, PROMPT_TOKENS)
         # The side that goes first changes, so that neither has the quieter half of the minute.
         order = sides if index % 2 else sides[::-1]
         runs = {side: await side.run(texts) for side in order}

@@ -21,6 +21,7 @@ VERBS = {
     "models": "pull, add, list and remove models; see what fits",
     "trace": "show where the time of a request went",
     "trace-ui": "start a tracing UI beside the stack",
+    "bench": "measure a server under load",
     "doctor": "check this machine and the stack, say what to do",
     "config": "show settings with value and origin",
     "bus": "prepare the message bus",

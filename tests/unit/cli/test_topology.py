@@ -15,8 +15,10 @@ from millrace.cli.stack.topology import ProcessSpec, Topology, load_topology
 from millrace.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
-# Compose has these beside the topology: preparation that `up` does itself, and its tracing UI.
-COMPOSE_ONLY = {"bus-init", "model-init", "jaeger"}
+# Compose has these beside the topology: preparation that `up` does itself, its telemetry.
+COMPOSE_ONLY = {"bus-init", "model-init"} | {
+    *("otel-collector", "jaeger", "prometheus", "grafana"),
+}
 MODEL = "${MILLRACE_MODEL:-smollm2-135m-instruct}"
 WILDCARD_HOST = "0.0.0.0"
 
@@ -68,6 +70,7 @@ def test_compose_services_get_the_settings_of_the_topology(
         names = names_in_compose(topology, spec)
         wanted = {key: filled(value, names) for key, value in spec.settings.items()}
         wanted.update({key: str(port) for key, port in spec.ports.items()})
+        wanted.update(spec.compose_settings)
         if spec.is_public:
             wanted["insecure_bind"] = "true"
         prefix = f"MILLRACE_{spec.name.upper()}_"
@@ -138,7 +141,7 @@ def test_every_setting_of_the_topology_exists(topology: Topology) -> None:
     for spec in topology.processes:
         if spec.config:
             known = settings_class(spec).__dataclass_fields__
-            assert {*spec.settings, *spec.ports} <= set(known), spec.name
+            assert {*spec.settings, *spec.ports, *spec.compose_settings} <= set(known), spec.name
 
 
 def test_servers_start_first_and_the_gateway_last(topology: Topology) -> None:
