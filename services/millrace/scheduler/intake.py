@@ -214,12 +214,14 @@ class Intake:
             await asyncio.sleep(TICK_S)
             self._expire(time.time_ns() // 1_000_000)
             self._drop_absent_gateways()
+            # A sequence may have been left for another worker, or held back for a prefix: what ends
+            # such a wait is time, which is no event.
+            self._on_work()
 
     def _expire(self, now_unix_ms: int) -> None:
         for request_id in self._scheduler.expire(now_unix_ms):
             if (entry := self._ledger.get(request_id)) is not None:
                 self._frames.fail(entry, DeadlineExceeded("the request's deadline has passed"))
-            self._on_work()
 
     def _drop_absent_gateways(self) -> None:
         gateway_ids = self._ledger.gateway_ids()

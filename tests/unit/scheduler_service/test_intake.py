@@ -196,6 +196,11 @@ async def test_deadline_ends_a_request_with_a_frame(desk: Desk) -> None:
     assert ear.frames()[0].failed[0].reason == "DEADLINE_EXCEEDED"
 
 
+async def test_time_alone_has_the_workers_asked_again(desk: Desk) -> None:
+    num_calls = desk.num_work_calls
+    await until(lambda: desk.num_work_calls >= num_calls + 2)
+
+
 async def test_requests_of_an_absent_gateway_end_after_the_grace(desk: Desk) -> None:
     desk.attach("other")
     await desk.deliver_and_wait(queued_request("kept", gateway_id="other"))
