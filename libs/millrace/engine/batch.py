@@ -59,6 +59,12 @@ class Batch:
         return int(self.cu_seqlens_q[-1])
 
     @property
+    def wants_logits(self) -> npt.NDArray[np.uint8]:
+        """Per row that samples: 1 unless it only asks for its likeliest token."""
+        wants = [not item.row.sample.is_plain_greedy for item in self.sampling_work]
+        return np.array(wants, dtype=np.uint8)
+
+    @property
     def sampling_work(self) -> list[Work]:
         """The work items that draw a token, in the order of `sample_indices`."""
         return [item for item in self.work if item.samples]

@@ -18,13 +18,15 @@ from millrace.engine.batch import Batch, Work, build_batch
 from millrace.engine.kv_cache import KVCache
 from millrace.engine.row import RowTable
 
+from .base import Logits
+
 NUM_TOKENS = 6
 # Of the logits' standard deviation. Lower precisions round differently in batches of other shapes.
 TOLERANCES = {"float32": 1e-3, "bfloat16": 0.3, "float16": 0.1}
 
 
 def check_cached_equals_whole(
-    forward: Callable[[Batch], torch.Tensor],
+    forward: Callable[[Batch], Logits],
     cache: KVCache,
     info: ModelInfo,
     device: torch.device,
@@ -44,7 +46,7 @@ def check_cached_equals_whole(
 
 
 def _last_logits(
-    forward: Callable[[Batch], torch.Tensor],
+    forward: Callable[[Batch], Logits],
     cache: KVCache,
     info: ModelInfo,
     device: torch.device,
@@ -70,4 +72,4 @@ def _last_logits(
     for num_tokens in chunks:
         logits = forward(build_batch([Work(row, num_tokens)], rows, cache.block_size, device))
         row.num_computed_tokens += num_tokens
-    return logits.float()
+    return logits.values.float()

@@ -1,0 +1,192 @@
+"""Packed weights as one read-only mapped file, shared by all workers of a machine.
+
+The file: a header of `HEADER_BYTES` with a JSON index, then arrays, each at a multiple of 4096
+bytes. It is written once per checkpoint, instruction path and kind of weights, beside its final
+place, and moved there when complete.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from .library import (
+    INT8,
+    FloatArray,
+    Kernels,
+    MatrixStruct,
+    address,
+    padded_columns,
+)
+
+VERSION = 1
+ALIGNMENT = 4096
+HEADER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PackedMatrix:
+    """A matrix [columns, k] in panels, ready for the kernels; keeps its memory alive."""
+
+    kind: int
+    columns: int
+    k: int
+    panels: npt.NDArray[np.uint8]
+    scales: FloatArray | None
+    offsets: npt.NDArray[np.int32] | None
+    bias: FloatArray | None
+
+    @property
+    def struct(self) -> MatrixStruct:
+        """What the kernels take."""
+        return MatrixStruct(
+            panels=address(self.panels),
+            scales=address(self.scales),
+            offsets=address(self.offsets),
+            bias=address(self.bias),
+            kind=self.kind,
+            columns=self.columns,
+            k=self.k,
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of weights, scales included."""
+        return self.panels.nbytes + (0 if self.scales is None else self.scales.nbytes)
+
+
+def pack_matrix(
+    kernels: Kernels, kind: int, weight: FloatArray, bias: FloatArray | None = None
+) -> PackedMatrix:
+    """`weight` [columns, k] float32 in panels of `kind`."""
+    columns, k = weight.shape
+    weight = np.ascontiguousarray(weight)
+    panels = _aligned(kernels.c.mr_panel_bytes(kind, columns, k))
+    width = padded_columns(columns)
+    scales = np.zeros(width, dtype=np.float32) if kind == INT8 else None
+    offsets = np.zeros(width, dtype=np.int32) if kind == INT8 else None
+    kernels.c.mr_pack(
+        kind, address(weight), columns, k, address(panels), address(scales), address(offsets)
+    )
+    if bias is not None:
+        wide = np.zeros(width, dtype=np.float32)
+        wide[:columns] = bias
+        bias = wide
+    return PackedMatrix(kind, columns, k, panels, scales, offsets, bias)
+
+
+def _aligned(num_bytes: int) -> npt.NDArray[np.uint8]:
+    room = np.empty(num_bytes + 64, dtype=np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + num_bytes]
+
+
+class PackedWriter:
+    """Collects arrays into a file. `add` and `add_matrix` write at once; nothing is kept."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._index: dict[str, Any] = {}
+        self._end = HEADER_BYTES
+
+    def add(self, name: str, array: npt.NDArray[Any]) -> None:
+        """Adds an array of any numpy type."""
+        self._file.seek(self._end)
+        self._file.write(np.ascontiguousarray(array).data)
+        self._index[name] = [self._end, array.dtype.str, list(array.shape)]
+        self._end += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+
+    def add_matrix(self, name: str, matrix: PackedMatrix) -> None:
+        """Adds a matrix with its scales, offsets and bias."""
+        self._index[f"{name}.shape"] = [matrix.kind, matrix.columns, matrix.k]
+        self.add(f"{name}.panels", matrix.panels)
+        for part in ("scales", "offsets", "bias"):
+            array = getattr(matrix, part)
+            if array is not None:
+                self.add(f"{name}.{part}", array)
+
+    def finish(self, extra: dict[str, Any]) -> None:
+        """Writes the index. `extra` comes back as `PackedFile.extra`."""
+        header = json.dumps({"version": VERSION, "arrays": self._index, "extra": extra}).encode()
+        if len(header) > HEADER_BYTES:
+            raise ValueError(f"the index takes {len(header)} bytes; {HEADER_BYTES} are reserved")
+        self._file.seek(0)
+        self._file.write(header.ljust(HEADER_BYTES))
+        self._file.truncate(self._end)
+
+
+class PackedFile:
+    """A finished file, mapped; arrays are views of the mapping."""
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED)
+        if hasattr(mmap, "MADV_WILLNEED"):
+            self._map.madvise(mmap.MADV_WILLNEED)
+        header = json.loads(self._map[:HEADER_BYTES])
+        if header["version"] != VERSION:
+            raise ValueError(f"{path} is of version {header['version']}")
+        self._index: dict[str, Any] = header["arrays"]
+        self.extra: dict[str, Any] = header["extra"]
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """An array by name; raises `KeyError`."""
+        offset, dtype, shape = self._index[name]
+        count = int(np.prod(shape, dtype=np.int64))
+        found: npt.NDArray[Any] = np.frombuffer(
+            self._map, dtype=np.dtype(dtype), count=count, offset=offset
+        )
+        return found.reshape(shape)
+
+    def try_array(self, name: str) -> npt.NDArray[Any] | None:
+        """An array by name, or None."""
+        return self.array(name) if name in self._index else None
+
+    def matrix(self, name: str) -> PackedMatrix:
+        """A matrix by name."""
+        kind, columns, k = self._index[f"{name}.shape"]
+        return PackedMatrix(
+            kind=kind,
+            columns=columns,
+            k=k,
+            panels=self.array(f"{name}.panels"),
+            scales=self.try_array(f"{name}.scales"),
+            offsets=self.try_array(f"{name}.offsets"),
+            bias=self.try_array(f"{name}.bias"),
+        )
+
+
+def open_packed(path: Path, write: Callable[[PackedWriter], None]) -> PackedFile:
+    """The file at `path`, made by `write` where it is not there; two processes make it once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.is_file():
+            partial = path.with_suffix(f".{os.getpid()}.part")
+            try:
+                with partial.open("wb") as file:
+                    write(PackedWriter(file))
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
+    return PackedFile(path)
+
+
+def checkpoint_key(folder: Path, *parts: str) -> str:
+    """A name for what is made of a checkpoint: changes with its files and with `parts`."""
+    digest = hashlib.blake2b(digest_size=10)
+    for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+        found = file.stat()
+        digest.update(f"{file.name}\0{found.st_size}\0{found.st_mtime_ns}\0".encode())
+    digest.update("\0".join((str(VERSION), str(folder.resolve()), *parts)).encode())
+    return digest.hexdigest()
