@@ -106,6 +106,11 @@ def _resolve_backend(config: EngineConfig, device: str, has_kernels: bool) -> st
     return "cpu" if fits and config.block_size % CPU_BLOCK_TOKENS == 0 else "torch"
 
 
+def weight_kind(config: EngineConfig) -> str:
+    """How matrices are stored under resolved settings: "int8" or the dtype."""
+    return "int8" if config.quantization == "int8" else config.dtype
+
+
 def checkpoint_dtype(checkpoint: Mapping[str, Any]) -> str:
     """The dtype that config.json declares, "float32" where it declares none."""
     text = checkpoint.get("text_config") or {}

@@ -17,7 +17,7 @@ from millrace.core.model import ModelInfo
 from .attention import create_attention
 from .attention.base import AttentionStep, Progress
 from .batch import Batch
-from .config import EngineConfig, resolve_config
+from .config import EngineConfig, resolve_config, weight_kind
 from .kernels.cpu.load import default_cache_dir, load_kernels
 from .kv_cache import (
     CPU_MEMORY_SHARE,
@@ -181,7 +181,7 @@ class _Loader:
         return self._load(folder, parsed), _max_positions(parsed)
 
     def _load(self, folder: Path, parsed: Any) -> Model:
-        kind = "int8" if self.config.quantization == "int8" else self.config.dtype
+        kind = weight_kind(self.config)
         if self.route == "generic":
             from .models.generic import GenericModel
 
@@ -196,9 +196,7 @@ class _Loader:
             from .models.cpu_llama import CpuLlama
 
             cache_dir = self.config.cache_dir or default_cache_dir()
-            return CpuLlama(
-                folder, spec, self.kernels, kind, cache_dir / "weights", self.report
-            )
+            return CpuLlama(folder, spec, self.kernels, kind, cache_dir, self.report)
         with Checkpoint(folder, self.dtype, self.device) as checkpoint:
             return LlamaModel(spec, checkpoint)
 
@@ -217,9 +215,7 @@ class _Loader:
             return KVCache(model.layers, num_blocks, config.block_size, self.dtype, self.device)
         from .kernels.cpu.tile_cache import TileCache
 
-        return TileCache(
-            self.kernels, model.layers, num_blocks, config.block_size, self._kv_kind()
-        )
+        return TileCache(self.kernels, model.layers, num_blocks, config.block_size, self._kv_kind())
 
     def _kv_kind(self) -> int:
         from .kernels.cpu.library import KINDS
@@ -234,8 +230,7 @@ class _Loader:
         check_block_size(self.config.block_size)
         kind = self._kv_kind()
         return sum(
-            layer_block_bytes(self.kernels, layer, self.config.block_size, kind)
-            for layer in layers
+            layer_block_bytes(self.kernels, layer, self.config.block_size, kind) for layer in layers
         )
 
     def _cache_memory_bytes(self) -> int:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import uuid
 
 import uvloop
 
 from millrace.bus.nats import connect_bus
+from millrace.config.home import millrace_home
 from millrace.config.loader import load_config
 from millrace.core.errors import Unavailable
 from millrace.core.membership import WorkerRegistration
@@ -26,6 +28,8 @@ from .announce import announce
 from .config import WorkerConfig
 from .engine_loop import EngineLoop
 from .servicer import WorkerServicer
+
+_log = logging.getLogger(__name__)
 
 SERVICE_NAME = "millrace.internal.v1.WorkerService"
 UNREGISTER_TIMEOUT_S = 1.0
@@ -57,7 +61,12 @@ def load_engine(config: WorkerConfig) -> Engine:
             max_num_seqs=config.max_num_seqs,
             max_model_len=config.max_model_len,
             num_threads=config.num_threads,
-        )
+            quantization=config.quantization,
+            kv_dtype=config.kv_dtype,
+            instruction_path=config.instruction_path,
+            cache_dir=millrace_home().cache,
+        ),
+        _log.info,
     )
 
 

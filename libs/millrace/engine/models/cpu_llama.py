@@ -31,9 +31,9 @@ from millrace.engine.kernels.cpu.library import (
 from millrace.engine.kernels.cpu.packed_weights import (
     PackedFile,
     PackedWriter,
-    checkpoint_key,
     open_packed,
     pack_matrix,
+    packed_path,
 )
 from millrace.engine.kv_cache import LayerShape
 from millrace.engine.loader import Checkpoint
@@ -49,7 +49,7 @@ class CpuLlama:
     """Weights and forward pass; see `Model`.
 
     `kind` names how matrices are stored: "float32", "bfloat16" or "int8". The packed file lies
-    under `folder`; `report` hears of its making.
+    under `cache_dir`; `report` hears of its making.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class CpuLlama:
         spec: LlamaSpec,
         kernels: Kernels,
         kind: str,
-        folder: Path,
+        cache_dir: Path,
         report: Callable[[str], None],
     ) -> None:
         self._kernels = kernels
@@ -70,9 +70,8 @@ class CpuLlama:
             report(f"packing the weights as {kind} for {kernels.path}")
             _pack(writer, model_path, spec, kernels, KINDS[kind], report)
 
-        name = f"{model_path.name}-{kind}-{kernels.path}"
-        key = checkpoint_key(model_path, kind, kernels.path)
-        self._file = open_packed(folder / f"{name}-{key}.bin", write)
+        packed = packed_path(cache_dir, model_path, kind, kernels.path)
+        self._file = open_packed(packed, write)
         self.num_parameters = int(self._file.extra["num_parameters"])
         self.weight_bytes = int(self._file.extra["weight_bytes"])
         self._padded_vocab = padded_columns(spec.vocab_size)
@@ -92,7 +91,7 @@ class CpuLlama:
             self._model = None
 
     def forward(self, batch: Batch, step: AttentionStep) -> Logits:
-        """See `Model.forward`; logits only of the rows that want them, valid until the next call."""
+        """See `Model.forward`; logits of the rows that want them, valid until the next call."""
         attention, metadata = step.backend, step.metadata
         assert isinstance(attention, CpuAttention) and isinstance(metadata, CpuMetadata)
         wants = batch.wants_logits
@@ -236,5 +235,3 @@ def interleave_panels(gate_up: torch.Tensor) -> torch.Tensor:
     wide[:, :half] = gate_up.view(2, half, k)
     panels = wide.view(2, -1, PANEL_COLUMNS, k).transpose(0, 1)
     return panels.reshape(-1, k)
-
-

@@ -71,6 +71,18 @@ def cpu_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
     return frozenset()
 
 
+def missing_for_better(path: InstructionPath, flags: Set[str] | None = None) -> str:
+    """ " (no amx: lacks amx_tile, …)" for every better path of the same machine, or ""."""
+    flags = cpu_flags() if flags is None else flags
+    reasons = []
+    for better in PATHS[: PATHS.index(path)]:
+        lacking = sorted(better.cpu_flags - flags)
+        if better.machine == path.machine:
+            reason = f"lacks {', '.join(lacking)}" if lacking else "not asked for"
+            reasons.append(f"no {better.name}: {reason}")
+    return f" ({'; '.join(reasons)})" if reasons else ""
+
+
 def choose_path(
     asked: str, flags: Set[str] | None = None, machine: str | None = None
 ) -> InstructionPath | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_double, c_int64, c_void_p
+from ctypes import POINTER, c_double, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,6 @@ class AttentionStruct(ctypes.Structure):
 
 
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-    "mr_path": (c_char_p, []),
     "mr_abi": (c_int64, []),
     "mr_team_create": (c_void_p, [c_int64]),
     "mr_team_destroy": (None, [c_void_p]),
@@ -148,14 +147,14 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 class Kernels:
     """One loaded library and its team of threads. Calls release the GIL; one at a time."""
 
-    def __init__(self, library: Path, num_threads: int) -> None:
+    def __init__(self, library: Path, path: str, num_threads: int) -> None:
+        self.path = path
         self.c: Any = ctypes.CDLL(str(library))
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(self.c, name)
             function.restype, function.argtypes = result, arguments
         if self.c.mr_abi() != ABI:
             raise ConfigError(f"{library} is of another version", field="backend")
-        self.path: str = self.c.mr_path().decode()
         self.team = self.c.mr_team_create(num_threads)
         if not self.team:
             raise ConfigError(

@@ -40,7 +40,7 @@ def load_kernels(config: EngineConfig, report: Callable[[str], None]) -> Kernels
         library = build_library(path, cache_dir / "kernels", report)
         from .library import Kernels
 
-        return Kernels(library, config.num_threads or usable_cpus())
+        return Kernels(library, path.name, config.num_threads or usable_cpus())
     except ConfigError as error:
         if config.backend == "cpu" or config.instruction_path != "auto":
             raise

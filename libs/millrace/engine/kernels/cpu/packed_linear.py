@@ -57,5 +57,3 @@ def pack_linears(model: nn.Module, kernels: Kernels, kind: str) -> int:
                 saved += child.weight.nbytes - packed.matrix.num_bytes
                 setattr(module, name, packed)
     return saved
-
-

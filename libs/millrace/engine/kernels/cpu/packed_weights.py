@@ -182,6 +182,12 @@ def open_packed(path: Path, write: Callable[[PackedWriter], None]) -> PackedFile
     return PackedFile(path)
 
 
+def packed_path(cache_dir: Path, checkpoint: Path, kind: str, instruction_path: str) -> Path:
+    """Where the packed weights of a checkpoint lie, made or not."""
+    key = checkpoint_key(checkpoint, kind, instruction_path)
+    return cache_dir / "weights" / f"{checkpoint.name}-{kind}-{instruction_path}-{key}.bin"
+
+
 def checkpoint_key(folder: Path, *parts: str) -> str:
     """A name for what is made of a checkpoint: changes with its files and with `parts`."""
     digest = hashlib.blake2b(digest_size=10)

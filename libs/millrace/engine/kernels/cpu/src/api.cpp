@@ -130,22 +130,6 @@ using namespace millrace;
 
 extern "C" {
 
-const char* mr_path(void) {
-#if defined(MILLRACE_EMULATE_AMX)
-  return "amx-emulated";
-#elif defined(MILLRACE_AMX)
-  return "amx";
-#elif defined(__AVX512BF16__)
-  return "avx512_bf16";
-#elif defined(__AVX512F__)
-  return "avx512";
-#elif defined(__AVX2__)
-  return "avx2";
-#else
-  return "neon";
-#endif
-}
-
 int64_t mr_abi(void) { return 1; }
 
 void* mr_team_create(int64_t size) {

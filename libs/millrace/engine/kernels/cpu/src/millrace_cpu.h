@@ -93,7 +93,6 @@ typedef struct {
   const float* sinks;
 } mr_attention;
 
-MR_API const char* mr_path(void);
 MR_API int64_t mr_abi(void);
 
 MR_API void* mr_team_create(int64_t size);
