@@ -24,6 +24,7 @@ from .kv_cache import (
     GPU_MEMORY_RESERVE,
     KVCache,
     LayerShape,
+    PagedCache,
     block_bytes,
     choose_num_blocks,
 )
@@ -34,7 +35,6 @@ from .routes import is_native, route_of
 
 if TYPE_CHECKING:
     from .kernels.cpu.library import Kernels
-    from .kernels.cpu.tile_cache import TileCache
 
 Report = Callable[[str], None]
 
@@ -51,7 +51,7 @@ class ModelRunner:
     def __init__(
         self,
         model: Model,
-        cache: KVCache | TileCache,
+        cache: PagedCache,
         backend: str,
         info: ModelInfo,
         device: torch.device,
@@ -200,7 +200,7 @@ class _Loader:
         with Checkpoint(folder, self.dtype, self.device) as checkpoint:
             return LlamaModel(spec, checkpoint)
 
-    def create_cache(self, model: Model, max_model_len: int) -> KVCache | TileCache:
+    def create_cache(self, model: Model, max_model_len: int) -> PagedCache:
         """The K/V cache, as large as settings and memory allow."""
         config = self.config
         num_blocks = choose_num_blocks(

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from millrace.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from millrace.engine.kernels.cpu.tile_cache import TileCache
-    from millrace.engine.kv_cache import KVCache
+    from millrace.engine.kv_cache import PagedCache
 
     from .base import AttentionBackend
 
@@ -33,7 +32,7 @@ BACKENDS: dict[str, Callable[[Any], AttentionBackend]] = {
 }
 
 
-def create_attention(name: str, cache: KVCache | TileCache) -> AttentionBackend:
+def create_attention(name: str, cache: PagedCache) -> AttentionBackend:
     """The backend called `name` over `cache`; raises `ConfigError` for a name that is not there."""
     factory = BACKENDS.get(name)
     if factory is None:

@@ -15,7 +15,7 @@ from millrace.core.model import ModelInfo
 from millrace.core.sampling import SamplingSpec
 from millrace.core.step import Admission
 from millrace.engine.batch import Batch, Work, build_batch
-from millrace.engine.kv_cache import KVCache
+from millrace.engine.kv_cache import PagedCache
 from millrace.engine.row import RowTable
 
 from .base import Logits
@@ -27,7 +27,7 @@ TOLERANCES = {"float32": 1e-3, "bfloat16": 0.3, "float16": 0.1}
 
 def check_cached_equals_whole(
     forward: Callable[[Batch], Logits],
-    cache: KVCache,
+    cache: PagedCache,
     info: ModelInfo,
     device: torch.device,
 ) -> None:
@@ -47,7 +47,7 @@ def check_cached_equals_whole(
 
 def _last_logits(
     forward: Callable[[Batch], Logits],
-    cache: KVCache,
+    cache: PagedCache,
     info: ModelInfo,
     device: torch.device,
     chunks: tuple[int, ...],
