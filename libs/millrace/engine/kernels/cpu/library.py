@@ -29,8 +29,6 @@ class MatrixStruct(ctypes.Structure):
 
     _fields_ = (
         ("panels", c_void_p),
-        ("scales", c_void_p),
-        ("offsets", c_void_p),
         ("bias", c_void_p),
         ("kind", c_int64),
         ("columns", c_int64),
@@ -123,7 +121,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "mr_team_destroy": (None, [c_void_p]),
     "mr_tile_bytes": (c_int64, [c_int64] * 3),
     "mr_panel_bytes": (c_int64, [c_int64] * 3),
-    "mr_pack": (None, [c_int64, c_void_p, c_int64, c_int64, c_void_p, c_void_p, c_void_p]),
+    "mr_pack": (None, [c_int64, c_void_p, c_int64, c_int64, c_void_p]),
     "mr_multiply": (c_int64, [c_void_p, POINTER(MatrixStruct), c_void_p, c_int64, c_void_p]),
     "mr_attend": (
         c_int64,

@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 
 from .library import (
-    INT8,
     FloatArray,
     Kernels,
     MatrixStruct,
@@ -29,7 +28,7 @@ from .library import (
     padded_columns,
 )
 
-VERSION = 1
+VERSION = 2
 ALIGNMENT = 4096
 HEADER_BYTES = 1 << 20
 
@@ -42,8 +41,6 @@ class PackedMatrix:
     columns: int
     k: int
     panels: npt.NDArray[np.uint8]
-    scales: FloatArray | None
-    offsets: npt.NDArray[np.int32] | None
     bias: FloatArray | None
 
     @property
@@ -51,8 +48,6 @@ class PackedMatrix:
         """What the kernels take."""
         return MatrixStruct(
             panels=address(self.panels),
-            scales=address(self.scales),
-            offsets=address(self.offsets),
             bias=address(self.bias),
             kind=self.kind,
             columns=self.columns,
@@ -62,7 +57,7 @@ class PackedMatrix:
     @property
     def num_bytes(self) -> int:
         """Bytes of weights, scales included."""
-        return self.panels.nbytes + (0 if self.scales is None else self.scales.nbytes)
+        return self.panels.nbytes
 
 
 def pack_matrix(
@@ -72,17 +67,12 @@ def pack_matrix(
     columns, k = weight.shape
     weight = np.ascontiguousarray(weight)
     panels = _aligned(kernels.c.mr_panel_bytes(kind, columns, k))
-    width = padded_columns(columns)
-    scales = np.zeros(width, dtype=np.float32) if kind == INT8 else None
-    offsets = np.zeros(width, dtype=np.int32) if kind == INT8 else None
-    kernels.c.mr_pack(
-        kind, address(weight), columns, k, address(panels), address(scales), address(offsets)
-    )
+    kernels.c.mr_pack(kind, address(weight), columns, k, address(panels))
     if bias is not None:
-        wide = np.zeros(width, dtype=np.float32)
+        wide = np.zeros(padded_columns(columns), dtype=np.float32)
         wide[:columns] = bias
         bias = wide
-    return PackedMatrix(kind, columns, k, panels, scales, offsets, bias)
+    return PackedMatrix(kind, columns, k, panels, bias)
 
 
 def _aligned(num_bytes: int) -> npt.NDArray[np.uint8]:
@@ -107,13 +97,11 @@ class PackedWriter:
         self._end += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
 
     def add_matrix(self, name: str, matrix: PackedMatrix) -> None:
-        """Adds a matrix with its scales, offsets and bias."""
+        """Adds a matrix with its bias."""
         self._index[f"{name}.shape"] = [matrix.kind, matrix.columns, matrix.k]
         self.add(f"{name}.panels", matrix.panels)
-        for part in ("scales", "offsets", "bias"):
-            array = getattr(matrix, part)
-            if array is not None:
-                self.add(f"{name}.{part}", array)
+        if matrix.bias is not None:
+            self.add(f"{name}.bias", matrix.bias)
 
     def finish(self, extra: dict[str, Any]) -> None:
         """Writes the index. `extra` comes back as `PackedFile.extra`."""
@@ -160,8 +148,6 @@ class PackedFile:
             columns=columns,
             k=k,
             panels=self.array(f"{name}.panels"),
-            scales=self.try_array(f"{name}.scales"),
-            offsets=self.try_array(f"{name}.offsets"),
             bias=self.try_array(f"{name}.bias"),
         )
 

@@ -149,17 +149,19 @@ int64_t mr_tile_bytes(int64_t kind, int64_t key_dim, int64_t value_dim) {
 }
 
 int64_t mr_panel_bytes(int64_t kind, int64_t columns, int64_t k) {
-  return round_up(columns, kColumns) * round_up(k, kAlignK) * kv_element_bytes(kind);
+  const long depth = round_up(k, kAlignK), panels = round_up(columns, kColumns) / kColumns;
+  if (kind == MR_F32) return panels * panel_numbers<F32>(depth) * sizeof(float);
+  if (kind == MR_BF16) return panels * panel_numbers<Bf16>(depth) * sizeof(bf16);
+  return panels * panel_numbers<Int8>(depth);
 }
 
-void mr_pack(int64_t kind, const float* source, int64_t columns, int64_t k, void* panels,
-             float* scales, int32_t* offsets) {
+void mr_pack(int64_t kind, const float* source, int64_t columns, int64_t k, void* panels) {
   if (kind == MR_F32)
     pack<F32>(source, columns, k, static_cast<float*>(panels));
   else if (kind == MR_BF16)
     pack<Bf16>(source, columns, k, static_cast<bf16*>(panels));
   else
-    pack_int8(source, columns, k, static_cast<int8_t*>(panels), scales, offsets);
+    pack_int8(source, columns, k, static_cast<uint8_t*>(panels));
 }
 
 int64_t mr_multiply(void* team, const mr_matrix* matrix, const float* in, int64_t rows,

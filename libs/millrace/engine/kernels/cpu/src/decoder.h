@@ -81,7 +81,7 @@ class LlamaDecoder final : public Decoder {
     queries_ = queries_room_.reserve(tokens * model_.num_heads * pad_dim(model_.head_dim));
     attention_rows_ = attention_room_.reserve(tokens, attended_);
     inner_rows_ = inner_room_.reserve(tokens, inner_);
-    if constexpr (std::is_same_v<Kind, Int8>)
+    if constexpr (kTakesIntegers<Kind>)
       wide_ = wide_room_.reserve(tokens * std::max(attended_, inner_));
     turns_ = turns_room_.reserve(tokens * model_.head_dim);
     scratch_.resize(team.size());
@@ -201,7 +201,7 @@ class LlamaDecoder final : public Decoder {
     auto& scratch = scratch_[member.index];
     const long dim = model_.head_dim;
     const auto use = [&](long token, long head, const float* values) {
-      if constexpr (std::is_same_v<Kind, Int8>) {
+      if constexpr (kTakesIntegers<Kind>) {
         std::memcpy(wide_ + token * attended_ + head * dim, values, dim * sizeof(float));
       } else {
         auto* to = attention_rows_.data + token * attention_rows_.stride + head * dim;
@@ -215,14 +215,14 @@ class LlamaDecoder final : public Decoder {
       member.each(static_cast<long>(plan.merges().size()), [&](long item) {
         attention.run_merge(plan.merges()[item], scratch, partials_, use);
       });
-    if constexpr (std::is_same_v<Kind, Int8>)
-      quantize_rows(member, attention_rows_, attended_, batch.num_tokens);
+    if constexpr (kTakesIntegers<Kind>)
+      put_integer_rows(member, attention_rows_, attended_, batch.num_tokens);
   }
 
-  // `wide_` [rows][width] → int8 rows.
-  void quantize_rows(Member& member, const Rows<Kind>& rows, long width, long count) {
+  // `wide_` [rows][width] → rows of integers.
+  void put_integer_rows(Member& member, const Rows<Kind>& rows, long width, long count) {
     float* padded = row_room_[member.index].data();
-    const long padded_width = round_up(width, 16);
+    const long padded_width = round_up(width, 32);
     each_rows(member, count, [&](long first, long end) {
       for (long row = first; row < end; ++row) {
         std::memcpy(padded, wide_ + row * width, width * sizeof(float));
@@ -243,13 +243,13 @@ class LlamaDecoder final : public Decoder {
         float* gate = gates + (row - first) * kColumns;
         for (int i = 0; i < kColumns; i += kLanes)
           store(gate + i, mul(silu(load(gate + i)), load(up + i)));
-        if constexpr (std::is_same_v<Kind, Int8>)
+        if constexpr (kTakesIntegers<Kind>)
           std::memcpy(wide_ + row * inner_ + pair * kColumns, gate, kColumns * sizeof(float));
         else
           put(inner_rows_.data + row * inner_rows_.stride + pair * kColumns, gate, kColumns);
       });
     });
-    if constexpr (std::is_same_v<Kind, Int8>) quantize_rows(member, inner_rows_, inner_, tokens);
+    if constexpr (kTakesIntegers<Kind>) put_integer_rows(member, inner_rows_, inner_, tokens);
   }
 
   void add_to_residual(Member& member, const Matrix<Kind>& matrix, const Rows<Kind>& rows,

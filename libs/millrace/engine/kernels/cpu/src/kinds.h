@@ -1,10 +1,11 @@
 // What weights and K/V are made of, and what is multiplied with them.
 //
-// Matrices lie in panels of 32 columns. Along K, `kPack` neighbours of a column lie side by side, as
+// Matrices lie in panels of 32 columns; sums are float32. Along K, `kPack` neighbours of a column lie side by side, as
 // the dot-product instructions want them: panel[k / kPack][column][k % kPack].
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "bfloat16.h"
 #include "lanes.h"
@@ -22,7 +23,6 @@ constexpr long kAlignK = 64;
 struct F32 {
   using Weight = float;
   using Input = float;
-  using Sum = float;
   static constexpr int kPack = 1;
 #if defined(__AVX512F__)
   static constexpr int kMaxRows = 12;
@@ -33,7 +33,6 @@ struct F32 {
 
 struct Bf16 {
   using Weight = bf16;
-  using Sum = float;
   static constexpr int kPack = 2;
 #if defined(MILLRACE_AMX)
   using Input = bf16;
@@ -50,33 +49,50 @@ struct Bf16 {
 #endif
 };
 
-// Signed weights with one scale per column; inputs with one scale per row.
+// Weights of 8 bits with one bfloat16 scale per column and group of 32 numbers along K, inputs of 16
+// bits with one scale per row. Sums of a group are exact integers. Inputs of 8 bits would be twice
+// as fast and change the likeliest token of every twentieth position (docs/performance.md).
+//
+// A panel is a run of groups: kGroupWeightBytes of weights, then 32 scales.
 struct Int8 {
-  using Weight = int8_t;
-  using Sum = int32_t;
+  static constexpr long kGroup = 32;
 #if defined(MILLRACE_AMX)
+  // Tiles sum whole columns, so the weights of a panel are made wide first.
+  using Input = bf16;
+  static constexpr int kPack = 2;
+  static constexpr int kMaxRows = Bf16::kMaxRows;
+#elif defined(__AVX512VNNI__) || defined(__ARM_FEATURE_DOTPROD)
+  // An input is 256 * high + low, both signed bytes; 32 high bytes, then the 32 low bytes.
   using Input = int8_t;
   static constexpr int kPack = 4;
-  static constexpr int kMaxRows = 32;
-#elif defined(__AVX512VNNI__)
-  // The instruction multiplies unsigned by signed: inputs are moved up by 128, which adds 128 times
-  // the sum of a column, known when the column is packed.
-  using Input = uint8_t;
-  static constexpr int kPack = 4;
-  // With more, gcc runs out of address registers and spills: 8 rows give 375 GFLOP/s, 12 give 205.
-  static constexpr int kMaxRows = 8;
-#elif defined(__ARM_FEATURE_DOTPROD)
-  using Input = int8_t;
-  static constexpr int kPack = 4;
-  static constexpr int kMaxRows = 6;
+  static constexpr int kMaxRows = 4;
 #else
   using Input = int16_t;
   static constexpr int kPack = 2;
-  static constexpr int kMaxRows = 4;
+  static constexpr int kMaxRows = 2;
 #endif
-  static constexpr int kInputOffset = sizeof(Input) == 1 && Input(-1) > Input(0) ? 128 : 0;
+  using Weight = uint8_t;  // bytes of records
+#if defined(__AVX512VNNI__) && !defined(MILLRACE_AMX)
+  // The instruction multiplies unsigned by signed: weights are moved up by 128, which adds 128
+  // times the sum of the inputs; each row brings that along.
+  static constexpr int kWeightOffset = 128;
+#else
+  static constexpr int kWeightOffset = 0;
+#endif
+  static constexpr long kGroupWeightBytes = kGroup * kColumns;
+  static constexpr long kGroupBytes = kGroupWeightBytes + kColumns * sizeof(bf16);
+  static constexpr float kInputLimit = 32512.0f;  // 127 * 256: the high byte stays below 128
 };
 
 inline long round_up(long n, long step) { return (n + step - 1) / step * step; }
+
+// Elements of `Kind::Weight` in a panel whose padded K is `depth`.
+template <class Kind>
+inline long panel_numbers(long depth) {
+  if constexpr (std::is_same_v<Kind, Int8>)
+    return depth / Int8::kGroup * Int8::kGroupBytes;
+  else
+    return depth * kColumns;
+}
 
 }  // namespace millrace

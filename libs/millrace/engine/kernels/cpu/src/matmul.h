@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
 #include "dot.h"
@@ -29,25 +30,39 @@ class Buffer {
   std::vector<T> data_ = std::vector<T>(kSlack);
 };
 
-// Input rows of a matrix product, `stride` numbers apart, zero beyond K; Int8 has a scale per row.
+// Input rows of a matrix product, `stride` numbers apart, zero beyond K. Where Int8 takes integers,
+// each row has a scale, and for each group what the offset of the weights adds.
 template <class Kind>
 struct Rows {
   typename Kind::Input* data;
-  float* scales;
   long stride;
+  float* scales;
+  int32_t* offsets;
+  long offset_stride;
 };
+
+template <class Kind>
+constexpr bool kTakesIntegers = std::is_integral_v<typename Kind::Input>;
 
 template <class Kind>
 class RowBuffer {
  public:
   Rows<Kind> reserve(long rows, long k) {
-    const long stride = round_up(k, kAlignK);
-    return {data_.reserve(rows * stride), scales_.reserve(rows), stride};
+    const long depth = round_up(k, kAlignK);
+    if constexpr (kTakesIntegers<Kind>) {
+      const long stride = depth * 2 / static_cast<long>(sizeof(typename Kind::Input));
+      const long groups = depth / Kind::kGroup;
+      return {data_.reserve(rows * stride), stride, scales_.reserve(rows),
+              offsets_.reserve(rows * groups), groups};
+    } else {
+      return {data_.reserve(rows * depth), depth, nullptr, nullptr, 0};
+    }
   }
 
  private:
   Buffer<typename Kind::Input> data_;
   Buffer<float> scales_;
+  Buffer<int32_t> offsets_;
 };
 
 inline void put(bf16* to, const float* from, long count) {
@@ -63,87 +78,111 @@ inline float highest_magnitude(const float* x, long count) {
   return highest(most);
 }
 
-// Makes `from` [count], a multiple of 16, row `row` of `rows`.
+// `from` [count] as integers of 16 bits in the order that the products take them.
+template <class Kind>
+inline void put_integers(const Rows<Kind>& rows, long row, const float* from, long count) {
+  const float most = highest_magnitude(from, count);
+  const float inverse = most > 0 ? Kind::kInputLimit / most : 0.0f;
+  rows.scales[row] = most / Kind::kInputLimit;
+  typename Kind::Input* to = rows.data + row * rows.stride;
+  for (long group = 0; group < count / Kind::kGroup; ++group) {
+    int32_t total = 0;
+    for (long i = 0; i < Kind::kGroup; ++i) {
+      const auto whole = static_cast<int32_t>(std::lrintf(from[group * Kind::kGroup + i] * inverse));
+      total += whole;
+      if constexpr (sizeof(*to) == 1) {
+        const int32_t high = (whole + 128) >> 8;
+        to[group * 2 * Kind::kGroup + i] = static_cast<int8_t>(high);
+        to[(group * 2 + 1) * Kind::kGroup + i] = static_cast<int8_t>(whole - high * 256);
+      } else {
+        to[group * Kind::kGroup + i] = static_cast<int16_t>(whole);
+      }
+    }
+    rows.offsets[row * rows.offset_stride + group] = -Kind::kWeightOffset * total;
+  }
+}
+
+// Makes `from` [count], a multiple of 32, row `row` of `rows`.
 template <class Kind>
 inline void put_row(const Rows<Kind>& rows, long row, const float* from, long count) {
-  typename Kind::Input* to = rows.data + row * rows.stride;
-  if constexpr (std::is_same_v<Kind, Int8>) {
-    const float most = highest_magnitude(from, count);
-    const float inverse = most > 0 ? 127.0f / most : 0.0f;
-    rows.scales[row] = most / 127.0f;
-    for (long i = 0; i < count; i += kLanes) {
-      int8_t rounded[kLanes];
-      store(rounded, mul(load(from + i), set1(inverse)));
-      for (int lane = 0; lane < kLanes; ++lane)
-        to[i + lane] = static_cast<typename Kind::Input>(rounded[lane] + Kind::kInputOffset);
-    }
-  } else {
-    put(to, from, count);
-  }
+  if constexpr (kTakesIntegers<Kind>)
+    put_integers(rows, row, from, count);
+  else
+    put(rows.data + row * rows.stride, from, count);
 }
 
 template <class Kind>
 struct Matrix {
   const typename Kind::Weight* panels;
-  const float* scales;
-  const int32_t* offsets;
   const float* bias;
   long columns;
   long k;  // padded
 
   explicit Matrix(const mr_matrix& m)
       : panels(static_cast<const typename Kind::Weight*>(m.panels)),
-        scales(m.scales),
-        offsets(m.offsets),
         bias(m.bias),
         columns(m.columns),
         k(round_up(m.k, kAlignK)) {}
 
   long num_panels() const { return (columns + kColumns - 1) / kColumns; }
-  const typename Kind::Weight* panel(long index) const { return panels + index * k * kColumns; }
+  const typename Kind::Weight* panel(long index) const {
+    return panels + index * panel_numbers<Kind>(k);
+  }
 };
 
 // Rows that one item takes through a panel: what stays in the core's own cache beside it.
 constexpr long kRunRows = 96;
 
-// Turns the sums of one row and panel into numbers, in place where the types allow it.
-template <class Kind>
-inline void finish_row(const Matrix<Kind>& matrix, long panel, const typename Kind::Sum* sums,
-                       float input_scale, float* out) {
-  const long column = panel * kColumns;
-  for (int n = 0; n < kColumns; n += kLanes) {
-    Vec value;
-    if constexpr (std::is_same_v<Kind, Int8>) {
-      int32_t exact[kLanes];
-      for (int lane = 0; lane < kLanes; ++lane)
-        exact[lane] = sums[n + lane] - matrix.offsets[column + n + lane];
-      value = mul(load(exact), mul(set1(input_scale), load(matrix.scales + column + n)));
-    } else {
-      value = load(sums + n);
-    }
-    if (matrix.bias != nullptr) value = add(value, load(matrix.bias + column + n));
-    store(out + n, value);
+// Calls dot for up to Kind::kMaxRows rows beginning at `first`; `weights` as prepare_panel left them.
+template <class Kind, class Weights>
+inline void dot_rows(const Rows<Kind>& rows, long first, int count, const Weights* weights, long k,
+                     float* out) {
+  const auto* a = rows.data + first * rows.stride;
+  if constexpr (kTakesIntegers<Kind>) {
+    const GroupOffsets offsets{rows.offsets + first * rows.offset_stride, rows.offset_stride};
+    dot_int8(a, rows.stride, offsets, count, weights, k, out, kColumns);
+  } else if constexpr (std::is_same_v<Kind, Int8>) {
+    dot<Bf16>(a, rows.stride, count, weights, k, out, kColumns, false);
+  } else {
+    dot<Kind>(a, rows.stride, count, weights, k, out, kColumns, false);
   }
+}
+
+// The panel as dot_rows takes it: in place, or made wide in this thread's own memory.
+template <class Kind>
+inline auto prepare_panel(const Matrix<Kind>& matrix, long panel) {
+#if defined(MILLRACE_AMX)
+  if constexpr (std::is_same_v<Kind, Int8>) {
+    static thread_local Buffer<bf16> room;
+    bf16* wide = room.reserve(matrix.k * kColumns);
+    widen_panel(matrix.panel(panel), matrix.k, wide);
+    return static_cast<const bf16*>(wide);
+  } else
+#endif
+    return matrix.panel(panel);
 }
 
 // Multiplies rows [first, end) by one panel; use(row, float out[32]) gets each row's result.
 template <class Kind, class Use>
 inline void multiply_panel(const Matrix<Kind>& matrix, long panel, const Rows<Kind>& rows,
                            long first, long end, Use&& use) {
-  alignas(64) typename Kind::Sum sums[Kind::kMaxRows * kColumns];
-  alignas(64) float values[kColumns];
+  alignas(64) float sums[Kind::kMaxRows * kColumns];
   const long count = end - first;
   const long tiles = (count + Kind::kMaxRows - 1) / Kind::kMaxRows;
-  const typename Kind::Weight* weights = matrix.panel(panel);
+  const auto* weights = prepare_panel(matrix, panel);
+  const float* bias = matrix.bias == nullptr ? nullptr : matrix.bias + panel * kColumns;
   for (long tile = 0; tile < tiles; ++tile) {
     const long start = first + count * tile / tiles;
     const int height = static_cast<int>(first + count * (tile + 1) / tiles - start);
-    dot<Kind>(rows.data + start * rows.stride, rows.stride, height, weights, matrix.k, sums,
-              kColumns, false);
+    dot_rows(rows, start, height, weights, matrix.k, sums);
     for (int row = 0; row < height; ++row) {
-      float scale = 1.0f;
-      if constexpr (std::is_same_v<Kind, Int8>) scale = rows.scales[start + row];
-      finish_row(matrix, panel, sums + row * kColumns, scale, values);
+      float* values = sums + row * kColumns;
+      for (int n = 0; n < kColumns; n += kLanes) {
+        Vec value = load(values + n);
+        if constexpr (kTakesIntegers<Kind>) value = mul(value, set1(rows.scales[start + row]));
+        if (bias != nullptr) value = add(value, load(bias + n));
+        store(values + n, value);
+      }
       use(start + row, values);
     }
   }

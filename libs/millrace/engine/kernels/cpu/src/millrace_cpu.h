@@ -15,12 +15,9 @@ extern "C" {
 enum { MR_F32 = 0, MR_BF16 = 1, MR_INT8 = 2 };
 enum { MR_OK = 0, MR_OUT_OF_MEMORY = 1, MR_UNSUPPORTED = 2 };
 
-// A matrix [columns, k] in panels (see kinds.h), int8 with the scale of each column and what the
-// input offset adds to it. `bias` may be null. All arrays are padded to whole panels.
+// A matrix [columns, k] in panels (see kinds.h). `bias` may be null; it is padded to whole panels.
 typedef struct {
   const void* panels;
-  const float* scales;
-  const int32_t* offsets;
   const float* bias;
   int64_t kind;
   int64_t columns;
@@ -100,9 +97,8 @@ MR_API void mr_team_destroy(void* team);
 
 MR_API int64_t mr_tile_bytes(int64_t kind, int64_t key_dim, int64_t value_dim);
 MR_API int64_t mr_panel_bytes(int64_t kind, int64_t columns, int64_t k);
-// Packs `source` [columns, k] float32; scales and offsets [padded columns] only for MR_INT8.
-MR_API void mr_pack(int64_t kind, const float* source, int64_t columns, int64_t k, void* panels,
-             float* scales, int32_t* offsets);
+// Packs `source` [columns, k] float32.
+MR_API void mr_pack(int64_t kind, const float* source, int64_t columns, int64_t k, void* panels);
 
 // out [rows, padded columns] = in [rows, k] * matrix.
 MR_API int64_t mr_multiply(void* team, const mr_matrix* matrix, const float* in, int64_t rows, float* out);

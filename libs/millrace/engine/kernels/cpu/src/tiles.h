@@ -6,7 +6,6 @@
 #if defined(MILLRACE_AMX)
 
 #include <algorithm>
-#include <type_traits>
 
 #if defined(MILLRACE_EMULATE_AMX)
 #include "tiles_emulated.h"
@@ -26,6 +25,9 @@ inline bool prepare_tiles() {
   return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 #endif
 }
+
+// Numbers along K that one tile product takes.
+constexpr long kTileK = 32;
 
 // Tiles 0 to 3 are sums (row half times two, column half), 4 and 5 inputs, 6 and 7 weights.
 struct alignas(64) TileConfig {
@@ -53,14 +55,11 @@ inline void configure_tiles(int rows) {
   configured_rows = rows;
 }
 
-template <class Kind>
-inline void dot_tiles(const typename Kind::Input* a, long stride, int rows,
-                      const typename Kind::Weight* panel, long k, typename Kind::Sum* out,
+inline void dot_tiles(const bf16* a, long stride, int rows, const bf16* panel, long k, float* out,
                       long out_stride, bool add) {
-  constexpr long step = 64 / sizeof(typename Kind::Weight);
-  const long a_bytes = stride * static_cast<long>(sizeof(*a));
-  const long out_bytes = out_stride * static_cast<long>(sizeof(*out));
-  constexpr long b_bytes = kColumns * Kind::kPack * static_cast<long>(sizeof(*panel));
+  const long a_bytes = stride * static_cast<long>(sizeof(bf16));
+  const long out_bytes = out_stride * static_cast<long>(sizeof(float));
+  constexpr long b_bytes = kColumns * 2 * static_cast<long>(sizeof(bf16));
   const bool two = rows > 16;
   configure_tiles(rows);
   if (add) {
@@ -76,27 +75,17 @@ inline void dot_tiles(const typename Kind::Input* a, long stride, int rows,
     _tile_zero(2);
     _tile_zero(3);
   }
-  for (long i = 0; i < k; i += step) {
-    const auto* b = panel + i * kColumns;
+  for (long i = 0; i < k; i += kTileK) {
+    const bf16* b = panel + i * kColumns;
     _tile_loadd(6, b, b_bytes);
-    _tile_loadd(7, b + 16 * Kind::kPack, b_bytes);
+    _tile_loadd(7, b + 32, b_bytes);
     _tile_loadd(4, a + i, a_bytes);
-    if constexpr (std::is_same_v<Kind, Bf16>) {
-      _tile_dpbf16ps(0, 4, 6);
-      _tile_dpbf16ps(1, 4, 7);
-    } else {
-      _tile_dpbssd(0, 4, 6);
-      _tile_dpbssd(1, 4, 7);
-    }
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
     if (!two) continue;
     _tile_loadd(5, a + 16 * stride + i, a_bytes);
-    if constexpr (std::is_same_v<Kind, Bf16>) {
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-    } else {
-      _tile_dpbssd(2, 5, 6);
-      _tile_dpbssd(3, 5, 7);
-    }
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
   }
   _tile_stored(0, out, out_bytes);
   _tile_stored(1, out + 16, out_bytes);

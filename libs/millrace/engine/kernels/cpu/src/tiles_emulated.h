@@ -45,18 +45,6 @@ inline void dot_bf16(int sum, int a, int b) {
   }
 }
 
-inline void dot_int8(int sum, int a, int b) {
-  for (int row = 0; row < tile_rows[sum]; ++row) {
-    auto* out = reinterpret_cast<int32_t*>(tiles[sum].bytes[row]);
-    const auto* left = reinterpret_cast<const int8_t*>(tiles[a].bytes[row]);
-    for (int k = 0; k < 16; ++k) {
-      const auto* right = reinterpret_cast<const int8_t*>(tiles[b].bytes[k]);
-      for (int n = 0; n < 16; ++n)
-        for (int i = 0; i < 4; ++i) out[n] += left[4 * k + i] * right[4 * n + i];
-    }
-  }
-}
-
 }  // namespace millrace::emulated
 
 // The compiler's header has macros of these names for every machine.
@@ -65,12 +53,10 @@ inline void dot_int8(int sum, int a, int b) {
 #undef _tile_stored
 #undef _tile_zero
 #undef _tile_dpbf16ps
-#undef _tile_dpbssd
 #undef _tile_release
 #define _tile_loadconfig(config) ::millrace::emulated::load_config(config)
 #define _tile_loadd(tile, from, stride) ::millrace::emulated::load(tile, from, stride)
 #define _tile_stored(tile, to, stride) ::millrace::emulated::store(tile, to, stride)
 #define _tile_zero(tile) ::millrace::emulated::clear(tile)
 #define _tile_dpbf16ps(sum, a, b) ::millrace::emulated::dot_bf16(sum, a, b)
-#define _tile_dpbssd(sum, a, b) ::millrace::emulated::dot_int8(sum, a, b)
 #define _tile_release() static_cast<void>(0)
