@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from millrace.core.answer import CachedAnswer
+from millrace.core.cancellation import CancelReason
 from millrace.core.errors import Aborted, MillraceError
 
 from .calls import Call
@@ -70,7 +71,7 @@ class LiveAnswer:
         live: LiveRequest,
         call: Call,
         record: RequestRecord,
-        settle: Callable[[LiveRequest, str | None], None],
+        settle: Callable[[LiveRequest, CancelReason | None], None],
         store: Callable[[CachedAnswer], None] | None = None,
     ) -> None:
         self.started = started
@@ -111,7 +112,7 @@ class LiveAnswer:
     def abandon(self) -> None:
         """Ends the request where it is."""
         if not self._is_over:
-            self._settle(self._live, "client")
+            self._settle(self._live, CancelReason.CLIENT)
             error = Aborted("the client went away")
             self._live.fail(error)
             self._fail(error)

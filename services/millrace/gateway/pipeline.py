@@ -18,6 +18,7 @@ from opentelemetry.trace import SpanKind
 
 from millrace.bus.base import Bus
 from millrace.core.answer import CachedAnswer
+from millrace.core.cancellation import CancelReason
 from millrace.core.errors import (
     Aborted,
     DeadlineExceeded,
@@ -130,9 +131,12 @@ class Pipeline:
             ):
                 return await self._open(request, call, record)
         except MillraceError as error:
+            if isinstance(error, DeadlineExceeded):
+                record.cancelled(CancelReason.DEADLINE)
             record.fail(error)
             raise
         except asyncio.CancelledError:
+            record.cancelled(CancelReason.CLIENT)
             record.fail(Aborted("the client went away"))
             raise
         except Exception as exc:
@@ -145,12 +149,18 @@ class Pipeline:
 
     async def abort(self, request_id: str) -> bool:
         """Ends a request by id; True where it was live here. Others hear of it over the bus."""
+        if self.abort_here(request_id):
+            return True
+        await self._bus.publish_abort(request_id)
+        return False
+
+    def abort_here(self, request_id: str) -> bool:
+        """Ends a request by id; False where it is not, or no longer, live here."""
         live = self._router.find(request_id)
         if live is None:
-            await self._bus.publish_abort(request_id)
             return False
         live.abort()
-        self._router.settle(live, "client")
+        self._router.settle(live, CancelReason.ABORT)
         return True
 
     async def count_tokens(self, request: GenerationRequest) -> list[int]:
@@ -247,7 +257,7 @@ class Pipeline:
             if isinstance(error, Overloaded):
                 error.retry_after_s = self._forecast.retry_after_s(info, error.retry_after_s)
             # The publish may have arrived although its answer did not.
-            self._router.settle(live, "client")
+            self._router.settle(live, CancelReason.REFUSED)
             raise
         record.on_accepted(len(prompt_token_ids), queued.max_tokens, seed)
         self._arm_deadline(live, call, timeout_s)
@@ -355,7 +365,7 @@ class Pipeline:
         def expire() -> None:
             if not live.is_over:
                 live.fail(_deadline_error(timeout_s))
-                self._router.settle(live, "deadline")
+                self._router.settle(live, CancelReason.DEADLINE)
 
         timer = asyncio.get_running_loop().call_later(_left_s(call, timeout_s), expire)
 
