@@ -9,6 +9,7 @@ import pytest
 from millrace.bus.memory import MemoryBus
 from millrace.scheduler.config import SchedulerConfig
 from millrace.scheduler.watchdog import WatchLimits
+from tests.faults.descriptors import Descriptors, warm_up
 from tests.faults.fault_stack import FaultStack
 from tests.integration.conftest import config, no_task_fails_unheard
 
@@ -21,9 +22,18 @@ def watch_limits() -> WatchLimits | None:
     return None
 
 
+@pytest.fixture(autouse=True)
+async def no_descriptor_stays_open(no_task_fails_unheard: None) -> AsyncIterator[None]:
+    """Fails the test that leaves files, sockets or pipes of this process open."""
+    await warm_up()
+    before = Descriptors.now()
+    yield
+    await before.check()
+
+
 @pytest.fixture
 async def stack(
-    no_task_fails_unheard: None, config: SchedulerConfig, watch_limits: WatchLimits | None
+    no_descriptor_stays_open: None, config: SchedulerConfig, watch_limits: WatchLimits | None
 ) -> AsyncIterator[FaultStack]:
     made = FaultStack(MemoryBus(), config, watch_limits)
     await made.start()
