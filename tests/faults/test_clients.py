@@ -117,4 +117,6 @@ class TestWithOneRow:
         for leaver in (waiting, queued[0], queued[2]):
             assert not leaver.tokens
             assert not engine.was_admitted(leaver.asked.prompt_token_ids)
-        assert (edge.cancelled("client"), stack.aborted("client")) == (3, 3)
+        assert edge.cancelled("client") == 3
+        # Some of them as room was made for them, before they were cancelled.
+        assert stack.aborted("client") + stack.aborted("gone") == 3

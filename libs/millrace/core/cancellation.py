@@ -16,6 +16,7 @@ class CancelReason(StrEnum):
     REFUSED = "refused"  # it never got onto the queue
     SHUTDOWN = "shutdown"
     ERROR = "error"
+    GONE = "gone"  # asked about, the gateway did not know it any more
     GATEWAY_GONE = "gateway_gone"
     OTHER = "other"
 

@@ -114,7 +114,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
                 self._intake.resumed(request.resume.request_id, cursors)
             elif kind == "gone":
                 link.forget(request.gone.request_id)
-                self._intake.aborted(request.gone.request_id)
+                self._intake.aborted(request.gone.request_id, CancelReason.GONE)
             elif kind == "done":
                 link.forget(request.done.request_id)
                 self._intake.confirmed(request.done.request_id)
