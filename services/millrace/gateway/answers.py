@@ -31,7 +31,7 @@ class Answer(Protocol):
     def __aiter__(self) -> AsyncIterator[Event]:
         """The events; read once."""
 
-    def abandon(self) -> None:
+    def abandon(self, reason: CancelReason = CancelReason.CLIENT) -> None:
         """Frees what the request still holds; nothing to do after the end."""
 
 
@@ -53,7 +53,7 @@ class StoredAnswer:
                 self._record.finish(event)
             yield event
 
-    def abandon(self) -> None:
+    def abandon(self, reason: CancelReason = CancelReason.CLIENT) -> None:
         """Nothing is held but the record."""
         self._record.fail(Aborted("the client went away"))
 
@@ -109,10 +109,10 @@ class LiveAnswer:
             self._texts[event.choice].append(event.text)
         return event
 
-    def abandon(self) -> None:
+    def abandon(self, reason: CancelReason = CancelReason.CLIENT) -> None:
         """Ends the request where it is."""
         if not self._is_over:
-            self._settle(self._live, CancelReason.CLIENT)
+            self._settle(self._live, reason)
             error = Aborted("the client went away")
             self._live.fail(error)
             self._fail(error)
