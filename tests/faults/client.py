@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -94,8 +94,10 @@ def check_beginning(reply: Reply) -> None:
 class GrpcClient:
     """Reads every stream in a task of its own."""
 
-    def __init__(self, address: str) -> None:
-        self._channel = grpc.aio.insecure_channel(address)
+    def __init__(self, address: str, *, window_bytes: int = 0) -> None:
+        """`window_bytes`: what the server may send unread, where that must not grow."""
+        window = [("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", window_bytes)]
+        self._channel = grpc.aio.insecure_channel(address, window if window_bytes else None)
         self.stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._calls: dict[int, Any] = {}
         self._readers: list[asyncio.Task[None]] = []
@@ -222,6 +224,15 @@ class HttpStream:
                 if line.startswith(b"data: "):
                     found.append(line.decode().removeprefix("data: ").strip())
         return found
+
+    async def all_events(self) -> AsyncIterator[str]:
+        """The lines of data to the end of the stream."""
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                (event,) = await self.events(1)
+                yield event
+                if event == "[DONE]":
+                    return
 
     def leave(self) -> None:
         """As a client whose process ends."""
