@@ -48,6 +48,7 @@ class Reply:
         """Waits for something that arrives."""
         async with asyncio.timeout(wait_s):
             while not condition(self):
+                assert not self.is_over, f"over before that: {self.error} {self.error_text}"
                 self._changed.clear()
                 await self._changed.wait()
 
@@ -85,9 +86,9 @@ def check_replies(replies: Iterable[Reply], *, max_model_len: int = 256) -> None
         assert reply.finish is finish
 
 
-def check_beginning(reply: Reply) -> None:
+def check_beginning(reply: Reply, *, max_model_len: int = 256) -> None:
     """What a client got of a request that did not run to its end is the beginning of its answer."""
-    output, _ = expected_output(reply.asked)
+    output, _ = expected_output(reply.asked, max_model_len=max_model_len)
     assert reply.tokens == output[: len(reply.tokens)]
 
 

@@ -81,13 +81,17 @@ class FaultStack(Stack):
         await self.until(lambda: worker_id in self.worker_ids())
         return made
 
-    async def edge(self, **settings: Any) -> Edge:
-        """A whole gateway, with the one tokenizer that all of them share."""
+    async def tokenizer(self) -> str:
+        """The address of the one tokenizer that all gateways share."""
         if self._tokenizer is None:
             with tempfile.TemporaryDirectory() as folder:
                 self._tokenizer = TokenizerNode(Path(folder))
             self._tokenizer_address = await self._tokenizer.start()
-        made = await Edge.start(self.bus, self._tokenizer_address, **settings)
+        return self._tokenizer_address
+
+    async def edge(self, **settings: Any) -> Edge:
+        """A whole gateway."""
+        made = await Edge.start(self.bus, await self.tokenizer(), **settings)
         self.edges.append(made)
         await made.until_ready()
         return made
