@@ -106,6 +106,11 @@ class AttachStream:
             return await anext(self._responses, None)
 
     async def _send(self, message: scheduler_pb2.AttachRequest) -> None:
+        # A write that is cancelled, as with the client whose request it is about, would end the
+        # stream of all others.
+        await asyncio.shield(self._write(message))
+
+    async def _write(self, message: scheduler_pb2.AttachRequest) -> None:
         # grpc.aio allows one write at a time per call.
         async with self._write_lock:
             try:
