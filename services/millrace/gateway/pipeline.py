@@ -96,14 +96,15 @@ class Pipeline:
         self._keyed = KeyedRequests(
             gateway_id, idempotency_records, max_buffered_events=limits.max_buffered_events
         )
-        self._num_opening = 0
+        # By id: True where an abort came before there was anything to end.
+        self._opening: dict[str, bool] = {}
         self._is_draining = False
         self._errands: set[asyncio.Task[None]] = set()
 
     @property
     def num_in_flight(self) -> int:
         """Requests between arrival and end."""
-        return self._num_opening + self._router.num_live
+        return len(self._opening) + self._router.num_live
 
     @property
     def is_draining(self) -> bool:
@@ -121,7 +122,7 @@ class Pipeline:
     async def open(self, request: GenerationRequest, call: Call) -> Answer:
         """Accepts a request. Raises an error of the tree; what is not one becomes InternalError."""
         record = RequestRecord(self._metrics, call, request)
-        self._num_opening += 1
+        self._opening[call.request_id] = False
         try:
             with trace.use_span(
                 call.span,
@@ -129,7 +130,10 @@ class Pipeline:
                 record_exception=False,
                 set_status_on_exception=False,
             ):
-                return await self._open(request, call, record)
+                answer = await self._open(request, call, record)
+            if self._opening[call.request_id]:
+                self._abort_live(call.request_id)
+            return answer
         except MillraceError as error:
             if isinstance(error, DeadlineExceeded):
                 record.cancelled(CancelReason.DEADLINE)
@@ -145,7 +149,7 @@ class Pipeline:
             record.fail(defect)
             raise defect from exc
         finally:
-            self._num_opening -= 1
+            del self._opening[call.request_id]
 
     async def abort(self, request_id: str) -> bool:
         """Ends a request by id; True where it was live here. Others hear of it over the bus."""
@@ -156,6 +160,13 @@ class Pipeline:
 
     def abort_here(self, request_id: str) -> bool:
         """Ends a request by id; False where it is not, or no longer, live here."""
+        if request_id in self._opening:
+            # Nothing is there yet that could end; `open` does it.
+            self._opening[request_id] = True
+            return True
+        return self._abort_live(request_id)
+
+    def _abort_live(self, request_id: str) -> bool:
         live = self._router.find(request_id)
         if live is None:
             return False
