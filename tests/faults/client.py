@@ -147,7 +147,8 @@ async def _read(call: Any, reply: Reply) -> None:
     except asyncio.CancelledError:
         if not call.cancelled():
             raise
-        reply.fail(grpc.StatusCode.CANCELLED, "cancelled here")
+        if not reply.num_terminals:
+            reply.fail(grpc.StatusCode.CANCELLED, "cancelled here")
     except grpc.aio.AioRpcError as error:
         reply.fail(error.code(), error.details() or "")
     finally:
