@@ -6,7 +6,8 @@ import os
 import signal
 import time
 
-from millrace.core.step import StepPlan, StepResult
+from millrace.core.step import Admission, StepPlan, StepResult
+from millrace.testing.model_worker import _Row
 from tests.integration.stack import PacedEngine
 
 # Prompts of `queued_request` begin with 1 to 90.
@@ -30,6 +31,20 @@ class FaultyEngine(PacedEngine):
         self.most_rows = most_rows
         self.num_failed_steps = 0
         self.num_slow_steps = 0
+        self.admitted: list[list[int]] = []
+        self.steps_of_seed: dict[int, list[int]] = {}
+
+    def was_admitted(self, prompt: list[int]) -> bool:
+        """True where some row began with that prompt."""
+        return any(token_ids[: len(prompt)] == prompt for token_ids in self.admitted)
+
+    def _sample(self, row: int, state: _Row, result: StepResult) -> None:
+        self.steps_of_seed.setdefault(state.admission.sampling.seed, []).append(result.step_id)
+        super()._sample(row, state, result)
+
+    def _admit(self, admission: Admission) -> None:
+        self.admitted.append(list(admission.token_ids))
+        super()._admit(admission)
 
     def _prefill(self, plan: StepPlan, result: StepResult) -> None:
         time.sleep(self.step_s)

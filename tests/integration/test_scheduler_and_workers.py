@@ -364,3 +364,19 @@ async def test_gateway_that_stays_away_loses_its_requests(config: SchedulerConfi
         assert answer.finishes.get(0) in (None, FinishReason.ABORT)
     finally:
         await stack.stop()
+
+
+async def test_word_to_the_scheduler_that_is_cancelled_leaves_the_stream_whole(
+    stack: Stack,
+) -> None:
+    await stack.add_worker()
+    gateway = await stack.gateway()
+    words = [asyncio.create_task(gateway.stream.register(f"{n:032x}")) for n in range(100, 120)]
+    await asyncio.sleep(0)
+    for word in words:
+        word.cancel()
+    await asyncio.gather(*words, return_exceptions=True)
+    answer = await gateway.send(stack.bus, queued_request())
+    await gateway.until_over()
+    _assert_expected([answer])
+    assert gateway.error is None

@@ -38,7 +38,7 @@ from millrace.wire.requests import queued_request_to_proto
 
 from .base import Bus, WorkQueue
 from .nats_entries import unsubscribe_quietly, watch_entries
-from .nats_errors import answering, publish_error
+from .nats_errors import answering, publish_error, raise_if_cancelled
 from .nats_queue import NatsWorkQueue
 from .setup import verify_jetstream
 from .subjects import (
@@ -170,6 +170,8 @@ class NatsBus(Bus):
             )
         except Exception as exc:
             raise publish_error(exc) from exc
+        # The request of a client that has left meanwhile would run, with nobody to read it.
+        raise_if_cancelled()
 
     async def work_queue(self, model: str, priority: Priority) -> WorkQueue:
         """See `Bus`."""

@@ -43,6 +43,8 @@ ACK_WAIT_S = 5
 # The waiting window and every running row.
 MAX_ACK_PENDING = 2_048
 ENTRY_TTL_S = 6
+# A standby takes over within 5 s of its predecessor's last word, which renews every second.
+OWNER_TTL_S = 4
 
 
 def request_stream_config() -> StreamConfig:
@@ -102,8 +104,8 @@ async def init_bus(url: str, models: Sequence[str] = ()) -> None:
         await verify_jetstream(jetstream, url)
         await _create_or_update(jetstream, REQUEST_STREAM, request_stream_config())
         await _create_or_update(jetstream, DEAD_LETTER_STREAM, dead_letter_stream_config())
-        for bucket in (WORKERS_BUCKET, OWNERS_BUCKET):
-            await _create_bucket(jetstream, bucket)
+        for bucket, ttl_s in ((WORKERS_BUCKET, ENTRY_TTL_S), (OWNERS_BUCKET, OWNER_TTL_S)):
+            await _create_bucket(jetstream, bucket, ttl_s)
         for model in models:
             for priority in Priority:
                 await jetstream.add_consumer(
@@ -132,10 +134,10 @@ async def _create_or_update(jetstream: JetStreamContext, name: str, config: Stre
         await jetstream.update_stream(config)
 
 
-async def _create_bucket(jetstream: JetStreamContext, bucket: str) -> None:
+async def _create_bucket(jetstream: JetStreamContext, bucket: str, ttl_s: int) -> None:
     try:
         await jetstream.key_value(bucket)
     except NotFoundError:
         await jetstream.create_key_value(
-            KeyValueConfig(bucket=bucket, ttl=ENTRY_TTL_S, history=1, storage=StorageType.FILE)
+            KeyValueConfig(bucket=bucket, ttl=ttl_s, history=1, storage=StorageType.FILE)
         )

@@ -111,6 +111,11 @@ class GatewayMetrics:
         self.request_failure = counter(
             names.METRIC_REQUEST_FAILURE, "Requests that ended with an error.", "reason"
         )
+        self.request_cancelled = counter(
+            names.METRIC_REQUEST_CANCELLED,
+            "Requests ended from this side before their last token, by CancelReason.",
+            "reason",
+        )
         self.response_cache = counter(
             names.METRIC_RESPONSE_CACHE, "Response cache look-ups.", "result"
         )
@@ -168,6 +173,12 @@ class SchedulerMetrics:
         )
         self.nats_redelivered = counter(
             names.METRIC_NATS_REDELIVERED, "Messages delivered more than once."
+        )
+        self.request_aborted = Counter(
+            names.METRIC_REQUEST_ABORTED,
+            "Requests ended here before their last token, by CancelReason.",
+            ("reason",),
+            registry=registry,
         )
         self.resumed_requests = counter(
             names.METRIC_RESUMED_REQUESTS, "Requests taken up again with their tokens."

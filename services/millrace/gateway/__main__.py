@@ -35,7 +35,7 @@ from .health import Health
 from .http.app import create_app
 from .http.edge import HttpEdge
 from .http.server import HttpServer
-from .members import watch_members
+from .members import hear_aborts, watch_members
 from .pipeline import Pipeline, PipelineLimits
 from .servicer import SERVICE_NAME, InferenceServicer
 
@@ -133,7 +133,9 @@ class Gateway:
         """Watches the bus and mirrors readiness until `until` is done; raises what these raise."""
         ending = asyncio.create_task(until)
         background = asyncio.gather(
-            watch_members(self._bus, self._directory, self._router), self._mirror_health()
+            watch_members(self._bus, self._directory, self._router),
+            hear_aborts(self._bus, self._pipeline.abort_here),
+            self._mirror_health(),
         )
         try:
             await asyncio.wait((ending, background), return_when=asyncio.FIRST_COMPLETED)

@@ -14,7 +14,7 @@ from millrace.core.membership import SchedulerOwner
 _log = logging.getLogger(__name__)
 
 CLAIM_EVERY_S = 0.5
-RENEW_EVERY_S = 2.0
+RENEW_EVERY_S = 1.0
 RELEASE_TIMEOUT_S = 1.0
 
 

@@ -10,6 +10,7 @@ import contextlib
 import json
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -17,9 +18,16 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from millrace.core.errors import ConfigError
 
+from .sse import CUT_EXTENSION
+
 KEEP_ALIVE_S = 75
 # Path and headers of one request.
 MAX_HEAD_BYTES = 32 << 10
+# What the kernel keeps for a client that does not read; by itself it would be megabytes, and
+# thousands of tokens would be made for nobody.
+SEND_BUFFER_BYTES = 128 << 10
+# A reply that the client has not taken for so long is dropped, streamed or not, ended or not.
+MAX_STALL_S = 60.0
 
 
 class _Server(uvicorn.Server):
@@ -34,8 +42,9 @@ class _HeadTooLarge(Exception):
 
 
 class _Protocol(HttpToolsProtocol):
-    """Bounds the head of a request: the parser would take one of any size."""
+    """Bounds the head of a request, which the parser would take at any size, and stalls."""
 
+    _stalled: asyncio.TimerHandle | None = None
     _is_in_head = False
     _num_head_bytes = 0
     _num_unparsed_bytes = 0
@@ -44,6 +53,20 @@ class _Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self._is_in_head = True
         self._num_head_bytes = self._num_unparsed_bytes = 0
+        extensions: Any = {CUT_EXTENSION: self.transport.abort}
+        self.scope["extensions"] = extensions
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self.loop.call_later(MAX_STALL_S, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        self._end_stall()
+        super().resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._end_stall()
+        super().connection_lost(exc)
 
     def on_url(self, url: bytes) -> None:
         self._count(len(url))
@@ -83,6 +106,11 @@ class _Protocol(HttpToolsProtocol):
             + body
         )
         self.transport.close()
+
+    def _end_stall(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
     def _count(self, num_bytes: int) -> None:
         self._num_head_bytes += num_bytes
@@ -136,6 +164,7 @@ def _bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     try:
         listener.bind((host, port))
     except OSError as exc:
