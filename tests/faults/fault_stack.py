@@ -48,7 +48,7 @@ class FaultStack(Stack):
         super().__init__(bus, config, watch_limits)
         self.processes: dict[str, WorkerProcess] = {}
 
-    async def add_process(self, worker_id: str, **settings: float) -> WorkerProcess:
+    async def add_process(self, worker_id: str, **settings: float | Path) -> WorkerProcess:
         arguments = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
         process = await asyncio.create_subprocess_exec(
             sys.executable,

@@ -7,6 +7,7 @@ import signal
 import time
 
 from millrace.core.step import StepPlan, StepResult
+from tests.faults.sample_counts import SampleCounts
 from tests.integration.stack import PacedEngine
 
 # Prompts of `queued_request` begin with 1 to 90.
@@ -22,14 +23,27 @@ class FaultyEngine(PacedEngine):
     """Fails whenever such a row is live, in prefill and in decode alike."""
 
     def __init__(
-        self, *, step_s: float = 0.0, slow_s: float = 0.0, most_rows: int = 1_000, **settings: int
+        self,
+        *,
+        step_s: float = 0.0,
+        slow_s: float = 0.0,
+        most_rows: int = 1_000,
+        sampled: SampleCounts | None = None,
+        **settings: int,
     ) -> None:
         super().__init__(**settings)
+        self.sampled = sampled
         self.step_s = step_s
         self.slow_s = slow_s
         self.most_rows = most_rows
         self.num_failed_steps = 0
         self.num_slow_steps = 0
+
+    def _timed(self, result: StepResult) -> StepResult:
+        if self.sampled is not None:
+            for token in result.tokens:
+                self.sampled.add(self._rows[token.row].admission.sampling.seed)
+        return super()._timed(result)
 
     def _prefill(self, plan: StepPlan, result: StepResult) -> None:
         time.sleep(self.step_s)
