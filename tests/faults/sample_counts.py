@@ -5,8 +5,9 @@ from __future__ import annotations
 import mmap
 from array import array
 from pathlib import Path
+from typing import Final
 
-TYPE_CODE = "I"
+TYPE_CODE: Final = "I"
 NUM_BYTES = array(TYPE_CODE).itemsize
 
 
