@@ -1,17 +1,22 @@
 """Streams under a fault: what they must equal, how long they stood still, what was computed again.
 
-Recomputing is the model's own time and depends on the machine, so it is measured: from the first
-moment at which any of the streams is computed again, by the workers' `prefill` spans, to the end of
-a stream's own prefill. The rest of a stream's wait is the failover, and that is what is promised.
+Recomputing is the model's own time and depends on the machine, so it is measured: the steps that
+are under way already (one runs, one waits), then from the first moment at which any of the streams
+is computed again, by the workers' `prefill` spans, to the end of a stream's own prefill. The rest
+of a stream's wait is the failover, and that is what is promised.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+
+import grpc
 
 from millrace.core.errors import RequestNotFound
 from millrace.telemetry.names import SPAN_PREFILL
@@ -26,6 +31,7 @@ POLL_S = 0.01
 # Spans leave each process once a second.
 SETTLE_S = 1.5
 MIN_TOKENS_OUT = 3
+NUM_STEPS_UNDER_WAY = 2
 
 
 def crowd(
@@ -58,15 +64,35 @@ async def until_live(answers: Iterable[Answer]) -> None:
 
 
 async def until_workers(client: Client, count: int) -> None:
-    """Until the scheduler has so many workers, those that have come back included."""
+    """Until the stack's scheduler is active and has so many workers, restarted ones included."""
     async with asyncio.timeout(WAIT_S):
-        while len((await client.scheduler_stats()).workers) != count:  # noqa: ASYNC110
+        while await _num_workers(client) != count:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
+
+
+async def _num_workers(client: Client) -> int:
+    try:
+        return len((await client.scheduler_stats()).workers)
+    except grpc.aio.AioRpcError as error:
+        assert error.code() is grpc.StatusCode.UNAVAILABLE, error
+        return 0
+
+
+@dataclass(frozen=True)
+class Fault:
+    """When it was, by both clocks."""
+
+    unix_ns: int
+    monotonic_s: float
+
+    @classmethod
+    def now(cls) -> Fault:
+        return cls(time.time_ns(), time.monotonic())
 
 
 @dataclass(frozen=True)
 class Moved:
-    """Streams that were computed again after a fault: the wait and its unavoidable part."""
+    """Streams that were computed again after a fault, and how long that took for each."""
 
     answers: list[Answer]
     recompute_s: list[float]
@@ -87,18 +113,30 @@ class Moved:
         )
 
 
-async def moved_streams(stack: Stack, answers: Sequence[Answer], fault_unix_ns: int) -> Moved:
+async def moved_streams(stack: Stack, answers: Sequence[Answer], fault: Fault) -> Moved:
     """Those of `answers`, all live at the fault, that were computed again after it."""
     prefills = await _prefills(stack, answers)
     again = [
         (answer, last)
         for answer, spans in zip(answers, prefills, strict=True)
-        if spans and (last := spans[-1]).start_ns > fault_unix_ns
+        if spans and (last := spans[-1]).start_ns > fault.unix_ns
     ]
     assert again, "the fault has moved nothing"
     first_ns = min(span.start_ns for _, span in again)
+    steps_s = NUM_STEPS_UNDER_WAY * _step_s(answers, fault)
     return Moved(
-        [answer for answer, _ in again], [(span.end_ns - first_ns) / NS_PER_S for _, span in again]
+        [answer for answer, _ in again],
+        [steps_s + (span.end_ns - first_ns) / NS_PER_S for _, span in again],
+    )
+
+
+def _step_s(answers: Iterable[Answer], fault: Fault) -> float:
+    """The median step before the fault, as the streams saw it."""
+    return statistics.median(
+        later - earlier
+        for answer in answers
+        for earlier, later in pairwise(answer.token_times_s)
+        if later < fault.monotonic_s
     )
 
 
