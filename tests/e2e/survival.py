@@ -115,10 +115,10 @@ class Moved:
 
 async def moved_streams(stack: Stack, answers: Sequence[Answer], fault: Fault) -> Moved:
     """Those of `answers`, all live at the fault, that were computed again after it."""
-    prefills = await _prefills(stack, answers)
+    spans_of = await prefills(stack, answers)
     again = [
         (answer, last)
-        for answer, spans in zip(answers, prefills, strict=True)
+        for answer, spans in zip(answers, spans_of, strict=True)
         if spans and (last := spans[-1]).start_ns > fault.unix_ns
     ]
     assert again, "the fault has moved nothing"
@@ -140,7 +140,7 @@ def _step_s(answers: Iterable[Answer], fault: Fault) -> float:
     )
 
 
-async def _prefills(stack: Stack, answers: Sequence[Answer]) -> list[list[SpanRecord]]:
+async def prefills(stack: Stack, answers: Sequence[Answer]) -> list[list[SpanRecord]]:
     """The `prefill` spans of each stream, in order, once no more come."""
     store = TraceStore(stack.home / "run" / "spans.db")
     found: list[list[SpanRecord]] = []

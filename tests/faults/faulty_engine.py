@@ -39,6 +39,11 @@ class FaultyEngine(PacedEngine):
         self.num_failed_steps = 0
         self.num_slow_steps = 0
 
+    def run_lease_step(self) -> StepResult | None:
+        if self.num_live_rows:
+            time.sleep(self.step_s)
+        return super().run_lease_step()
+
     def _timed(self, result: StepResult) -> StepResult:
         if self.sampled is not None:
             for token in result.tokens:
