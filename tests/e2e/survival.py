@@ -1,9 +1,9 @@
 """Streams under a fault: what they must equal, how long they stood still, what was computed again.
 
 Recomputing is the model's own time and depends on the machine, so it is measured: the steps that
-are under way already (one runs, one waits), then from the first moment at which any of the streams
-is computed again, by the workers' `prefill` spans, to the end of a stream's own prefill. The rest
-of a stream's wait is the failover, and that is what is promised.
+are under way already (one runs, one waits), then the time for which a stream's worker was at the
+prefill of any moved stream until the end of its own, by the `prefill` spans. The rest of a stream's
+wait is the failover, and that is what is promised.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from itertools import pairwise
 import grpc
 
 from millrace.core.errors import RequestNotFound
-from millrace.telemetry.names import SPAN_PREFILL
+from millrace.telemetry.names import ATTR_WORKER_ID, SPAN_PREFILL
 from millrace.telemetry.span_record import NS_PER_S, SpanRecord
 from millrace.telemetry.store import TraceStore
 from millrace.testing.gaps import Gaps
@@ -115,19 +115,28 @@ class Moved:
 
 async def moved_streams(stack: Stack, answers: Sequence[Answer], fault: Fault) -> Moved:
     """Those of `answers`, all live at the fault, that were computed again after it."""
-    spans_of = await prefills(stack, answers)
     again = [
         (answer, last)
-        for answer, spans in zip(answers, spans_of, strict=True)
+        for answer, spans in zip(answers, await prefills(stack, answers), strict=True)
         if spans and (last := spans[-1]).start_ns > fault.unix_ns
     ]
     assert again, "the fault has moved nothing"
-    first_ns = min(span.start_ns for _, span in again)
     steps_s = NUM_STEPS_UNDER_WAY * _step_s(answers, fault)
     return Moved(
         [answer for answer, _ in again],
-        [steps_s + (span.end_ns - first_ns) / NS_PER_S for _, span in again],
+        [steps_s + _busy_s([span for _, span in again], own) for _, own in again],
     )
+
+
+def _busy_s(spans: Iterable[SpanRecord], own: SpanRecord) -> float:
+    """How long the worker of `own` was at any of the prefills until the end of that one."""
+    busy_ns = covered_ns = 0
+    for span in sorted(spans, key=lambda span: span.start_ns):
+        if span.attributes[ATTR_WORKER_ID] == own.attributes[ATTR_WORKER_ID]:
+            end_ns = min(span.end_ns, own.end_ns)
+            busy_ns += max(0, end_ns - max(span.start_ns, covered_ns))
+            covered_ns = max(covered_ns, end_ns)
+    return busy_ns / NS_PER_S
 
 
 def _step_s(answers: Iterable[Answer], fault: Fault) -> float:
