@@ -54,7 +54,7 @@ class FaultStack(Stack):
         self._tokenizer: TokenizerNode | None = None
         self._tokenizer_address = ""
 
-    async def add_process(self, worker_id: str, **settings: float) -> WorkerProcess:
+    async def add_process(self, worker_id: str, **settings: float | Path) -> WorkerProcess:
         arguments = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
         process = await asyncio.create_subprocess_exec(
             sys.executable,

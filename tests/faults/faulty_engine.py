@@ -8,6 +8,7 @@ import time
 
 from millrace.core.step import Admission, StepPlan, StepResult
 from millrace.testing.model_worker import _Row
+from tests.faults.sample_counts import SampleCounts
 from tests.integration.stack import PacedEngine
 
 # Prompts of `queued_request` begin with 1 to 90.
@@ -23,9 +24,16 @@ class FaultyEngine(PacedEngine):
     """Fails whenever such a row is live, in prefill and in decode alike."""
 
     def __init__(
-        self, *, step_s: float = 0.0, slow_s: float = 0.0, most_rows: int = 1_000, **settings: int
+        self,
+        *,
+        step_s: float = 0.0,
+        slow_s: float = 0.0,
+        most_rows: int = 1_000,
+        sampled: SampleCounts | None = None,
+        **settings: int,
     ) -> None:
         super().__init__(**settings)
+        self.sampled = sampled
         self.step_s = step_s
         self.slow_s = slow_s
         self.most_rows = most_rows
@@ -45,6 +53,17 @@ class FaultyEngine(PacedEngine):
     def _admit(self, admission: Admission) -> None:
         self.admitted.append(list(admission.token_ids))
         super()._admit(admission)
+
+    def run_lease_step(self) -> StepResult | None:
+        if self.num_live_rows:
+            time.sleep(self.step_s)
+        return super().run_lease_step()
+
+    def _timed(self, result: StepResult) -> StepResult:
+        if self.sampled is not None:
+            for token in result.tokens:
+                self.sampled.add(self._rows[token.row].admission.sampling.seed)
+        return super()._timed(result)
 
     def _prefill(self, plan: StepPlan, result: StepResult) -> None:
         time.sleep(self.step_s)

@@ -40,7 +40,7 @@ from .base import Bus, WorkQueue
 from .nats_entries import unsubscribe_quietly, watch_entries
 from .nats_errors import answering, publish_error, raise_if_cancelled
 from .nats_queue import NatsWorkQueue
-from .setup import verify_jetstream
+from .setup import OWNER_TTL_S, WORKER_TTL_S, verify_jetstream
 from .subjects import (
     ALL_ABORTS,
     DEAD_LETTER_STREAM,
@@ -237,6 +237,7 @@ class NatsBus(Bus):
         entries = watch_entries(
             self._client,
             self._workers,
+            WORKER_TTL_S,
             lambda raw: worker_registration_from_proto(bus_pb2.WorkerRegistration.FromString(raw)),
         )
         async for key, entry in entries:
@@ -299,6 +300,7 @@ class NatsBus(Bus):
         entries = watch_entries(
             self._client,
             self._owners,
+            OWNER_TTL_S,
             lambda raw: scheduler_owner_from_proto(bus_pb2.SchedulerOwner.FromString(raw)),
         )
         async for key, entry in entries:

@@ -39,12 +39,12 @@ MAX_AGE_S = 3_660
 MAX_DEAD_LETTERS = 10_000
 MAX_DEAD_LETTER_AGE_S = 30 * 86_400
 DUPLICATE_WINDOW_S = 120
-ACK_WAIT_S = 5
+# With OWNER_TTL_S: within 5 s of a scheduler's death its successor has the model and the requests.
+ACK_WAIT_S = 4
 # The waiting window and every running row.
 MAX_ACK_PENDING = 2_048
-ENTRY_TTL_S = 6
-# A standby takes over within 5 s of its predecessor's last word, which renews every second.
-OWNER_TTL_S = 4
+WORKER_TTL_S = 6
+OWNER_TTL_S = 3
 
 
 def request_stream_config() -> StreamConfig:
@@ -104,8 +104,8 @@ async def init_bus(url: str, models: Sequence[str] = ()) -> None:
         await verify_jetstream(jetstream, url)
         await _create_or_update(jetstream, REQUEST_STREAM, request_stream_config())
         await _create_or_update(jetstream, DEAD_LETTER_STREAM, dead_letter_stream_config())
-        for bucket, ttl_s in ((WORKERS_BUCKET, ENTRY_TTL_S), (OWNERS_BUCKET, OWNER_TTL_S)):
-            await _create_bucket(jetstream, bucket, ttl_s)
+        await _create_or_update_bucket(jetstream, WORKERS_BUCKET, WORKER_TTL_S)
+        await _create_or_update_bucket(jetstream, OWNERS_BUCKET, OWNER_TTL_S)
         for model in models:
             for priority in Priority:
                 await jetstream.add_consumer(
@@ -134,10 +134,13 @@ async def _create_or_update(jetstream: JetStreamContext, name: str, config: Stre
         await jetstream.update_stream(config)
 
 
-async def _create_bucket(jetstream: JetStreamContext, bucket: str, ttl_s: int) -> None:
+async def _create_or_update_bucket(jetstream: JetStreamContext, bucket: str, ttl_s: int) -> None:
     try:
-        await jetstream.key_value(bucket)
+        config = (await jetstream.stream_info(f"KV_{bucket}")).config
     except NotFoundError:
         await jetstream.create_key_value(
             KeyValueConfig(bucket=bucket, ttl=ttl_s, history=1, storage=StorageType.FILE)
         )
+    else:
+        config.max_age = config.duplicate_window = ttl_s
+        await jetstream.update_stream(config)

@@ -30,6 +30,7 @@ RETRY_S = 0.5
 # The queue delivers a message again after 5 s without a word.
 IN_PROGRESS_EVERY_S = 1.5
 TICK_S = 0.25
+MAX_GIVEN_UP = 4_096
 
 Settlement = Callable[[], Coroutine[Any, Any, None]]
 
@@ -64,6 +65,8 @@ class Intake:
         self._metrics = metrics
         self._is_overloaded = False
         self._awaiting_resume: dict[str, LedgerEntry] = {}
+        # The last requests that ended for want of their gateway, by id: its name.
+        self._given_up: dict[str, str] = {}
         self._has_room = asyncio.Event()
         self._settling: set[asyncio.Task[None]] = set()
 
@@ -113,6 +116,9 @@ class Intake:
             self._admit(entry, cursors)
         elif (entry := self._ledger.get(request_id)) is not None:
             self._frames.resend(entry, cursors)
+        elif (gateway_id := self._given_up.pop(request_id, None)) is not None:
+            error = Unavailable("the gateway was away for too long: the request was ended")
+            self._frames.refuse(gateway_id, request_id, error)
 
     def aborted(self, request_id: str, reason: CancelReason = CancelReason.CLIENT) -> None:
         """Nobody waits for a request any more; safe when late."""
@@ -249,6 +255,7 @@ class Intake:
                 _log.warning("gateway %s is gone: %d requests end", gateway_id, len(entries))
                 for entry in entries:
                     self.aborted(entry.request.request_id, CancelReason.GATEWAY_GONE)
+                    self._remember_given_up(entry.request)
 
     def _ask_present_gateways(self) -> None:
         """A gateway's last word on a request may have been lost with its stream."""
@@ -261,6 +268,12 @@ class Intake:
     def _count_abort(self, entry: LedgerEntry, reason: CancelReason) -> None:
         if not entry.is_terminal:
             self._metrics.request_aborted.labels(reason.value).inc()
+
+    def _remember_given_up(self, request: QueuedRequest) -> None:
+        """For a gateway that comes back after all: its client must not wait for nothing."""
+        self._given_up[request.request_id] = request.gateway_id
+        if len(self._given_up) > MAX_GIVEN_UP:
+            del self._given_up[next(iter(self._given_up))]
 
     def _let_go(self, entry: LedgerEntry, settlement: Settlement) -> None:
         self._ledger.pop(entry.request.request_id)

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 CHECK_EVERY_S = 0.25
-SILENCE_S = 3.0
+# Five words missed: with the check and what it takes to move, its streams stand for less than 3 s.
+SILENCE_S = 2.5
 STANDSTILL_S = 3.0
 STANDSTILL_STEPS = 8.0
 # A check this late was held up itself, and the worker's words with it.

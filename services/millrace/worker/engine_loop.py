@@ -59,6 +59,7 @@ class EngineLoop:
         self._session: Session | None = None
         self._is_stopping = False
         self.num_steps = 0
+        self.num_sampled_tokens = 0
         self.last_step_ns = 0
         self.is_stepping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -144,6 +145,7 @@ class EngineLoop:
             session.lease_steps = 0 if result is None or result.failure else plan.lease_steps
         if result is not None:
             self.num_steps += 1
+            self.num_sampled_tokens += len(result.tokens)
             self.last_step_ns = result.step_ns
         return result
 
