@@ -86,7 +86,9 @@ class FaultStack(Stack):
         for gateway in self.gateways:
             check_stream(gateway)
         await self.check_empty()
-        for worker in self.service.scheduler._workers.values():
+        workers = self.service.scheduler._workers
+        await self.until(lambda: not any(each.canaries.held for each in workers.values()))
+        for worker in workers.values():
             assert not worker.rows and not worker.to_release
             assert worker.blocks.num_available == worker.blocks.num_blocks
             assert len(worker._free_rows) == worker.max_num_seqs

@@ -135,4 +135,5 @@ def _policy(config: SchedulerConfig) -> SchedulerPolicy:
         lease_steps=config.lease_steps,
         max_num_waiting=config.max_num_waiting,
         max_waiting_tokens=config.max_waiting_tokens,
+        canary_every_s=config.canary_every_s,
     )
