@@ -131,6 +131,8 @@ class StepLoop:
         self._frames.send_outcome(outcome)
         self._dead_letters.record(outcome.dead_letters)
         self._count(outcome)
+        if is_batch and worker.round_trip_ns is not None:
+            self._metrics.round_trip.observe(worker.round_trip_ns / NS_PER_S)
         if is_batch:
             self._metrics.batch_size.observe(result.num_decode_rows)
             self._metrics.batch_tokens.observe(result.num_tokens)
