@@ -77,7 +77,7 @@ def load_engine(config: WorkerConfig) -> Engine:
 async def serve(config: WorkerConfig, engine: Engine) -> None:
     """Serves the engine until the process is told to end."""
     telemetry = start_telemetry("worker")
-    registry = create_registry("worker")
+    registry = create_registry("worker", telemetry)
     loop = EngineLoop(engine)
     loop.start()
     server = RpcServer("worker", config.host, config.port)
