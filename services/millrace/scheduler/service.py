@@ -120,6 +120,7 @@ class SchedulerService:
 
     async def stop(self) -> None:
         """Hands over at once: the model, the gateways' streams and every held message."""
+        await self._server.set_serving(False)
         if self._ownership is not None:
             await self._ownership.release()
         self.links.close()
