@@ -218,6 +218,18 @@ async def test_f21_frozen_tokenizer_costs_one_request_two_seconds(
     assert took_s[-3] < 0.5
 
 
+async def test_gateway_is_not_ready_while_the_only_engine_cannot_generate(edge: EdgeStack) -> None:
+    engine = edge.stack.workers["w"].engine
+    engine.num_failing_steps = 1_000_000
+    # Nobody asks anything: the canary tells.
+    await edge.until_ready(status=503)
+    refused = await edge.post("Once")
+    assert refused.status_code == 503
+    engine.num_failing_steps = 0
+    await edge.until_ready()
+    assert (await edge.post("Once")).status_code == 200
+
+
 async def _start_again(servers: tuple[LocalServer, ...]) -> None:
     for server in servers:
         await asyncio.to_thread(server.start)

@@ -46,6 +46,8 @@ _log = logging.getLogger(__name__)
 HEALTH_EVERY_S = 1.0
 DRAIN_POLL_S = 0.05
 STOP_GRACE_S = 1.0
+# From a connection to the end of its first headers.
+HEAD_TIMEOUT_S = 10.0
 
 
 def main() -> None:
@@ -120,7 +122,7 @@ class Gateway:
             create_app(self._edge(registry)),
             config.host,
             config.http_port,
-            ConnectionLimits(max_connections),
+            ConnectionLimits(max_connections, HEAD_TIMEOUT_S),
         )
         self.rpc_address = ""
         self.http_address = ""

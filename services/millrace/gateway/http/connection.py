@@ -30,7 +30,10 @@ class ConnectionLimits:
 
     @property
     def max_refused(self) -> int:
-        """Connections that may wait for their refusal; those beyond are cut without a word."""
+        """Connections whose request is awaited; those beyond are refused before they ask.
+
+        A refusal that crosses its request may be lost on the way.
+        """
         return max(8, self.max_connections // 8)
 
 
@@ -61,7 +64,7 @@ class Connection(HttpToolsProtocol):
         num_too_many = len(self.connections) - self.limits.max_connections
         self._is_refused = num_too_many > 0
         if num_too_many > self.limits.max_refused:
-            transport.abort()
+            self._refuse_connection()
             return
         timeout_s = self.limits.head_timeout_s
         self._arm_head_timer(self.limits.refusal_timeout_s if self._is_refused else timeout_s)
@@ -92,12 +95,7 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._is_refused:
-            self._refuse(
-                "503 Service Unavailable",
-                "service_unavailable_error",
-                "unavailable",
-                f"this gateway has {self.limits.max_connections} connections, which is its limit",
-            )
+            self._refuse_connection()
             return
         was_in_head = self._is_in_head
         super().data_received(data)
@@ -119,6 +117,14 @@ class Connection(HttpToolsProtocol):
             )
         else:
             self._refuse("400 Bad Request", kind, "bad_request", "this is not HTTP/1.1")
+
+    def _refuse_connection(self) -> None:
+        self._refuse(
+            "503 Service Unavailable",
+            "service_unavailable_error",
+            "unavailable",
+            f"this gateway has {self.limits.max_connections} connections, which is its limit",
+        )
 
     def _refuse(self, status: str, kind: str, code: str, message: str) -> None:
         if self.transport.is_closing():
