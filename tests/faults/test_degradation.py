@@ -143,8 +143,9 @@ async def test_f19_full_valkey_keeps_nothing_and_answers_all_the_same(
     assert usual[-1] < SLOW_S
     assert not await _is_cached(edge, "Twice")
     assert not await _is_cached(edge, "Twice"), "it cannot be kept"
-    assert await _is_cached(edge, "Once"), "what was kept is there"
-    assert await edge.ready() == (200, [])
+    # What was kept is there still; one look-up may take longer than it is given.
+    await _until_cached(edge, "Once")
+    await edge.until_ready()
     await _configure(valkey, "maxmemory", "0")
     await _until_cached(edge, "Twice")
 
