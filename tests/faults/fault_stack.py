@@ -114,7 +114,9 @@ class FaultStack(Stack):
         await self.check_empty()
         for edge in self.edges:
             await edge.until(lambda edge=edge: edge.num_in_flight == 0)  # type: ignore[misc]
-        for worker in self.service.scheduler._workers.values():
+        workers = self.service.scheduler._workers
+        await self.until(lambda: not any(each.canaries.held for each in workers.values()))
+        for worker in workers.values():
             assert not worker.rows and not worker.to_release
             assert worker.blocks.num_available == worker.blocks.num_blocks
             assert len(worker._free_rows) == worker.max_num_seqs

@@ -174,6 +174,8 @@ METRIC_DETOKENIZED_TOKENS = "millrace_detokenized_tokens"
 METRIC_CACHE_OPERATION = "millrace_cache_operation_seconds"
 METRIC_CACHE_RESULTS = "millrace_cache_results"
 METRIC_CACHE_CONNECTED = "millrace_cache_connected"
+METRIC_SPANS_EXPORTED = "millrace_spans_exported"
+METRIC_SPANS_DROPPED = "millrace_spans_dropped"
 METRIC_BUILD = "millrace_build"
 
 

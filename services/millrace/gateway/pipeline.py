@@ -38,7 +38,7 @@ from .answers import Answer, LiveAnswer, StoredAnswer
 from .calls import Call
 from .choice_output import ChoiceOutput
 from .directory import ModelDirectory
-from .drain_rate import DrainRate
+from .drain_rate import DrainRate, Load
 from .events import Started
 from .frames import FrameRouter
 from .generation import CacheMode, GenerationRequest
@@ -105,6 +105,12 @@ class Pipeline:
     def num_in_flight(self) -> int:
         """Requests between arrival and end."""
         return len(self._opening) + self._router.num_live
+
+    @property
+    def load(self) -> Load:
+        """How full this gateway is."""
+        rate = self._forecast.rate.total_per_s()
+        return Load(self._limits.max_in_flight, self.num_in_flight, rate)
 
     @property
     def is_draining(self) -> bool:

@@ -61,10 +61,18 @@ def test_worker_without_a_plan_may_be_silent(watched: _Watched) -> None:
     assert watched.wait(60.0) == ""
 
 
-def test_first_step_may_take_its_time() -> None:
+def test_first_step_may_stand_still_ten_times_as_long() -> None:
     watched = _Watched()
     watched.dog.plan_sent()
-    assert watched.wait(60.0) == ""
+    assert watched.wait(30.0, counts=[7] * 60) == ""
+    assert watched.wait(2.0, counts=[7] * 4).startswith("its step stands still for 30.")
+
+
+def test_worker_that_falls_silent_in_its_first_step_is_frozen() -> None:
+    watched = _Watched()
+    watched.dog.plan_sent()
+    assert watched.wait(3.0) == ""
+    assert watched.wait(0.5).startswith("no word for 3.")
 
 
 def test_results_of_one_plan_after_the_other_keep_it_quiet(watched: _Watched) -> None:
