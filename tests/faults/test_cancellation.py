@@ -114,7 +114,8 @@ async def in_a_lease(scene: Scene, client: GrpcClient, start: Start) -> AsyncIte
     await start()
     await scene.until_running(num_tokens=3)
     with patch.object(WorkerLink, "has_room", PropertyMock(return_value=False)):
-        await scene.stack.until(lambda: scene.engine._leased > 0)
+        link = scene.stack.service._loop._workers["w"]
+        await scene.stack.until(lambda: not link._outstanding and scene.engine._leased > 0)
         yield
         assert scene.engine._leased > 0
 

@@ -41,7 +41,7 @@ async def test_f11_requests_of_a_killed_gateway_end_and_others_do_not_notice(
     ):
         # Eight rows are there: some of its requests run, the others wait.
         lost = [its_client.generate(queued_request(n, max_tokens=2000)) for n in range(1, 11)]
-        await lost[0].until(_has_begun)
+        await stack.until(lambda: any(_has_begun(reply) for reply in lost))
         kept = [client.generate(queued_request(n, max_tokens=200)) for n in range(11, 15)]
         await stack.until(lambda: stack.service.scheduler.stats().num_waiting > 0)
         await stack.until(lambda: len(stack.service.ledger) == 14)

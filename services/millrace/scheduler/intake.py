@@ -179,11 +179,9 @@ class Intake:
         if held.num_delivered == 1 and self._links.is_wanted(gateway_id, request_id):
             self._admit(entry, {})
             return
+        # Nobody wants it any more, or its registration is a moment late: the next tick asks.
         self._awaiting_resume[request_id] = entry
-        if held.num_delivered == 1:
-            # Its client may have gone while it lay in the queue.
-            self._links.ask(gateway_id, [request_id])
-        else:
+        if held.num_delivered > 1:
             self._links.send(gateway_id, ResumeQuery((request_id,)))
 
     def _hold(self, held: HeldRequest, request: QueuedRequest) -> LedgerEntry:
@@ -258,7 +256,11 @@ class Intake:
                     self._remember_given_up(entry.request)
 
     def _ask_present_gateways(self) -> None:
-        """A gateway's last word on a request may have been lost with its stream."""
+        """What became of requests that they have not named.
+
+        A client may have left while its request lay in the queue, and a last word on a request may
+        have been lost with the stream that it was said on.
+        """
         held: dict[str, list[str]] = {}
         for entry in self._ledger:
             held.setdefault(entry.request.gateway_id, []).append(entry.request.request_id)

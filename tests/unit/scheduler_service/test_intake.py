@@ -97,7 +97,7 @@ async def test_request_that_its_gateway_does_not_name_waits_for_the_answer(desk:
     ear = desk.attach()
     unwanted = await desk.deliver_and_wait(queued_request("a"), is_wanted=False)
     await desk.deliver_and_wait(queued_request("b"), is_wanted=False)
-    await until(lambda: len(ear.queries()) == 2)
+    await until(lambda: [id for query in ear.queries() for id in query.request_ids] == ["a", "b"])
     assert desk.scheduler.stats().num_requests == 0
     desk.intake.aborted("a")
     desk.register("b")
