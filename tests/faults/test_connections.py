@@ -25,7 +25,8 @@ HEAD_TIMEOUT_S = 1.0
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
-@pytest.fixture(scope="module")
+# One per test: gRPC holds on to its connection with a server that lives.
+@pytest.fixture
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
     folder = tmp_path_factory.mktemp("models")
     model: Path = write_tiny_model(folder / MODEL)

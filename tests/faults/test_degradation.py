@@ -30,14 +30,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_model(tmp_path_factory.mktemp("models") / MODEL)
 
 
-@pytest.fixture(scope="module")
-def tokenizers(
-    model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[LocalServer, LocalServer]]:
-    folder = tmp_path_factory.mktemp("tokenizers")
+# Two per test: gRPC holds on to its connection with a server that lives.
+@pytest.fixture
+def tokenizers(model: Path, tmp_path: Path) -> Iterator[tuple[LocalServer, LocalServer]]:
     with ExitStack() as stack:
         first, second = (
-            stack.enter_context(start_service("tokenizer", folder, models=model)) for _ in range(2)
+            stack.enter_context(start_service("tokenizer", tmp_path, models=model))
+            for _ in range(2)
         )
         yield first, second
 

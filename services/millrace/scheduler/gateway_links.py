@@ -24,7 +24,8 @@ class GatewayLink:
     """One gateway's open Attach stream.
 
     `wanted` are the requests that the gateway has named on it and not taken back: a client waits
-    for them. `asked` are those that it has been asked about.
+    for them. `doubtful` are those it had not named at the last look, `asked` those that it has been
+    asked about.
     """
 
     def __init__(self, gateway_id: str, clock_s: Callable[[], float] = time.monotonic) -> None:
@@ -36,6 +37,7 @@ class GatewayLink:
         self._is_closed = False
         self.is_overflowed = False
         self.wanted: set[str] = set()
+        self.doubtful: set[str] = set()
         self.asked: set[str] = set()
 
     def want(self, request_id: str) -> None:
@@ -128,14 +130,20 @@ class GatewayLinks:
         return link is not None and request_id in link.wanted
 
     def ask(self, gateway_id: str, request_ids: Iterable[str]) -> None:
-        """Asks, once per stream, about requests that the gateway has not named on it."""
+        """Asks, once per stream, about requests that the gateway has not named on it.
+
+        Only at the second call with them: its word on a new request may be on its way still, and
+        the answer to a needless question makes frames go out twice.
+        """
         if (link := self._links.get(gateway_id)) is None:
             return
         known = link.wanted | link.asked
-        unknown = [each for each in request_ids if each not in known]
-        if unknown:
-            link.asked.update(unknown)
-            self.send(gateway_id, ResumeQuery(tuple(unknown)))
+        unknown = {each for each in request_ids if each not in known}
+        overdue = sorted(unknown & link.doubtful)
+        link.doubtful = unknown
+        if overdue:
+            link.asked.update(overdue)
+            self.send(gateway_id, ResumeQuery(tuple(overdue)))
 
     def broadcast(self, event: LinkEvent) -> None:
         """To every attached gateway."""

@@ -71,8 +71,8 @@ def test_first_step_may_stand_still_ten_times_as_long() -> None:
 def test_worker_that_falls_silent_in_its_first_step_is_frozen() -> None:
     watched = _Watched()
     watched.dog.plan_sent()
-    assert watched.wait(3.0) == ""
-    assert watched.wait(0.5).startswith("no word for 3.")
+    assert watched.wait(2.4) == ""
+    assert watched.wait(0.4).startswith("no word for 2.")
 
 
 def test_results_of_one_plan_after_the_other_keep_it_quiet(watched: _Watched) -> None:
