@@ -152,9 +152,7 @@ def test_a_secret_is_never_shown() -> None:
 
 
 def test_variable_of_no_service_is_an_error_with_the_nearest_name() -> None:
-    with pytest.raises(
-        ConfigError, match=r"WORKR_DTYPE; did you mean MILLRACE_WORKER_DTYPE"
-    ):
+    with pytest.raises(ConfigError, match=r"WORKR_DTYPE; did you mean MILLRACE_WORKER_DTYPE"):
         check_variables({"MILLRACE_WORKR_DTYPE": "float32"})
 
 
