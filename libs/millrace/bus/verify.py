@@ -141,7 +141,7 @@ def _plain(value: Any) -> Any:
 
 def _shown(setting: str, value: Any) -> str:
     if setting in ("max_age", "duplicate_window", "ack_wait"):
-        return f"{value or 0:g} s"
+        return f"{value or 0:.12g} s"
     return repr(value) if value is None or isinstance(value, (str, list)) else str(value)
 
 
