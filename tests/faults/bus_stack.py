@@ -12,6 +12,7 @@ import grpc
 import httpx
 from prometheus_client import CollectorRegistry
 
+from millrace.bus.configuration import request_stream_config
 from millrace.bus.nats import NatsBus, connect_bus
 from millrace.bus.setup import init_bus
 from millrace.core.request import QueuedRequest
@@ -115,18 +116,22 @@ class EdgeGateway:
         self._server.add(add, servicer, SERVICE_NAME)
         self._client_channel = open_channel(await self._server.start())
         self._stub: Any = inference_pb2_grpc.InferenceServiceStub(self._client_channel)
+        await self.until_ready()
+
+    async def until_ready(self) -> None:
+        """As /ready says."""
         async with asyncio.timeout(READY_S):
-            while not (await self.health.readiness()).is_ready:
+            while not (await self.health.readiness()).is_ready:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 
     def send(self, text: str = "hello", *, max_tokens: int = 20, key: str = "") -> Reply:
         """A streamed Generate by gRPC, under way."""
         reply = Reply()
         request = inference_pb2.GenerateRequest(model=MODEL, text=text)
-        request.sampling.max_tokens = max_tokens
-        request.sampling.ignore_eos = True
+        request.options.sampling.max_tokens = max_tokens
+        request.options.sampling.ignore_eos = True
         if key:
-            request.idempotency_key = key
+            request.options.idempotency_key = key
         reply.task = asyncio.create_task(self._read(request, reply))
         return reply
 
@@ -218,9 +223,18 @@ class BusStack(Stack):
         info = await session.jetstream.stream_info("MR_V1_REQ")
         return info.state.messages
 
+    async def shrink_queue(self, **limits: int) -> None:
+        """As an operator may, on a running stack."""
+        session = await self._buses[0]._link.session()
+        await session.jetstream.update_stream(request_stream_config().evolve(**limits))
+
+    def num_dead_letters(self) -> int:
+        """As the metric counts."""
+        return int(self.service._dead_letters._metrics.dlq._value.get())
+
     async def until_drained(self, timeout_s: float = 10.0) -> None:
         async with asyncio.timeout(timeout_s):
-            while await self.num_messages():
+            while await self.num_messages():  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 
     async def stop(self) -> None:

@@ -5,16 +5,30 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from nats import connect
 
+from millrace.bus.subjects import (
+    DEAD_LETTER_STREAM,
+    REQUEST_STREAM,
+    request_consumer,
+    request_subject,
+)
+from millrace.core.model import model_slug
+from millrace.core.request import Priority
+from millrace.internal.v1 import bus_pb2
 from millrace.scheduler.config import SchedulerConfig
 from millrace.testing.servers import LocalServer, start_nats
+from millrace.wire.dead_letters import dead_letter_from_proto
 from tests.faults.bus_stack import BusStack, Reply, bus_stack, until
+from tests.integration.gateway import MODEL
 
 STEP_S = 0.02
 OUTAGE_S = 5.0
@@ -49,13 +63,15 @@ async def _running(stack: BusStack, count: int, max_tokens: int = 150) -> list[R
 async def test_f15_killed_nats_interrupts_no_stream_and_loses_no_accepted_request(
     nats: LocalServer, config: SchedulerConfig
 ) -> None:
-    async with bus_stack(nats.url, config, step_s=STEP_S) as stack:
+    # Eight rows, four held beside them: the last eight are on the queue only.
+    small = replace(config, max_num_waiting=6)
+    async with bus_stack(nats.url, small, step_s=STEP_S) as stack:
         edge = await stack.add_edge()
-        # More than the eight rows: the others are accepted and wait, in the scheduler.
         running = await _running(stack, 8, max_tokens=240)
         waiting = [edge.send(f"later {number}") for number in range(12)]
-        await until(lambda: len(edge.bus.requests) == 20)
-        await until(lambda: len(stack.service.ledger) == 20)
+        await until(lambda: all(reply.request_id for reply in waiting))
+        assert len(stack.service.ledger) == 12
+        assert await stack.num_messages() == 20
         nats.kill()
         killed_s = time.monotonic()
         progress = [len(reply.token_ids) for reply in running]
@@ -77,7 +93,145 @@ async def test_f15_killed_nats_interrupts_no_stream_and_loses_no_accepted_reques
         nats.start()
         for reply in (*running, *waiting):
             edge.check(await reply.done())
-        async with asyncio.timeout(15):
-            while not (await edge.health.readiness()).is_ready:
-                await asyncio.sleep(0.05)
+        await edge.until_ready()
         edge.check(await edge.send("after").done())
+
+
+@pytest.mark.parametrize(
+    "limit", [{"max_msgs": 3}, {"max_msgs_per_subject": 3}, {"max_bytes": 1500}], ids=str
+)
+async def test_f17_full_queue_refuses_at_once_and_keeps_what_it_has(
+    nats: LocalServer, config: SchedulerConfig, limit: dict[str, int]
+) -> None:
+    async with bus_stack(nats.url, config) as stack:
+        edge = await stack.add_edge()
+        await stack.shrink_queue(**limit)
+        assert stack.engine is not None
+        stack.engine.gate.clear()
+        accepted: list[Reply] = []
+        while (reply := await _answered(edge.send("fill"))).error is None:
+            accepted.append(reply)
+            assert len(accepted) < 10, "the limit does not hold"
+        begin_s = time.monotonic()
+        response = await edge.complete()
+        assert time.monotonic() - begin_s < 1.0
+        assert (response.status_code, response.json()["error"]["code"]) == (429, "overloaded")
+        assert int(response.headers["retry-after"]) > 0
+        assert reply.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert _retry_after_s(reply.error) > 0
+        assert len(accepted) >= 2
+        assert await stack.num_messages() == len(accepted)
+
+        stack.engine.gate.set()
+        for each in accepted:
+            edge.check(await each.done())
+        await stack.until_drained()
+        edge.check(await edge.send("room again").done())
+        stats = await stack.stats()
+        assert stats.workers[0].num_admissions == len(accepted) + 1, "a refused one ran"
+
+
+async def _answered(reply: Reply) -> Reply:
+    """Started, or refused."""
+    await until(lambda: bool(reply.request_id) or reply.error is not None)
+    return reply
+
+
+UNREADABLE = {
+    "no protobuf": b"\xff\xffthe secret prompt",
+    "empty": b"",
+    "from the future": bus_pb2.QueuedRequest(
+        schema_version=99, request_id="f" * 32, tenant="the secret prompt"
+    ).SerializeToString(),
+}
+
+
+@pytest.mark.parametrize("payload", UNREADABLE.values(), ids=UNREADABLE)
+async def test_f22_unreadable_message_is_buried_on_first_sight_and_the_next_one_runs(
+    nats: LocalServer, config: SchedulerConfig, payload: bytes
+) -> None:
+    subject = request_subject(MODEL, Priority.NORMAL)
+    async with bus_stack(nats.url, config) as stack:
+        edge = await stack.add_edge()
+        client = await connect(nats.url)
+        jetstream = client.jetstream()
+        await jetstream.publish(subject, payload, headers={"Nats-Msg-Id": "e" * 32})
+        begin_s = time.monotonic()
+        edge.check(await edge.send("next").done())
+        assert time.monotonic() - begin_s < 5.0
+        await stack.until_drained()
+        assert stack.num_dead_letters() == 1
+        raw = await jetstream.get_last_msg(DEAD_LETTER_STREAM, f"mr.v1.dlq.{model_slug(MODEL)}")
+        consumer = request_consumer(MODEL, Priority.NORMAL)
+        info = await jetstream.consumer_info(REQUEST_STREAM, consumer)
+        await client.close()
+        assert (info.num_ack_pending, info.num_redelivered) == (0, 0)
+        assert raw.data is not None and b"secret" not in raw.data
+        letter = dead_letter_from_proto(bus_pb2.DeadLetter.FromString(raw.data))
+        assert (letter.subject, letter.num_payload_bytes) == (subject, len(payload))
+        assert letter.payload_hash == blake2b(payload, digest_size=16).digest()
+        assert (letter.reason, letter.num_attempts) == ("UNREADABLE", 1)
+        assert letter.request_id == "e" * 32
+
+
+async def test_f22_thousand_unreadable_messages_do_not_stop_the_others(
+    nats: LocalServer, config: SchedulerConfig
+) -> None:
+    async with bus_stack(nats.url, config) as stack:
+        edge = await stack.add_edge()
+        client = await connect(nats.url)
+        for number in range(1_000):
+            await client.publish(request_subject(MODEL, Priority.NORMAL), b"\xff%d" % number)
+        await client.flush()
+        replies = [edge.send(f"between {number}") for number in range(10)]
+        for reply in replies:
+            edge.check(await reply.done())
+        await until(lambda: stack.num_dead_letters() == 1_000)
+        await stack.until_drained()
+        await client.close()
+
+
+async def test_f23_duplicate_publish_is_one_execution(
+    nats: LocalServer, config: SchedulerConfig
+) -> None:
+    async with bus_stack(nats.url, config) as stack:
+        edge = await stack.add_edge()
+        other = await stack.connect("other")
+        assert stack.engine is not None
+        stack.engine.gate.clear()
+        reply = await _answered(edge.send("once"))
+        request = edge.bus.requests[reply.request_id]
+        for _ in range(3):
+            await other.publish_request(request, {})
+        stack.engine.gate.set()
+        edge.check(await reply.done())
+        await other.publish_request(request, {})
+        edge.check(await edge.send("another").done())
+        await stack.until_drained()
+        stats = await stack.stats()
+        assert stats.workers[0].num_admissions == 2
+
+
+async def test_f23_same_key_is_one_execution_attached_replayed_or_refused(
+    nats: LocalServer, config: SchedulerConfig
+) -> None:
+    async with bus_stack(nats.url, config) as stack:
+        here, elsewhere = await stack.add_edge("here"), await stack.add_edge("elsewhere")
+        assert stack.engine is not None
+        stack.engine.gate.clear()
+        first = await _answered(here.send("once", key="k"))
+        attached = await _answered(here.send("once", key="k"))
+        refused = await elsewhere.send("once", key="k").done()
+        assert refused.code is grpc.StatusCode.ALREADY_EXISTS
+        stack.engine.gate.set()
+        here.check(await first.done())
+        await attached.done()
+        await here.pipeline.finish_errands()
+        replayed = await elsewhere.send("once", key="k").done()
+        other_body = await elsewhere.send("twice", key="k").done()
+        for reply in (attached, replayed):
+            assert reply.error is None and reply.is_finished
+            assert reply.token_ids == first.token_ids
+        assert other_body.code is grpc.StatusCode.ALREADY_EXISTS
+        stats = await stack.stats()
+        assert stats.workers[0].num_admissions == 1
