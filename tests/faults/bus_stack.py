@@ -99,7 +99,7 @@ class EdgeGateway:
             tokenizer,
             None,
             self.router,
-            self.bus,  # type: ignore[arg-type]
+            self.bus,
             metrics,
             idempotency_records=records,
         )
@@ -108,9 +108,7 @@ class EdgeGateway:
         self._server = RpcServer("gateway", "127.0.0.1", 0)
 
     async def start(self) -> None:
-        self._watching = asyncio.create_task(
-            watch_members(self.bus, self.directory, self.router)  # type: ignore[arg-type]
-        )
+        self._watching = asyncio.create_task(watch_members(self.bus, self.directory, self.router))
         servicer = InferenceServicer(self.pipeline, self.directory)
         add = inference_pb2_grpc.add_InferenceServiceServicer_to_server
         self._server.add(add, servicer, SERVICE_NAME)
@@ -237,6 +235,16 @@ class BusStack(Stack):
             while await self.num_messages():  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
 
+    async def until_settled(self, timeout_s: float = 10.0) -> None:
+        """No message waits or is held."""
+        session = await self._buses[0]._link.session()
+        async with asyncio.timeout(timeout_s):
+            while any(  # noqa: ASYNC110
+                info.num_pending or info.num_ack_pending
+                for info in await session.jetstream.consumers_info("MR_V1_REQ")
+            ):
+                await asyncio.sleep(0.05)
+
     async def stop(self) -> None:
         for edge in self.edges:
             await edge.stop()
@@ -250,18 +258,19 @@ class BusStack(Stack):
 
 @asynccontextmanager
 async def bus_stack(
-    url: str, config: SchedulerConfig, *, step_s: float = 0.0, needs_init: bool = True
+    url: str, config: SchedulerConfig, *, step_s: float = 0.0, drains: bool = True
 ) -> AsyncIterator[BusStack]:
-    """With one worker; nothing may be left at its end."""
-    if needs_init:
-        await init_bus(url, [MODEL])
+    """With one worker. Nothing may be left at its end; `drains` False: but settled messages."""
+    await init_bus(url, [MODEL])
     stack = BusStack(url, await connect_bus(url, name="scheduler"), config)
     await stack.start()
     try:
         await stack.add_announced_worker(step_s)
         yield stack
         await stack.check_empty()
-        await stack.until_drained()
+        await stack.until_settled()
+        if drains:
+            await stack.until_drained()
     finally:
         await stack.stop()
 

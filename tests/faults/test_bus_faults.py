@@ -1,4 +1,4 @@
-"""Faults F15, F17, F22, F23 and F26: the intake queue is away, full, poisoned, asked twice."""
+"""Faults F15, F16, F17, F22 and F23: the intake queue is away, full, poisoned, or asked twice."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from millrace.core.model import model_slug
 from millrace.core.request import Priority
 from millrace.internal.v1 import bus_pb2
 from millrace.scheduler.config import SchedulerConfig
+from millrace.testing.fault_proxy import FaultMode, fault_proxy
 from millrace.testing.servers import LocalServer, start_nats
 from millrace.wire.dead_letters import dead_letter_from_proto
 from tests.faults.bus_stack import BusStack, Reply, bus_stack, until
@@ -32,6 +33,7 @@ from tests.integration.gateway import MODEL
 
 STEP_S = 0.02
 OUTAGE_S = 5.0
+REBUILT_WITHIN_S = 15.0
 
 
 @pytest.fixture
@@ -95,6 +97,31 @@ async def test_f15_killed_nats_interrupts_no_stream_and_loses_no_accepted_reques
             edge.check(await reply.done())
         await edge.until_ready()
         edge.check(await edge.send("after").done())
+
+
+@pytest.mark.slow
+async def test_f16_nats_that_vanishes_interrupts_no_stream_and_is_taken_up_again(
+    nats: LocalServer, config: SchedulerConfig
+) -> None:
+    async with fault_proxy(nats.port) as proxy:
+        url = f"nats://127.0.0.1:{proxy.port}"
+        async with bus_stack(url, config, step_s=STEP_S) as stack:
+            edge = await stack.add_edge()
+            running = await _running(stack, 8, max_tokens=240)
+            proxy.set_mode(FaultMode.STALL)
+            stalled_s = time.monotonic()
+            in_flight = await edge.send("in flight").done(8.0)
+            assert in_flight.code is grpc.StatusCode.UNAVAILABLE
+            await until(lambda: not edge.bus.is_connected)
+            response = await edge.complete()
+            assert response.status_code == 503
+            assert int(response.headers["retry-after"]) > 0
+            proxy.set_mode(FaultMode.PASS)
+            await edge.until_ready()
+            edge.check(await edge.send("after").done())
+            assert time.monotonic() - stalled_s < REBUILT_WITHIN_S
+            for reply in running:
+                edge.check(await reply.done())
 
 
 @pytest.mark.parametrize(

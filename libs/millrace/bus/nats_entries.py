@@ -102,7 +102,7 @@ async def _updates(
 async def _stop(watcher: KeyValue.KeyWatcher) -> None:
     await unsubscribe_quietly(watcher.stop)
     # The library leaves these tasks running where the connection has been closed before.
-    consumer = watcher._sub._sub._jsi
-    for task in (consumer._hbtask, consumer._fctask):
+    consumer = None if watcher._sub is None else watcher._sub._sub._jsi
+    for task in (getattr(consumer, "_hbtask", None), getattr(consumer, "_fctask", None)):
         if task is not None:
             task.cancel()

@@ -14,6 +14,7 @@ from millrace.telemetry.metrics import SchedulerMetrics
 _log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 2.0
+MAX_PUBLISHING = 1024
 
 
 class DeadLetters:
@@ -29,6 +30,9 @@ class DeadLetters:
         for letter in letters:
             _tell(letter)
             self._metrics.dlq.inc()
+            if len(self._publishing) >= MAX_PUBLISHING:
+                _log.warning("dead letter of %s is in the log only", letter.request_id)
+                continue
             task = asyncio.create_task(self._publish(letter))
             self._publishing.add(task)
             task.add_done_callback(self._publishing.discard)
