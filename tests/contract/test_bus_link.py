@@ -35,6 +35,8 @@ OWNER = SchedulerOwner("s", 5, "a:1", MODEL)
 REBUILT_WITHIN_S = 15.0
 # A publish that can no longer arrive: five seconds, and a second for the reason.
 FAILS_WITHIN_S = 7.0
+# Tokens, a byte each: more than the buffers on the way take in.
+BIG = 8_000_000
 
 
 def _request(number: int, num_tokens: int = 3) -> QueuedRequest:
@@ -203,10 +205,9 @@ async def _survive(proxy: FaultProxy, direct: NatsBus, mode: FaultMode) -> None:
     async with _listening(proxy) as (bus, listener):
         await _check_all_goes_on(direct, bus, listener, 10)
         proxy.set_mode(mode)
-        # Three megabytes do not fit into the buffers on the way.
         publishes = [
             asyncio.create_task(bus.publish_request(_request(number, num_tokens), {}))
-            for number, num_tokens in ((1, 3), (2, 3_000_000))
+            for number, num_tokens in ((1, 3), (2, BIG))
         ]
         begin_s = time.monotonic()
         done, pending = await asyncio.wait(publishes, timeout=FAILS_WITHIN_S)
@@ -288,15 +289,20 @@ async def test_held_request_is_settled_over_the_next_connection(
     await bus.close()
 
 
-async def test_close_of_a_bus_whose_server_has_vanished_does_not_wait(proxy: FaultProxy) -> None:
+async def test_close_of_a_bus_whose_server_has_vanished_waits_for_nobody_and_frees_its_socket(
+    proxy: FaultProxy,
+) -> None:
     bus = await connect_bus(f"nats://127.0.0.1:{proxy.port}", name="watched")
+    client: Any = bus._link._client
+    transport = client._transport._io_writer.transport
     proxy.set_mode(FaultMode.STALL)
-    publish = asyncio.create_task(bus.publish_request(_request(2, 3_000_000), {}))
-    await asyncio.sleep(0)
-    async with asyncio.timeout(5.0):
+    publish = asyncio.create_task(bus.publish_request(_request(2, BIG), {}))
+    await _until(lambda: transport.get_write_buffer_size() > 0)
+    async with asyncio.timeout(1.0):
         await bus.close()
         with pytest.raises(Unavailable):
             await publish
+    assert transport.get_extra_info("socket").fileno() == -1
 
 
 async def test_server_that_never_answers_is_a_config_error_in_time() -> None:

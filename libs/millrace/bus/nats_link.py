@@ -17,6 +17,7 @@ from nats.js.kv import KeyValue
 from millrace.core.errors import ConfigError, Unavailable
 
 from .nats_client import NatsClient
+from .nats_errors import raise_if_cancelled
 from .subjects import OWNERS_BUCKET, WORKERS_BUCKET
 from .verify import verify_bus
 
@@ -30,6 +31,7 @@ PONG_TIMEOUT_S = 4.0
 GRACE_S = 1.0
 FIRST_RETRY_S = 0.1
 MAX_RETRY_S = 1.0
+CLOSE_TIMEOUT_S = 5.0
 # A session this young is not doubted because a stream did not answer: it has just been verified.
 MIN_DOUBTED_AGE_S = 1.0
 
@@ -117,7 +119,7 @@ class NatsLink:
         """Ends the connection; `session` raises from then on."""
         if self._keeper is not None:
             self._keeper.cancel()
-            await asyncio.gather(self._keeper, return_exceptions=True)
+            await asyncio.wait([self._keeper], timeout=CLOSE_TIMEOUT_S)
         self._session, self._reason, self._is_closed = None, "closed", True
         if self._client is not None:
             await self._client.end()
@@ -135,6 +137,7 @@ class NatsLink:
             with suppress(TimeoutError):
                 async with asyncio.timeout(CHECK_EVERY_S):
                     await self._is_lost.wait()
+            raise_if_cancelled()
             if self._is_lost.is_set():
                 return
             if not await session.client.answers(PONG_TIMEOUT_S):
@@ -149,6 +152,7 @@ class NatsLink:
                 if error.message != self._reason:
                     self._reason = error.message
                     _log.warning("nats: %s", error)
+            raise_if_cancelled()
             await asyncio.sleep(delay_s * random.uniform(0.5, 1.0))
             delay_s = min(2 * delay_s, MAX_RETRY_S)
 

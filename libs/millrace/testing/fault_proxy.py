@@ -76,7 +76,11 @@ class FaultProxy:
 
     async def start(self) -> None:
         """Listens on a free port."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        listener = socket.socket()
+        # Else a kernel takes in several megabytes before anybody notices a stall.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, CHUNK_BYTES)
+        listener.bind(("127.0.0.1", 0))
+        self._server = await asyncio.start_server(self._accept, sock=listener)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
