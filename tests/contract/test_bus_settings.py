@@ -14,19 +14,20 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 
 from millrace.bus.configuration import (
-    bucket_config,
+    bucket_configs,
     dead_letter_stream_config,
     request_consumer_config,
     request_stream_config,
 )
 from millrace.bus.nats import connect_bus
 from millrace.bus.setup import init_bus
-from millrace.bus.subjects import OWNERS_BUCKET, REQUEST_STREAM, WORKERS_BUCKET
+from millrace.bus.subjects import OWNERS_BUCKET, REQUEST_STREAM
 from millrace.core.errors import ConfigError
 from millrace.core.request import Priority
 from millrace.testing.servers import LocalServer, start_nats
 
 MODEL = "tiny"
+WORKERS, OWNERS = bucket_configs()
 CONSUMER = request_consumer_config(MODEL, Priority.NORMAL).durable_name or ""
 
 
@@ -81,10 +82,10 @@ STREAM_CASES = [
     (dead_letter_stream_config(), "discard", DiscardPolicy.NEW, "'new'", "'old'"),
     (dead_letter_stream_config(), "max_age", 60, "60 s", "2592000 s"),
     (dead_letter_stream_config(), "max_msgs", -1, "unlimited", "a limit, such as 10000"),
-    (bucket_config(WORKERS_BUCKET), "max_age", 60, "60 s", "6 s"),
-    (bucket_config(OWNERS_BUCKET), "max_age", 0, "0 s", "6 s"),
-    (bucket_config(OWNERS_BUCKET), "storage", StorageType.MEMORY, "'memory'", "'file'"),
-    (bucket_config(OWNERS_BUCKET), "max_msgs_per_subject", 5, "5", "1"),
+    (WORKERS, "max_age", 60, "60 s", "6 s"),
+    (OWNERS, "max_age", 0, "0 s", "3 s"),
+    (OWNERS, "storage", StorageType.MEMORY, "'memory'", "'file'"),
+    (OWNERS, "max_msgs_per_subject", 5, "5", "1"),
 ]
 
 
@@ -121,7 +122,7 @@ async def test_setting_of_a_stream_is_verified_and_named(
 
 
 CONSUMER_CASES = [
-    ("ack_wait", 30, "30 s", "5 s"),
+    ("ack_wait", 30, "30 s", "4 s"),
     ("max_deliver", 3, "3", "-1"),
     ("max_ack_pending", 10, "10", "2048"),
     ("filter_subject", "mr.v1.req.other.normal", "'mr.v1.req.other.normal'", "'mr.v1.req.tiny-"),
@@ -162,7 +163,7 @@ async def test_init_repairs_what_can_be_repaired(
 ) -> None:
     requests = request_stream_config().evolve(max_age=60, duplicate_window=5, max_msgs=-1)
     await jetstream.update_stream(requests)
-    await jetstream.update_stream(bucket_config(OWNERS_BUCKET).evolve(max_age=60))
+    await jetstream.update_stream(OWNERS.evolve(max_age=60))
     consumer = request_consumer_config(MODEL, Priority.NORMAL).evolve(ack_wait=30)
     await jetstream.add_consumer(REQUEST_STREAM, consumer)
     with pytest.raises(ConfigError):

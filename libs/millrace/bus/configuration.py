@@ -16,8 +16,10 @@ from millrace.core.request import Priority
 from .subjects import (
     DEAD_LETTER_STREAM,
     DEAD_LETTER_SUBJECTS,
+    OWNERS_BUCKET,
     REQUEST_STREAM,
     REQUEST_SUBJECTS,
+    WORKERS_BUCKET,
     request_consumer,
     request_subject,
 )
@@ -32,10 +34,12 @@ MAX_AGE_S = 3_660
 MAX_DEAD_LETTERS = 10_000
 MAX_DEAD_LETTER_AGE_S = 30 * 86_400
 DUPLICATE_WINDOW_S = 120
-ACK_WAIT_S = 5
+# With OWNER_TTL_S: within 5 s of a scheduler's death its successor has the model and the requests.
+ACK_WAIT_S = 4
 # The waiting window and every running row.
 MAX_ACK_PENDING = 2_048
-ENTRY_TTL_S = 6
+WORKER_TTL_S = 6
+OWNER_TTL_S = 3
 
 
 def request_stream_config() -> StreamConfig:
@@ -81,17 +85,21 @@ def request_consumer_config(model: str, priority: Priority) -> ConsumerConfig:
     )
 
 
-def bucket_config(bucket: str) -> StreamConfig:
-    """The stream below a KV bucket: the last value of each key, for as long as it is renewed."""
+def bucket_configs() -> tuple[StreamConfig, ...]:
+    """The streams below the KV buckets: the last value of each key, while it is renewed."""
+    return _bucket(WORKERS_BUCKET, WORKER_TTL_S), _bucket(OWNERS_BUCKET, OWNER_TTL_S)
+
+
+def _bucket(bucket: str, ttl_s: int) -> StreamConfig:
     return StreamConfig(
         name=f"KV_{bucket}",
         subjects=[f"$KV.{bucket}.>"],
         storage=StorageType.FILE,
         discard=DiscardPolicy.NEW,
-        max_age=ENTRY_TTL_S,
+        max_age=ttl_s,
         max_msgs=-1,
         max_msgs_per_subject=1,
-        duplicate_window=ENTRY_TTL_S,
+        duplicate_window=ttl_s,
         allow_rollup_hdrs=True,
         allow_msg_ttl=True,
         deny_delete=True,

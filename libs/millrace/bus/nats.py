@@ -27,6 +27,7 @@ from millrace.wire.requests import queued_request_to_proto
 
 from . import nats_owners
 from .base import Bus, WorkQueue
+from .configuration import OWNER_TTL_S, WORKER_TTL_S
 from .nats_entries import unsubscribe_quietly, watch_entries
 from .nats_errors import answering
 from .nats_link import CALL_TIMEOUT_S, NatsLink, NatsSession
@@ -140,6 +141,7 @@ class NatsBus(Bus):
         entries = watch_entries(
             self._link,
             _workers_of,
+            WORKER_TTL_S,
             lambda raw: worker_registration_from_proto(bus_pb2.WorkerRegistration.FromString(raw)),
         )
         async for key, entry in entries:
@@ -160,6 +162,7 @@ class NatsBus(Bus):
         entries = watch_entries(
             self._link,
             _owners_of,
+            OWNER_TTL_S,
             lambda raw: scheduler_owner_from_proto(bus_pb2.SchedulerOwner.FromString(raw)),
         )
         async for key, entry in entries:

@@ -14,7 +14,6 @@ from nats.js.kv import KeyValue
 
 from millrace.core.errors import Unavailable
 
-from .configuration import ENTRY_TTL_S
 from .nats_errors import answering, raise_if_cancelled
 from .nats_link import CALL_TIMEOUT_S, NatsLink, NatsSession
 
@@ -37,9 +36,9 @@ async def unsubscribe_quietly(unsubscribe: Callable[[], object]) -> None:
 
 
 async def watch_entries(
-    link: NatsLink, bucket_of: BucketOf, decode: Callable[[bytes], Entry]
+    link: NatsLink, bucket_of: BucketOf, ttl_s: float, decode: Callable[[bytes], Entry]
 ) -> AsyncIterator[tuple[str, Entry | None]]:
-    """Watches a bucket; an entry not renewed within its time to live counts as gone.
+    """Watches a bucket; an entry not renewed for `ttl_s` counts as gone.
 
     The server drops expired entries without telling, hence the clock on this side. A renewal that
     changes nothing is not passed on.
@@ -58,7 +57,7 @@ async def watch_entries(
                     raw_by_key[key], seen_s[key] = raw, now_s
                     if is_new:
                         yield key, decode(raw)
-            for key in [key for key, seen in seen_s.items() if now_s - seen > ENTRY_TTL_S]:
+            for key in [key for key, seen in seen_s.items() if now_s - seen > ttl_s]:
                 del seen_s[key]
                 if raw_by_key.pop(key, None) is not None:
                     yield key, None

@@ -59,6 +59,7 @@ class NatsPublisher:
         except Exception as exc:
             raise_if_cancelled()
             raise await self._error(session, exc) from exc
+        # The request of a client that has left meanwhile would run, with nobody to read it.
         raise_if_cancelled()
 
     async def _error(self, session: NatsSession, exc: Exception) -> MillraceError:

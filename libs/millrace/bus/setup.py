@@ -16,12 +16,12 @@ from millrace.core.errors import ConfigError
 from millrace.core.request import Priority
 
 from .configuration import (
-    bucket_config,
+    bucket_configs,
     dead_letter_stream_config,
     request_consumer_config,
     request_stream_config,
 )
-from .subjects import OWNERS_BUCKET, REQUEST_STREAM, WORKERS_BUCKET
+from .subjects import REQUEST_STREAM
 from .verify import LIMITED_STREAM_SETTINGS, verify_jetstream
 
 
@@ -38,9 +38,7 @@ async def init_bus(url: str, models: Sequence[str] = ()) -> None:
         jetstream = client.jetstream()
         with _refusals(f"the NATS server at {url}"):
             await verify_jetstream(jetstream, url)
-        streams = [request_stream_config(), dead_letter_stream_config()]
-        streams += [bucket_config(bucket) for bucket in (WORKERS_BUCKET, OWNERS_BUCKET)]
-        for config in streams:
+        for config in (request_stream_config(), dead_letter_stream_config(), *bucket_configs()):
             with _refusals(f"the NATS server at {url}, stream {config.name}"):
                 await _create_or_update(jetstream, config)
         for model in models:

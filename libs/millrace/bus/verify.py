@@ -22,11 +22,10 @@ from millrace.core.errors import ConfigError
 
 from .configuration import (
     MAX_PAYLOAD_BYTES,
-    bucket_config,
+    bucket_configs,
     dead_letter_stream_config,
     request_stream_config,
 )
-from .subjects import OWNERS_BUCKET, WORKERS_BUCKET
 
 _log = logging.getLogger(__name__)
 
@@ -112,8 +111,9 @@ def _wanted_streams() -> Iterator[tuple[str, StreamConfig, tuple[str, ...], tupl
     requests, letters = request_stream_config(), dead_letter_stream_config()
     yield f"the stream {requests.name}", requests, EQUAL_STREAM_SETTINGS, LIMITED_STREAM_SETTINGS
     yield f"the stream {letters.name}", letters, EQUAL_STREAM_SETTINGS, ("max_msgs",)
-    for bucket in (WORKERS_BUCKET, OWNERS_BUCKET):
-        yield f"the bucket {bucket}", bucket_config(bucket), EQUAL_BUCKET_SETTINGS, ()
+    for bucket in bucket_configs():
+        name = (bucket.name or "").removeprefix("KV_")
+        yield f"the bucket {name}", bucket, EQUAL_BUCKET_SETTINGS, ()
 
 
 def _compare(

@@ -29,6 +29,7 @@ class LocalServer:
     log: Path
     answers: Callable[[int], bool]
     process: subprocess.Popen[bytes] | None = field(default=None)
+    start_timeout_s: float = START_TIMEOUT_S
 
     def start(self) -> None:
         """Starts the process and returns when it answers. Raises RuntimeError with its log."""
@@ -36,7 +37,7 @@ class LocalServer:
             self.process = subprocess.Popen(
                 self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + self.start_timeout_s
         while not self.answers(self.port):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.stop()

@@ -136,7 +136,10 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 class Desk:
-    """`deliver` hands a message over; `step` runs the worker once."""
+    """`deliver` hands a message over; `step` runs the worker once.
+
+    The gateway of a first delivery is attached, and its client waits, unless `is_wanted` is False.
+    """
 
     def __init__(self, *, gateway_grace_s: float = 60.0, max_num_waiting: int = 8) -> None:
         self.bus = QueueBus()
@@ -179,13 +182,24 @@ class Desk:
         self.intake.gateway_attached(gateway_id)
         return ear
 
-    def deliver(self, request: QueuedRequest | None, num_delivered: int = 1) -> Held:
+    def register(self, request_id: str, gateway_id: str = "gateway") -> None:
+        link = self.links._links.get(gateway_id) or self.links.attach(gateway_id)
+        link.want(request_id)
+        self.intake.registered(request_id)
+
+    def deliver(
+        self, request: QueuedRequest | None, num_delivered: int = 1, *, is_wanted: bool = True
+    ) -> Held:
+        if request is not None and num_delivered == 1 and is_wanted:
+            self.register(request.request_id, request.gateway_id)
         held = Held(request, num_delivered)
         self.bus.queues[Priority.NORMAL].deliveries.put_nowait(held)
         return held
 
-    async def deliver_and_wait(self, request: QueuedRequest, num_delivered: int = 1) -> Held:
-        held = self.deliver(request, num_delivered)
+    async def deliver_and_wait(
+        self, request: QueuedRequest, num_delivered: int = 1, *, is_wanted: bool = True
+    ) -> Held:
+        held = self.deliver(request, num_delivered, is_wanted=is_wanted)
         await until(
             lambda: (e := self.ledger.get(request.request_id)) is not None and e.held is held
         )

@@ -322,6 +322,7 @@ class WorkerLoad(_message.Message):
     NUM_STEPS_FIELD_NUMBER: _builtins.int
     LAST_STEP_NS_FIELD_NUMBER: _builtins.int
     RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
+    NUM_SAMPLED_TOKENS_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     """Who."""
     num_rows: _builtins.int
@@ -332,6 +333,8 @@ class WorkerLoad(_message.Message):
     """Duration of the last step, nanoseconds."""
     resident_bytes: _builtins.int
     """Memory of the process, bytes."""
+    num_sampled_tokens: _builtins.int
+    """Tokens sampled since start, whether their scheduler got them or not."""
     def __init__(
         self,
         *,
@@ -340,10 +343,11 @@ class WorkerLoad(_message.Message):
         num_steps: _builtins.int = ...,
         last_step_ns: _builtins.int = ...,
         resident_bytes: _builtins.int = ...,
+        num_sampled_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_step_ns", b"last_step_ns", "num_rows", b"num_rows", "num_steps", b"num_steps", "resident_bytes", b"resident_bytes", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_step_ns", b"last_step_ns", "num_rows", b"num_rows", "num_sampled_tokens", b"num_sampled_tokens", "num_steps", b"num_steps", "resident_bytes", b"resident_bytes", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
