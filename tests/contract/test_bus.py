@@ -16,9 +16,10 @@ import pytest
 from nats import connect
 
 from millrace.bus.base import Bus, HeldRequest
+from millrace.bus.configuration import ACK_WAIT_S, OWNER_TTL_S, request_consumer_config
 from millrace.bus.memory import MemoryBus
 from millrace.bus.nats import connect_bus
-from millrace.bus.setup import ACK_WAIT_S, OWNER_TTL_S, init_bus, request_consumer_config
+from millrace.bus.setup import init_bus
 from millrace.bus.subjects import OWNERS_BUCKET, REQUEST_STREAM, request_consumer
 from millrace.core.dead_letter import DeadLetter
 from millrace.core.errors import ConfigError, Overloaded, PayloadTooLarge

@@ -98,6 +98,7 @@ class FlakyHeld(HeldRequest):
 
     def __init__(self, bus: FlakyBus, held: HeldRequest) -> None:
         self.request = held.request
+        self.dead_letter = held.dead_letter
         self.num_delivered = held.num_delivered
         self.published_unix_ns = held.published_unix_ns
         self.touched_s = time.monotonic()

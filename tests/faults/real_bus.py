@@ -27,7 +27,7 @@ class RealBus:
 
     async def check_empty(self) -> None:
         """No message is stored, none is held by anybody."""
-        jetstream = self.bus._jetstream
+        jetstream = (await self.bus._link.session()).jetstream
         async with asyncio.timeout(WAIT_S):
             while True:
                 stored = (await jetstream.stream_info(REQUEST_STREAM)).state.messages

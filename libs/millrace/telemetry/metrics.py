@@ -211,7 +211,9 @@ class SchedulerMetrics:
         self.resumed_requests = counter(
             names.METRIC_RESUMED_REQUESTS, "Requests taken up again with their tokens."
         )
-        self.dlq = counter(names.METRIC_DLQ, "Requests given up after killing workers.")
+        self.dlq = counter(
+            names.METRIC_DLQ, "Requests that killed workers, and unreadable messages."
+        )
 
 
 class WorkerMetrics:

@@ -25,6 +25,7 @@ from millrace.core.errors import (
     InternalError,
     InvalidRequest,
     MillraceError,
+    OutOfStorage,
     Overloaded,
     Unavailable,
 )
@@ -271,7 +272,8 @@ class Pipeline:
         try:
             await self._publish(queued)
         except BaseException as error:
-            if isinstance(error, Overloaded):
+            # Space on a disk is not what the queue's drain brings.
+            if isinstance(error, Overloaded) and not isinstance(error, OutOfStorage):
                 error.retry_after_s = self._forecast.retry_after_s(info, error.retry_after_s)
             # The publish may have arrived although its answer did not.
             self._router.settle(live, CancelReason.REFUSED)

@@ -16,6 +16,7 @@ from millrace.core.membership import ResumeQuery
 from millrace.core.request import Priority, QueuedRequest
 from millrace.telemetry.metrics import SchedulerMetrics
 
+from .dead_letters import DeadLetters
 from .frames import FrameSender
 from .gateway_links import GatewayLinks
 from .ledger import Ledger, LedgerEntry
@@ -48,6 +49,7 @@ class Intake:
         ledger: Ledger,
         links: GatewayLinks,
         frames: FrameSender,
+        dead_letters: DeadLetters,
         *,
         max_held: int,
         gateway_grace_s: float,
@@ -59,6 +61,7 @@ class Intake:
         self._ledger = ledger
         self._links = links
         self._frames = frames
+        self._dead_letters = dead_letters
         self._max_held = max_held
         self._gateway_grace_s = gateway_grace_s
         self._on_work = on_work
@@ -144,6 +147,7 @@ class Intake:
     # The queue --------------------------------------------------------------------------------
 
     async def _fetch(self, queue: WorkQueue) -> None:
+        told = ""
         while True:
             room = self._max_held - len(self._ledger)
             if room <= 0:
@@ -153,9 +157,12 @@ class Intake:
             try:
                 batch = await queue.fetch(min(room, FETCH_BATCH), FETCH_TIMEOUT_S)
             except Unavailable as error:
-                _log.warning("intake: %s", error)
+                if error.message != told:
+                    told = error.message
+                    _log.warning("intake: %s", error)
                 await asyncio.sleep(RETRY_S)
                 continue
+            told = ""
             for held in batch:
                 self._take(held)
             if self._is_overloaded:
@@ -166,7 +173,7 @@ class Intake:
     def _take(self, held: HeldRequest) -> None:
         request = held.request
         if request is None:
-            self._settle("unreadable", held.discard)
+            self._bury(held)
             return
         if held.num_delivered > 1:
             self._metrics.nats_redelivered.inc()
@@ -183,6 +190,12 @@ class Intake:
         self._awaiting_resume[request_id] = entry
         if held.num_delivered > 1:
             self._links.send(gateway_id, ResumeQuery((request_id,)))
+
+    def _bury(self, held: HeldRequest) -> None:
+        """An unreadable message: nobody could ever run it."""
+        letters = [] if held.dead_letter is None else [held.dead_letter]
+        self._dead_letters.record(letters)
+        self._settle("unreadable", held.discard)
 
     def _hold(self, held: HeldRequest, request: QueuedRequest) -> LedgerEntry:
         spans = RequestSpans.begin(

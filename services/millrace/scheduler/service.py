@@ -64,6 +64,7 @@ class SchedulerService:
             self.ledger,
             self.links,
             self._frames,
+            self._dead_letters,
             max_held=2 * config.max_num_waiting,
             gateway_grace_s=config.gateway_grace_s,
             on_work=self._loop.dispatch,

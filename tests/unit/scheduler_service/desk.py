@@ -8,11 +8,13 @@ from typing import TypeVar
 
 from millrace.bus.base import HeldRequest
 from millrace.bus.memory import MemoryBus
+from millrace.core.dead_letter import DeadLetter
 from millrace.core.membership import ResumeQuery
 from millrace.core.request import Priority, QueuedRequest
 from millrace.core.sampling import SamplingSpec
 from millrace.core.step import StepResult
 from millrace.core.tokens import TokenFrame
+from millrace.scheduler.dead_letters import DeadLetters
 from millrace.scheduler.frames import FrameSender
 from millrace.scheduler.gateway_links import GatewayLink, GatewayLinks, LinkEvent
 from millrace.scheduler.intake import Intake
@@ -52,11 +54,23 @@ def queued_request(
     )
 
 
+def unreadable_letter() -> DeadLetter:
+    return DeadLetter.of_payload(
+        b"garbage",
+        request_id="",
+        model=MODEL,
+        subject="mr.v1.req.tiny.normal",
+        cause="unreadable: DecodeError",
+        num_attempts=1,
+    )
+
+
 class Held(HeldRequest):
     """A delivery that writes down how it was settled."""
 
     def __init__(self, request: QueuedRequest | None, num_delivered: int = 1) -> None:
         self.request = request
+        self.dead_letter = None if request else unreadable_letter()
         self.num_delivered = num_delivered
         self.published_unix_ns = 1_000
         self.settlements: list[str] = []
@@ -136,16 +150,18 @@ class Desk:
         self.frames = FrameSender(self.ledger, self.links)
         self.frames.owner_epoch = 7
         self.num_work_calls = 0
+        metrics = SchedulerMetrics(create_registry("scheduler"))
         self.intake = Intake(
             self.bus,
             self.scheduler,
             self.ledger,
             self.links,
             self.frames,
+            DeadLetters(self.bus, metrics),
             max_held=4,
             gateway_grace_s=gateway_grace_s,
             on_work=self._count_work,
-            metrics=SchedulerMetrics(create_registry("scheduler")),
+            metrics=metrics,
         )
         self.worker = ModelWorker()
         self.scheduler.add_worker(

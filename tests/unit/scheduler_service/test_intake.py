@@ -146,6 +146,7 @@ async def test_unreadable_message_is_discarded_and_the_next_one_taken(desk: Desk
     held = desk.deliver(None)
     await desk.deliver_and_wait(queued_request())
     assert _settled(held) == ["discard"]
+    assert desk.bus.dead_letters == [held.dead_letter]
 
 
 async def test_full_window_gives_back_and_pauses_the_queue(
