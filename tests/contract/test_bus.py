@@ -16,9 +16,11 @@ import pytest
 from nats import connect
 
 from millrace.bus.base import Bus, HeldRequest
+from millrace.bus.configuration import ACK_WAIT_S, OWNER_TTL_S, request_consumer_config
 from millrace.bus.memory import MemoryBus
 from millrace.bus.nats import connect_bus
 from millrace.bus.setup import init_bus
+from millrace.bus.subjects import OWNERS_BUCKET, REQUEST_STREAM, request_consumer
 from millrace.core.dead_letter import DeadLetter
 from millrace.core.errors import ConfigError, Overloaded, PayloadTooLarge
 from millrace.core.membership import SchedulerOwner, WorkerRegistration
@@ -220,6 +222,26 @@ async def test_uninitialised_server_is_a_config_error(tmp_path: Path) -> None:
 async def test_init_is_safe_to_repeat(nats: LocalServer) -> None:
     await init_bus(nats.url, [MODEL])
     await init_bus(nats.url, [MODEL, "second"])
+
+
+async def test_init_brings_what_an_older_release_made_up_to_date(tmp_path: Path) -> None:
+    with start_nats(tmp_path) as server:
+        await init_bus(server.url, [MODEL])
+        client = await connect(server.url)
+        jetstream = client.jetstream()
+        bucket = (await jetstream.stream_info(f"KV_{OWNERS_BUCKET}")).config
+        bucket.max_age = bucket.duplicate_window = 60
+        await jetstream.update_stream(bucket)
+        consumer = request_consumer_config(MODEL, Priority.NORMAL)
+        await jetstream.add_consumer(REQUEST_STREAM, consumer.evolve(ack_wait=60))
+
+        await init_bus(server.url, [MODEL])
+        assert (await jetstream.stream_info(f"KV_{OWNERS_BUCKET}")).config.max_age == OWNER_TTL_S
+        info = await jetstream.consumer_info(
+            REQUEST_STREAM, request_consumer(MODEL, Priority.NORMAL)
+        )
+        assert info.config.ack_wait == ACK_WAIT_S
+        await client.close()
 
 
 async def test_silent_owner_counts_as_gone_after_its_time_to_live(nats: LocalServer) -> None:

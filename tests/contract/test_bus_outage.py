@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from millrace.bus import nats
+from millrace.bus import nats, nats_link
 from millrace.bus.setup import init_bus
 from millrace.core.errors import Unavailable
 from millrace.core.membership import SchedulerOwner, WorkerLoad, WorkerRegistration
@@ -23,7 +23,7 @@ OWNER = SchedulerOwner("s", 5, "a:1", "tiny")
 async def test_every_call_says_that_the_bus_is_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(nats, "PUBLISH_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(nats_link, "GRACE_S", 0.1)
     with start_nats(tmp_path) as server:
         await init_bus(server.url, ["tiny"])
         bus = await nats.connect_bus(server.url, name="test")
@@ -35,9 +35,13 @@ async def test_every_call_says_that_the_bus_is_away(
             await bus.release_ownership(OWNER)
         with pytest.raises(Unavailable):
             await bus.unregister_worker("w")
-        # The client keeps what needs no answer until it is connected again.
-        await bus.publish_abort("r")
-        await bus.publish_load(WorkerLoad("w", 0, 0, 0, 0))
+        with pytest.raises(Unavailable):
+            await bus.publish_abort("r")
+        with pytest.raises(Unavailable):
+            await bus.publish_load(WorkerLoad("w", 0, 0, 0, 0))
+        with pytest.raises(Unavailable):
+            await bus.publish_request(_request(), {})
+        assert not bus.is_connected
         await bus.close()
 
 
@@ -49,10 +53,7 @@ async def test_release_of_an_entry_that_has_gone_is_no_error(tmp_path: Path) -> 
         await bus.close()
 
 
-async def test_bus_works_again_after_its_server_has_been_started_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(nats, "PUBLISH_TIMEOUT_S", 0.5)
+async def test_bus_works_again_after_its_server_has_been_started_anew(tmp_path: Path) -> None:
     with start_nats(tmp_path) as server:
         await init_bus(server.url, ["tiny"])
         bus = await nats.connect_bus(server.url, name="test")

@@ -9,7 +9,16 @@ from typing import Any
 
 import grpc
 
-from millrace.internal.v1 import cache_pb2, cache_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc
+from millrace.internal.v1 import (
+    bus_pb2,
+    cache_pb2,
+    cache_pb2_grpc,
+    scheduler_pb2,
+    scheduler_pb2_grpc,
+    worker_pb2,
+    worker_pb2_grpc,
+)
+from millrace.testing.gaps import waits_s
 from millrace.testing.stack import Stack
 from millrace.v1 import inference_pb2, inference_pb2_grpc, types_pb2
 
@@ -37,6 +46,10 @@ class Answer:
         return self.token_ids.get(0, [])
 
     @property
+    def longest_wait_s(self) -> float:
+        return max(waits_s(self.started_s, self.token_times_s))
+
+    @property
     def ended_s(self) -> float:
         return self.token_times_s[-1]
 
@@ -61,12 +74,14 @@ class Client:
         token_ids: list[int] | None = None,
         messages: list[dict[str, str]] | None = None,
         cache: types_pb2.CacheMode | int = types_pb2.CACHE_MODE_BYPASS,
+        into: Answer | None = None,
         **sampling: Any,
     ) -> Answer:
-        """One request to its end; greedy unless told otherwise."""
+        """One request to its end; greedy unless told otherwise. `into` fills as it goes."""
         params = types_pb2.SamplingParams(**{"temperature": 0.0, **sampling})
         options = inference_pb2.RequestOptions(sampling=params, cache=cache)  # type: ignore[arg-type]
-        answer = Answer(started_s=time.monotonic())
+        answer = into or Answer()
+        answer.started_s = time.monotonic()
         async for event in self._call(text, token_ids, messages, options):
             kind = event.WhichOneof("event")
             if kind == "started":
@@ -107,6 +122,14 @@ class Client:
                 scheduler_pb2.GetStatsRequest(), timeout=5
             )
             return response
+
+    async def worker_load(self, name: str) -> bus_pb2.WorkerLoad:
+        """What a worker says of itself; `name` as the stack calls it."""
+        async with grpc.aio.insecure_channel(self._stack.address_of(name)) as channel:
+            stub: Any = worker_pb2_grpc.WorkerServiceStub(channel)
+            response = await stub.GetInfo(worker_pb2.GetInfoRequest(), timeout=5)
+            load: bus_pb2.WorkerLoad = response.load
+            return load
 
     async def until_idle(self, timeout_s: float = 5.0) -> scheduler_pb2.GetStatsResponse:
         """The counters once no sequence is there and no block is owned; fails after `timeout_s`.

@@ -6,14 +6,17 @@ import asyncio
 import os
 import signal
 import sys
+import tempfile
 from asyncio.subprocess import PIPE, Process
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from millrace.bus.base import Bus
 from millrace.core.membership import WorkerRegistration
 from millrace.scheduler.config import SchedulerConfig
 from millrace.scheduler.watchdog import WatchLimits
+from tests.faults.edge import Edge, TokenizerNode
 from tests.faults.faulty_engine import FaultyEngine
 from tests.faults.oracle import check_stream
 from tests.integration.stack import Stack
@@ -47,8 +50,11 @@ class FaultStack(Stack):
     ) -> None:
         super().__init__(bus, config, watch_limits)
         self.processes: dict[str, WorkerProcess] = {}
+        self.edges: list[Edge] = []
+        self._tokenizer: TokenizerNode | None = None
+        self._tokenizer_address = ""
 
-    async def add_process(self, worker_id: str, **settings: float) -> WorkerProcess:
+    async def add_process(self, worker_id: str, **settings: float | Path) -> WorkerProcess:
         arguments = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -75,24 +81,52 @@ class FaultStack(Stack):
         await self.until(lambda: worker_id in self.worker_ids())
         return made
 
+    async def tokenizer(self) -> str:
+        """The address of the one tokenizer that all gateways share."""
+        if self._tokenizer is None:
+            with tempfile.TemporaryDirectory() as folder:
+                self._tokenizer = TokenizerNode(Path(folder))
+            self._tokenizer_address = await self._tokenizer.start()
+        return self._tokenizer_address
+
+    async def edge(self, **settings: Any) -> Edge:
+        """A whole gateway."""
+        made = await Edge.start(self.bus, await self.tokenizer(), **settings)
+        self.edges.append(made)
+        await made.until_ready()
+        return made
+
     def members(self, worker_id: str) -> list[str]:
         """Request ids in a worker's rows; none where it is gone."""
         if worker_id not in self.worker_ids():
             return []
         return self.service.scheduler.members(worker_id)
 
+    def aborted(self, reason: str) -> float:
+        """Requests that the scheduler counted as aborted for a reason."""
+        name = "millrace_request_aborted_total"
+        return self.registry.get_sample_value(name, {"reason": reason}) or 0.0
+
     async def check_all(self) -> None:
         """One terminal event each, no gap, nothing double, nothing leaked."""
         for gateway in self.gateways:
             check_stream(gateway)
         await self.check_empty()
-        for worker in self.service.scheduler._workers.values():
+        for edge in self.edges:
+            await edge.until(lambda edge=edge: edge.num_in_flight == 0)  # type: ignore[misc]
+        workers = self.service.scheduler._workers
+        await self.until(lambda: not any(each.canaries.held for each in workers.values()))
+        for worker in workers.values():
             assert not worker.rows and not worker.to_release
             assert worker.blocks.num_available == worker.blocks.num_blocks
             assert len(worker._free_rows) == worker.max_num_seqs
         assert not self.service.scheduler._waiting
 
     async def stop(self) -> None:
+        for edge in self.edges:
+            await edge.stop()
+        if self._tokenizer is not None:
+            await self._tokenizer.stop()
         for worker_id, worker in self.processes.items():
             await self.bus.unregister_worker(worker_id)
             await worker.end()

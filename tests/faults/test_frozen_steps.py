@@ -27,7 +27,7 @@ async def _warm_up(stack: FaultStack) -> None:
     await gateway.until_over()
 
 
-async def test_f3_slow_but_healthy_step_moves_nothing(stack: FaultStack) -> None:
+async def test_f03_slow_but_healthy_step_moves_nothing(stack: FaultStack) -> None:
     node = await stack.add_engine("w", engine := FaultyEngine(slow_s=SLOW_S))
     await _warm_up(stack)
     gateway = await stack.gateway()
@@ -38,7 +38,7 @@ async def test_f3_slow_but_healthy_step_moves_nothing(stack: FaultStack) -> None
     assert node.engine.num_resets == 1
 
 
-async def test_f3_step_that_hangs_loses_its_sequences_to_another_worker(stack: FaultStack) -> None:
+async def test_f03_step_that_hangs_loses_its_sequences_to_another_worker(stack: FaultStack) -> None:
     hanging = await stack.add_engine("a", FaultyEngine(slow_s=SLOW_S))
     await _warm_up(stack)
     gateway = await stack.gateway()

@@ -30,7 +30,9 @@ async def test_f10_paused_owner_and_its_successor_give_one_token_sequence(
     (held,) = (entry.held for entry in paused.service.ledger)
     bus._owners.put(next(iter(bus._owners.entries)), None)
     await successor.start()
-    await successor.until(lambda: "w" in successor.worker_ids())
+    # It has the worker from now on, and its word when the step under way is over.
+    frames = successor.service._frames
+    await successor.until(lambda: node.servicer._owner_epoch == frames.owner_epoch)
     second = ScriptedGateway(successor.address)
     second.answers = gateway.answers
     await second.attach()
@@ -43,6 +45,7 @@ async def test_f10_paused_owner_and_its_successor_give_one_token_sequence(
     num_frames = len(gateway.frames)
     num_known = len(answer.tokens[0])
     node.engine.gate.set()
+    await successor.until(lambda: "w" in successor.worker_ids())
     await second.until_over()
 
     check_tokens([answer])

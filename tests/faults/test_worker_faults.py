@@ -34,7 +34,7 @@ def _dead_letters(stack: FaultStack):
     return stack.bus.dead_letters
 
 
-async def test_f1_worker_killed_in_decode_all_streams_go_on_with_the_same_tokens(
+async def test_f01_worker_killed_in_decode_all_streams_go_on_with_the_same_tokens(
     stack: FaultStack,
 ) -> None:
     killed = await stack.add_process("a", step_s=STEP_S)
@@ -49,7 +49,7 @@ async def test_f1_worker_killed_in_decode_all_streams_go_on_with_the_same_tokens
     assert not _dead_letters(stack)
 
 
-async def test_f2_worker_killed_in_prefill_its_request_runs_elsewhere(stack: FaultStack) -> None:
+async def test_f02_worker_killed_in_prefill_its_request_runs_elsewhere(stack: FaultStack) -> None:
     killed = await stack.add_process("a", slow_s=30.0)
     gateway = await stack.gateway()
     answer = await gateway.send(stack.bus, _poisoned(SLOW))
@@ -60,7 +60,7 @@ async def test_f2_worker_killed_in_prefill_its_request_runs_elsewhere(stack: Fau
     check_tokens([answer])
 
 
-async def test_f3_stopped_worker_loses_its_sequences_and_is_taken_back_empty(
+async def test_f03_stopped_worker_loses_its_sequences_and_is_taken_back_empty(
     stack: FaultStack,
 ) -> None:
     stopped = await stack.add_process("a", step_s=STEP_S)
@@ -81,7 +81,7 @@ async def test_f3_stopped_worker_loses_its_sequences_and_is_taken_back_empty(
     check_tokens([*answers, again])
 
 
-async def test_f4_request_whose_steps_raise_ends_and_its_batch_mates_do_not(
+async def test_f04_request_whose_steps_raise_ends_and_its_batch_mates_do_not(
     stack: FaultStack,
 ) -> None:
     node = await stack.add_engine("w", engine := FaultyEngine(step_s=STEP_S))
@@ -102,7 +102,7 @@ async def test_f4_request_whose_steps_raise_ends_and_its_batch_mates_do_not(
     assert letter.request_id == guilty.request.request_id
 
 
-async def test_f4_request_that_ends_its_workers_ends_after_three(stack: FaultStack) -> None:
+async def test_f04_request_that_ends_its_workers_ends_after_three(stack: FaultStack) -> None:
     for worker_id in ("a", "b", "c", "d"):
         await stack.add_process(worker_id, step_s=STEP_S)
     gateway = await stack.gateway()
@@ -120,7 +120,7 @@ async def test_f4_request_that_ends_its_workers_ends_after_three(stack: FaultSta
     assert (letter.request_id, letter.num_attempts) == (guilty.request.request_id, 3)
 
 
-async def test_f5_step_out_of_memory_is_split_until_it_fits(stack: FaultStack) -> None:
+async def test_f05_step_out_of_memory_is_split_until_it_fits(stack: FaultStack) -> None:
     node = await stack.add_engine("w", engine := FaultyEngine(step_s=STEP_S, most_rows=3))
     gateway = await stack.gateway()
     answers = await _send(stack, gateway, 8)
@@ -131,7 +131,7 @@ async def test_f5_step_out_of_memory_is_split_until_it_fits(stack: FaultStack) -
     assert not _dead_letters(stack)
 
 
-async def test_f7_requests_wait_for_a_worker_or_for_their_deadline(stack: FaultStack) -> None:
+async def test_f07_requests_wait_for_a_worker_or_for_their_deadline(stack: FaultStack) -> None:
     killed = await stack.add_process("a", step_s=STEP_S)
     gateway = await stack.gateway()
     answers = await _send(stack, gateway, 6)

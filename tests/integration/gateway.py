@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from millrace.core.request import Priority, QueuedRequest
 from millrace.core.sampling import SamplingSpec
 from millrace.core.tokens import Failed, FinishReason, TokenFrame, TokenLogprobs
 from millrace.rpc.client import open_channel
+from millrace.testing.gaps import waits_s
 from millrace.wire.scheduler_client import AttachStream
 
 MODEL = "model-worker"
@@ -29,10 +31,17 @@ class Answer:
     finishes: dict[int, FinishReason] = field(default_factory=dict)
     failed: Failed | None = None
     is_scheduled: bool = False
+    sent_s: float = field(default_factory=time.monotonic)
+    token_times_s: list[float] = field(default_factory=list)
 
     @property
     def is_over(self) -> bool:
         return self.failed is not None or len(self.finishes) == self.request.num_choices
+
+    @property
+    def waits_s(self) -> list[float]:
+        """How long its client waited for the first token, then for each after it."""
+        return waits_s(self.sent_s, self.token_times_s)
 
 
 class ScriptedGateway:
@@ -116,6 +125,7 @@ class ScriptedGateway:
                 # A gap: frames of before the resume was heard.
                 continue
             tokens += delta.token_ids[num_known:]
+            answer.token_times_s += [time.monotonic()] * len(delta.token_ids[num_known:])
             answer.logprobs.setdefault(delta.choice, []).extend(delta.logprobs[num_known:])
             if delta.finish:
                 answer.finishes[delta.choice] = delta.finish

@@ -121,8 +121,8 @@ class Stack:
         self, bus: Bus, config: SchedulerConfig, watch_limits: WatchLimits | None = None
     ) -> None:
         self.bus = bus
-        registry = create_registry("scheduler")
-        self.service = SchedulerService(config, bus, SchedulerMetrics(registry), watch_limits)
+        self.registry = create_registry("scheduler")
+        self.service = SchedulerService(config, bus, SchedulerMetrics(self.registry), watch_limits)
         self.workers: dict[str, WorkerNode] = {}
         self.gateways: list[ScriptedGateway] = []
 

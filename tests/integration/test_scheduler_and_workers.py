@@ -347,6 +347,32 @@ async def test_defect_in_the_scheduler_ends_the_service(
     await stack.stop()
 
 
+async def test_gateway_that_comes_back_too_late_is_told_that_its_requests_have_ended(
+    config: SchedulerConfig,
+) -> None:
+    stack = Stack(MemoryBus(), replace(config, gateway_grace_s=0.0))
+    await stack.start()
+    try:
+        node = await stack.add_worker()
+        gateway = ScriptedGateway(stack.address)
+        await gateway.attach()
+        answer = await gateway.send(stack.bus, queued_request(max_tokens=200))
+        await gateway.until(lambda: bool(answer.tokens.get(0)))
+        node.engine.gate.clear()
+        await gateway.detach()
+        await stack.until(lambda: not len(stack.service.ledger))
+        node.engine.gate.set()
+        await gateway.attach()
+        await gateway.until_over()
+        assert answer.failed is not None
+        assert answer.failed.reason == Unavailable.reason
+        assert not stack.service._intake._given_up
+        await gateway.detach()
+        await stack.check_empty()
+    finally:
+        await stack.stop()
+
+
 async def test_gateway_that_stays_away_loses_its_requests(config: SchedulerConfig) -> None:
     stack = Stack(MemoryBus(), replace(config, gateway_grace_s=0.0))
     await stack.start()
@@ -364,3 +390,19 @@ async def test_gateway_that_stays_away_loses_its_requests(config: SchedulerConfi
         assert answer.finishes.get(0) in (None, FinishReason.ABORT)
     finally:
         await stack.stop()
+
+
+async def test_word_to_the_scheduler_that_is_cancelled_leaves_the_stream_whole(
+    stack: Stack,
+) -> None:
+    await stack.add_worker()
+    gateway = await stack.gateway()
+    words = [asyncio.create_task(gateway.stream.register(f"{n:032x}")) for n in range(100, 120)]
+    await asyncio.sleep(0)
+    for word in words:
+        word.cancel()
+    await asyncio.gather(*words, return_exceptions=True)
+    answer = await gateway.send(stack.bus, queued_request())
+    await gateway.until_over()
+    _assert_expected([answer])
+    assert gateway.error is None

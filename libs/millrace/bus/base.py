@@ -13,11 +13,12 @@ from millrace.core.request import Priority, QueuedRequest
 class HeldRequest(Protocol):
     """A delivered request that its scheduler holds until it is terminal.
 
-    `request` is None where the payload cannot be read; `num_delivered` counts from 1;
-    `published_unix_ns` is when the queue took it in.
+    `request` is None where the payload cannot be read, and `dead_letter` then its record;
+    `num_delivered` counts from 1; `published_unix_ns` is when the queue took it in.
     """
 
     request: QueuedRequest | None
+    dead_letter: DeadLetter | None
     num_delivered: int
     published_unix_ns: int
 
@@ -54,14 +55,15 @@ class Bus(Protocol):
     async def publish_request(self, request: QueuedRequest, headers: Mapping[str, str]) -> None:
         """Returns when the queue has the request for good: the acceptance.
 
-        Raises `Overloaded` where the queue is full, `PayloadTooLarge`, `Unavailable`.
+        Raises `Overloaded` where the queue is full, `OutOfStorage` where its disk is,
+        `PayloadTooLarge`, `Unavailable`.
         """
 
     async def work_queue(self, model: str, priority: Priority) -> WorkQueue:
-        """Raises `ConfigError` where `millrace bus init` has not made it."""
+        """Raises `ConfigError` where it is not as `millrace bus init` makes it, or missing."""
 
     async def publish_abort(self, request_id: str) -> None:
-        """Tells every scheduler to end a request."""
+        """Tells every scheduler to end a request. Raises `Unavailable`."""
 
     def aborts(self) -> AsyncIterator[str]:
         """Ids of requests to end."""

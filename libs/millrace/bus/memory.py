@@ -185,6 +185,7 @@ class MemoryHeldRequest(HeldRequest):
         self._queue = queue
         self._is_settled = False
         self.request: QueuedRequest | None = request
+        self.dead_letter: DeadLetter | None = None
         self.num_delivered = 0
         self.published_unix_ns = time.time_ns()
 

@@ -10,19 +10,19 @@ from contextlib import aclosing
 from typing import TypeVar
 
 import nats.errors
-from nats.aio.client import Client
 from nats.js.kv import KeyValue
 
 from millrace.core.errors import Unavailable
 
 from .nats_errors import answering, raise_if_cancelled
-from .setup import ENTRY_TTL_S
+from .nats_link import CALL_TIMEOUT_S, NatsLink, NatsSession
 
 _log = logging.getLogger(__name__)
 
 RETRY_S = 0.2
 
 Entry = TypeVar("Entry")
+BucketOf = Callable[[NatsSession], KeyValue]
 
 
 async def unsubscribe_quietly(unsubscribe: Callable[[], object]) -> None:
@@ -36,16 +36,16 @@ async def unsubscribe_quietly(unsubscribe: Callable[[], object]) -> None:
 
 
 async def watch_entries(
-    client: Client, bucket: KeyValue, decode: Callable[[bytes], Entry]
+    link: NatsLink, bucket_of: BucketOf, ttl_s: float, decode: Callable[[bytes], Entry]
 ) -> AsyncIterator[tuple[str, Entry | None]]:
-    """Watches a bucket; an entry not renewed within its time to live counts as gone.
+    """Watches a bucket; an entry not renewed for `ttl_s` counts as gone.
 
     The server drops expired entries without telling, hence the clock on this side. A renewal that
     changes nothing is not passed on.
     """
     raw_by_key: dict[str, bytes] = {}
     seen_s: dict[str, float] = {}
-    async with aclosing(_updates(client, bucket)) as updates:
+    async with aclosing(_updates(link, bucket_of)) as updates:
         async for update in updates:
             now_s = time.monotonic()
             if update is not None and update.key is not None:
@@ -57,30 +57,37 @@ async def watch_entries(
                     raw_by_key[key], seen_s[key] = raw, now_s
                     if is_new:
                         yield key, decode(raw)
-            for key in [key for key, seen in seen_s.items() if now_s - seen > ENTRY_TTL_S]:
+            for key in [key for key, seen in seen_s.items() if now_s - seen > ttl_s]:
                 del seen_s[key]
                 if raw_by_key.pop(key, None) is not None:
                     yield key, None
 
 
-async def _updates(client: Client, bucket: KeyValue) -> AsyncGenerator[KeyValue.Entry | None, None]:
-    """What a watcher sees, and None at least once a second.
+async def _updates(
+    link: NatsLink, bucket_of: BucketOf
+) -> AsyncGenerator[KeyValue.Entry | None, None]:
+    """What a watcher sees, and None about once a second.
 
-    A server that has been started anew knows no watchers, and the client does not tell; so every
-    reconnection gets a new one, which begins with the present state.
+    A server that has been started anew knows no watchers; so every session gets a new one, which
+    begins with the present state.
     """
+    told = ""
     while True:
-        num_reconnects = client.stats["reconnects"]
         try:
+            session = await link.session()
             with answering():
-                watcher = await bucket.watchall()
+                async with asyncio.timeout(CALL_TIMEOUT_S):
+                    watcher = await bucket_of(session).watchall()
         except Unavailable as error:
-            _log.warning("nats: no watcher: %s", error)
+            if error.message != told:
+                told = error.message
+                _log.warning("nats: no watcher: %s", error)
             await asyncio.sleep(RETRY_S)
             yield None
             continue
+        told = ""
         try:
-            while client.stats["reconnects"] == num_reconnects:
+            while link.is_current(session):
                 try:
                     update = await watcher.updates(timeout=1.0)  # type: ignore[no-untyped-call]
                 except (TimeoutError, nats.errors.TimeoutError):
@@ -88,4 +95,13 @@ async def _updates(client: Client, bucket: KeyValue) -> AsyncGenerator[KeyValue.
                 raise_if_cancelled()
                 yield update
         finally:
-            await unsubscribe_quietly(watcher.stop)
+            await _stop(watcher)
+
+
+async def _stop(watcher: KeyValue.KeyWatcher) -> None:
+    await unsubscribe_quietly(watcher.stop)
+    # The library leaves these tasks running where the connection has been closed before.
+    consumer = None if watcher._sub is None else watcher._sub._sub._jsi
+    for task in (getattr(consumer, "_hbtask", None), getattr(consumer, "_fctask", None)):
+        if task is not None:
+            task.cancel()

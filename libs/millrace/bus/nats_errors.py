@@ -9,10 +9,26 @@ from contextlib import contextmanager
 import nats.errors
 import nats.js.errors
 
-from millrace.core.errors import MillraceError, Overloaded, PayloadTooLarge, Unavailable
+from millrace.core.errors import (
+    MillraceError,
+    OutOfStorage,
+    Overloaded,
+    PayloadTooLarge,
+    Unavailable,
+)
 
-# JetStream: maximum messages, messages per subject, or bytes exceeded.
-QUEUE_FULL_CODES = frozenset({10047, 10054, 10077})
+# JetStream: the stream could not store the message; its description says why.
+STORE_FAILED_CODE = 10077
+# Maximum messages, messages per subject, or bytes exceeded.
+FULL_PREFIX = "maximum "
+# Storage, memory or resources of the server or the account exceeded.
+NO_ROOM_CODES = frozenset({10023, 10028, 10047})
+MESSAGE_TOO_LARGE_CODE = 10054
+# What a file system says that takes no more.
+DISK_FULL_WORDS = ("no space left on device", "disk quota exceeded", "file too large")
+FULL_RETRY_AFTER_S = 1.0
+# Somebody has to make room.
+STORAGE_RETRY_AFTER_S = 10.0
 
 
 @contextmanager
@@ -39,12 +55,44 @@ def raise_if_cancelled() -> None:
 
 def publish_error(exc: Exception) -> MillraceError:
     """Why a request was not taken in; raises what is no error of the bus."""
-    if isinstance(exc, nats.js.errors.APIError) and exc.err_code in QUEUE_FULL_CODES:
-        return Overloaded("the intake queue is full", retry_after_s=1.0)
+    if isinstance(exc, nats.js.errors.APIError):
+        return _refusal(exc)
     if isinstance(exc, nats.errors.MaxPayloadError):
         return PayloadTooLarge("the request is larger than the message bus takes")
-    if isinstance(exc, (nats.errors.Error, nats.js.errors.Error, TimeoutError, OSError)):
+    if isinstance(exc, nats.js.errors.NoStreamResponseError):
         return Unavailable(
-            f"the intake queue does not answer: {type(exc).__name__}", retry_after_s=1.0
+            "no stream takes requests in: the NATS server has lost its data; "
+            "run `millrace bus init`",
+            retry_after_s=FULL_RETRY_AFTER_S,
+        )
+    if isinstance(exc, (nats.errors.Error, TimeoutError, OSError)):
+        return Unavailable(
+            f"the intake queue does not answer: {type(exc).__name__}",
+            retry_after_s=FULL_RETRY_AFTER_S,
         )
     raise exc
+
+
+def store_error(exc: nats.js.errors.APIError) -> OutOfStorage | None:
+    """The full disk that a refusal tells of; None where it tells of something else."""
+    description = exc.description or ""
+    words = next((words for words in DISK_FULL_WORDS if words in description), None)
+    if words is None and exc.err_code not in NO_ROOM_CODES:
+        return None
+    return OutOfStorage(
+        f"the intake queue has no storage left: {words or description}",
+        retry_after_s=STORAGE_RETRY_AFTER_S,
+    )
+
+
+def _refusal(exc: nats.js.errors.APIError) -> MillraceError:
+    description = exc.description or ""
+    if (error := store_error(exc)) is not None:
+        return error
+    if exc.err_code == STORE_FAILED_CODE and description.startswith(FULL_PREFIX):
+        return Overloaded(
+            f"the intake queue is full: {description}", retry_after_s=FULL_RETRY_AFTER_S
+        )
+    if exc.err_code == MESSAGE_TOO_LARGE_CODE:
+        return PayloadTooLarge("the request is larger than the intake queue takes")
+    return Unavailable(f"the intake queue refuses: {description}", retry_after_s=FULL_RETRY_AFTER_S)

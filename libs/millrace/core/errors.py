@@ -10,6 +10,7 @@ MillraceError
 ├── Conflict                    the same idempotency key with another body, or a request id in use
 ├── RequestNotFound             no such request
 ├── Overloaded                  the queue is full; come back after `retry_after_s`
+│   └── OutOfStorage            the disk below the queue is full
 ├── Unavailable                 a part of the stack is not there now
 ├── DeadlineExceeded            the request's own time is over
 ├── Aborted                     somebody ended the request
@@ -99,6 +100,12 @@ class Overloaded(MillraceError):
     """The queue is full; come back after `retry_after_s`."""
 
     reason = "OVERLOADED"
+
+
+class OutOfStorage(Overloaded):
+    """The disk below the queue is full, which waiting alone may not cure."""
+
+    reason = "OUT_OF_STORAGE"
 
 
 class Unavailable(MillraceError):

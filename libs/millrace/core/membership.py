@@ -29,6 +29,7 @@ class WorkerLoad:
     num_steps: int
     last_step_ns: int
     resident_bytes: int
+    num_sampled_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .errors import InternalError
 from .sampling import SamplingSpec
 from .tokens import FinishReason, TokenLogprobs
 
 PROTOCOL_VERSION = 1
+# The row epoch of canaries: sequences of one token that prove that a worker can generate.
+CANARY_ROW_EPOCH = 0
+
+
+class PlanRefused(InternalError):
+    """A plan does not fit the rows as they are: scheduler and engine are out of step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,22 @@ class Admission:
     max_len: int
     sync: bool = False
     traceparent: str = ""
+
+
+def canary_admission(row: int, block: int) -> Admission:
+    """A prompt of one token that ends with the one token it samples."""
+    return Admission(
+        row=row,
+        row_epoch=CANARY_ROW_EPOCH,
+        token_ids=[0],
+        num_prompt_tokens=1,
+        num_cached_tokens=0,
+        choice=0,
+        blocks=[block],
+        sampling=SamplingSpec(temperature=0.0),
+        stop_token_ids=(),
+        max_len=2,
+    )
 
 
 @dataclass(frozen=True, slots=True)

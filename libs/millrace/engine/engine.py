@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from millrace.core.model import ModelInfo
-from millrace.core.step import Fork, RowToken, StepPlan, StepResult
+from millrace.core.step import Fork, PlanRefused, RowToken, StepPlan, StepResult
 
 from .attention.base import Progress
 from .batch import Work, build_batch
@@ -64,9 +64,16 @@ class Engine:
         return self._progress.count
 
     def execute(self, plan: StepPlan) -> StepResult:
-        """Applies the plan and runs its step. Raises `InternalError` for a plan that cannot be."""
+        """Applies the plan and runs its step.
+
+        Raises `PlanRefused` for a plan that cannot be, or that could be applied by half only: from
+        then on nobody knows which rows there are, and only `reset` helps.
+        """
         check_plan(plan, self._rows, self.num_blocks, self.block_size)
-        self._apply(plan)
+        try:
+            self._apply(plan)
+        except Exception as exc:
+            raise PlanRefused(f"plan {plan.plan_id} was applied by half: {exc!r}") from exc
         chunks = dict(plan.chunks)
         work = []
         for row in self._rows:

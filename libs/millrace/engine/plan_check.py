@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from millrace.core.errors import InternalError
-from millrace.core.step import Admission, StepPlan
+from millrace.core.step import Admission, PlanRefused, StepPlan
 
 from .row import RowTable
 
 
 def check_plan(plan: StepPlan, rows: RowTable, num_blocks: int, block_size: int) -> None:
-    """Raises `InternalError` where the plan names seats, blocks or tokens that cannot be."""
+    """Raises `PlanRefused` where the plan names seats, blocks or tokens that cannot be."""
     num_seats = len(rows.rows)
     taken = {row.index for row in rows} - set(plan.release_rows)
     blocks = [block for pair in plan.copy_blocks for block in pair]
@@ -88,5 +87,5 @@ def _check_chunks(
         seen.add(index)
 
 
-def _error(plan: StepPlan, what: str) -> InternalError:
-    return InternalError(f"plan {plan.plan_id} {what}", metadata={"plan_id": str(plan.plan_id)})
+def _error(plan: StepPlan, what: str) -> PlanRefused:
+    return PlanRefused(f"plan {plan.plan_id} {what}", metadata={"plan_id": str(plan.plan_id)})

@@ -14,17 +14,28 @@ from millrace.core.errors import ConfigError
 from .client import KEEPALIVE_TIME_MS, MAX_MESSAGE_BYTES, message_limits
 from .interceptors import server_interceptors
 
+# A connection that says nothing, and one without calls: clients connect again by themselves.
+HANDSHAKE_TIMEOUT_MS = 10_000
+MAX_IDLE_MS = 300_000
+
 AddToServer = Callable[[Any, grpc.aio.Server], None]
 
 
 class RpcServer:
     """A grpc.aio server with the standard health and reflection services.
 
-    Its health is NOT_SERVING until `start`, and again from `stop` on.
+    Its health is NOT_SERVING until `start`, and again from `stop` on. More than `max_connections`
+    are closed at once, and idle ones after a while; 0: any number, for as long as they like.
     """
 
     def __init__(
-        self, service: str, host: str, port: int, *, max_message_bytes: int = MAX_MESSAGE_BYTES
+        self,
+        service: str,
+        host: str,
+        port: int,
+        *,
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        max_connections: int = 0,
     ) -> None:
         self.service = service
         self._host = host
@@ -38,6 +49,7 @@ class RpcServer:
                 ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_TIME_MS // 2),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", KEEPALIVE_TIME_MS // 2),
                 ("grpc.http2.max_ping_strikes", 0),
+                *_connection_limits(max_connections),
             ],
         )
         self._health = health.aio.HealthServicer()
@@ -72,3 +84,13 @@ class RpcServer:
         """Refuses new calls, gives running ones `grace_s`, then ends."""
         await self.set_serving(False)
         await self._server.stop(grace_s)
+
+
+def _connection_limits(max_connections: int) -> list[tuple[str, int]]:
+    if not max_connections:
+        return []
+    return [
+        ("grpc.max_allowed_incoming_connections", max_connections),
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
+        ("grpc.max_connection_idle_ms", MAX_IDLE_MS),
+    ]

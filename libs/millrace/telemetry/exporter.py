@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from millrace.core.loopback import is_loopback
 
@@ -87,6 +87,33 @@ class GuardedExporter(SpanExporter):
                 },
             )
         return SpanExportResult.FAILURE
+
+
+class CountingProcessor(BatchSpanProcessor):
+    """Counts, as dropped by its exporter, the span that falls out of a full queue for a new one."""
+
+    def __init__(
+        self,
+        exporter: GuardedExporter,
+        *,
+        max_queue_size: int | None = None,
+        max_export_batch_size: int | None = None,
+        schedule_delay_millis: float | None = None,
+    ) -> None:
+        super().__init__(
+            exporter,
+            max_queue_size=max_queue_size,
+            max_export_batch_size=max_export_batch_size,
+            schedule_delay_millis=schedule_delay_millis,
+        )
+        self._exporter = exporter
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Queues the span."""
+        queue = self._batch_processor._queue
+        if len(queue) == queue.maxlen and span.context and span.context.trace_flags.sampled:
+            self._exporter.num_dropped += 1
+        super().on_end(span)
 
 
 def create_exporter() -> GuardedExporter | None:

@@ -6,15 +6,20 @@ from closed sets (served model, reason, kind): never a request id, a tenant or a
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 
 from opentelemetry import trace
 from opentelemetry.trace import Span
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
 from . import names
+from .exporter import GuardedExporter
 from .http_server import HttpRequest, HttpResponse, HttpServer
+from .setup import Telemetry
 
 SECONDS_FAST = (
     *(0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075),
@@ -30,8 +35,8 @@ TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 MODEL = ("model_name",)
 
 
-def create_registry(service: str) -> CollectorRegistry:
-    """A registry with the metrics of the process itself and of the build."""
+def create_registry(service: str, telemetry: Telemetry | None = None) -> CollectorRegistry:
+    """A registry with the metrics of the process itself, of the build, and of its span export."""
     registry = CollectorRegistry(auto_describe=True)
     ProcessCollector(registry=registry)
     try:
@@ -40,7 +45,30 @@ def create_registry(service: str) -> CollectorRegistry:
         release = "unknown"
     build = Info(names.METRIC_BUILD, "Release and service.", registry=registry)
     build.info({"version": release, "service": service})
+    if telemetry is not None and telemetry.exporter is not None:
+        registry.register(_ExportCollector(telemetry.exporter))
     return registry
+
+
+class _ExportCollector(Collector):
+    """Reads the counts of the exporter when it is asked."""
+
+    def __init__(self, exporter: GuardedExporter) -> None:
+        self._exporter = exporter
+
+    def collect(self) -> Iterable[Metric]:
+        """The two counters."""
+        exported = CounterMetricFamily(
+            names.METRIC_SPANS_EXPORTED,
+            "Spans that the endpoint took.",
+            self._exporter.num_exported,
+        )
+        dropped = CounterMetricFamily(
+            names.METRIC_SPANS_DROPPED,
+            "Spans lost, the endpoint being away or slow.",
+            self._exporter.num_dropped,
+        )
+        return (exported, dropped)
 
 
 def observe(histogram: Histogram, value: float, span: Span | None = None) -> None:
@@ -111,6 +139,11 @@ class GatewayMetrics:
         self.request_failure = counter(
             names.METRIC_REQUEST_FAILURE, "Requests that ended with an error.", "reason"
         )
+        self.request_cancelled = counter(
+            names.METRIC_REQUEST_CANCELLED,
+            "Requests ended from this side before their last token, by CancelReason.",
+            "reason",
+        )
         self.response_cache = counter(
             names.METRIC_RESPONSE_CACHE, "Response cache look-ups.", "result"
         )
@@ -169,10 +202,18 @@ class SchedulerMetrics:
         self.nats_redelivered = counter(
             names.METRIC_NATS_REDELIVERED, "Messages delivered more than once."
         )
+        self.request_aborted = Counter(
+            names.METRIC_REQUEST_ABORTED,
+            "Requests ended here before their last token, by CancelReason.",
+            ("reason",),
+            registry=registry,
+        )
         self.resumed_requests = counter(
             names.METRIC_RESUMED_REQUESTS, "Requests taken up again with their tokens."
         )
-        self.dlq = counter(names.METRIC_DLQ, "Requests given up after killing workers.")
+        self.dlq = counter(
+            names.METRIC_DLQ, "Requests that killed workers, and unreadable messages."
+        )
 
 
 class WorkerMetrics:

@@ -16,10 +16,9 @@ from importlib.metadata import PackageNotFoundError, version
 from opentelemetry import trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
-from .exporter import GuardedExporter, create_exporter
+from .exporter import CountingProcessor, GuardedExporter, create_exporter
 from .logs import configure_logging
 from .names import SERVICE_NAMESPACE
 
@@ -73,7 +72,7 @@ def start_telemetry(service: str) -> Telemetry:
     )
     if exporter is not None:
         provider.add_span_processor(
-            BatchSpanProcessor(
+            CountingProcessor(
                 exporter,
                 max_queue_size=_default("OTEL_BSP_MAX_QUEUE_SIZE", QUEUE_SPANS),
                 max_export_batch_size=_default("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", BATCH_SPANS),

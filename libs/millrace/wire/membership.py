@@ -86,6 +86,7 @@ def worker_load_to_proto(load: WorkerLoad) -> bus_pb2.WorkerLoad:
         num_steps=load.num_steps,
         last_step_ns=load.last_step_ns,
         resident_bytes=load.resident_bytes,
+        num_sampled_tokens=load.num_sampled_tokens,
     )
 
 
@@ -97,6 +98,7 @@ def worker_load_from_proto(message: bus_pb2.WorkerLoad) -> WorkerLoad:
         num_steps=message.num_steps,
         last_step_ns=message.last_step_ns,
         resident_bytes=message.resident_bytes,
+        num_sampled_tokens=message.num_sampled_tokens,
     )
 
 

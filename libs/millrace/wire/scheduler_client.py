@@ -106,6 +106,13 @@ class AttachStream:
             return await anext(self._responses, None)
 
     async def _send(self, message: scheduler_pb2.AttachRequest) -> None:
+        # A write that is cancelled, as with the client whose request it is about, would end the
+        # stream of all others.
+        writing = asyncio.create_task(self._write(message))
+        writing.add_done_callback(_hear)
+        await asyncio.shield(writing)
+
+    async def _write(self, message: scheduler_pb2.AttachRequest) -> None:
         # grpc.aio allows one write at a time per call.
         async with self._write_lock:
             try:
@@ -113,3 +120,9 @@ class AttachStream:
                     await self._call.write(message)
             except MillraceError as exc:
                 raise Unavailable("the scheduler is not attached", retry_after_s=1.0) from exc
+
+
+def _hear(writing: asyncio.Task[None]) -> None:
+    """Whoever waited for a write may have gone; then nobody is to be told how it ended."""
+    if not writing.cancelled():
+        writing.exception()

@@ -22,6 +22,11 @@ from .status import error_from_rpc
 
 # A replica that failed is asked last for this long.
 AVOID_S = 1.0
+# One that did not answer may be frozen: each try costs a request its time.
+AVOID_SILENT_S = 10.0
+# How long one replica may take while there is another to ask; decoding a frame takes milliseconds.
+TRY_S = 2.0
+DECODE_TRY_S = 1.0
 READY_TIMEOUT_S = 1.0
 
 T = TypeVar("T")
@@ -109,15 +114,17 @@ class TokenizerClient:
                 remaining_s = deadline - time.monotonic()
                 if remaining_s <= 0:
                     raise error
+                most_s = DECODE_TRY_S if waits else TRY_S if num_left > 1 else remaining_s
                 try:
-                    return await ask(replica, remaining_s / num_left)
+                    return await ask(replica, min(most_s, remaining_s / num_left))
                 except grpc.aio.AioRpcError as exc:
                     error = error_from_rpc(exc)
                 except MillraceError as exc:
                     error = exc
                 if not isinstance(error, (Unavailable, DeadlineExceeded)):
                     raise error
-                replica.avoid()
+                is_silent = isinstance(error, DeadlineExceeded)
+                replica.avoid(AVOID_SILENT_S if is_silent else AVOID_S)
             if not waits:
                 raise error
             await asyncio.sleep(min(0.05, max(0.0, deadline - time.monotonic())))
@@ -148,8 +155,8 @@ class _Replica:
         self._stream: _DecodeStream | None = None
         self._avoid_until = 0.0
 
-    def avoid(self) -> None:
-        self._avoid_until = time.monotonic() + AVOID_S
+    def avoid(self, seconds: float) -> None:
+        self._avoid_until = time.monotonic() + seconds
 
     def is_avoided(self) -> bool:
         return time.monotonic() < self._avoid_until

@@ -39,7 +39,7 @@ async def serve(config: CacheConfig, store: RedisStore) -> None:
     # Before the ready line: whoever reads it may end the process at once.
     stopped = asyncio.create_task(run_until_signalled())
     telemetry = start_telemetry("cache")
-    registry = create_registry("cache")
+    registry = create_registry("cache", telemetry)
     metrics = CacheMetrics(registry)
     guard = StoreGuard(Breaker(), metrics)
     responses = ResponseCache(store, guard, metrics, max_answer_bytes=config.max_answer_bytes)

@@ -30,12 +30,14 @@ from millrace.wire.tokenizer_client import TokenizerClient
 
 from .config import GatewayConfig
 from .directory import ModelDirectory
+from .file_limit import allowed_connections
 from .frames import FrameRouter
 from .health import Health
 from .http.app import create_app
+from .http.connection import ConnectionLimits
 from .http.edge import HttpEdge
 from .http.server import HttpServer
-from .members import watch_members
+from .members import hear_aborts, watch_members
 from .pipeline import Pipeline, PipelineLimits
 from .servicer import SERVICE_NAME, InferenceServicer
 
@@ -44,6 +46,8 @@ _log = logging.getLogger(__name__)
 HEALTH_EVERY_S = 1.0
 DRAIN_POLL_S = 0.05
 STOP_GRACE_S = 1.0
+# From a connection to the end of its first headers.
+HEAD_TIMEOUT_S = 10.0
 
 
 def main() -> None:
@@ -58,7 +62,7 @@ def main() -> None:
 async def serve(config: GatewayConfig) -> None:
     """Serves both edges; on a signal refuses new requests, lets running ones end, and returns."""
     telemetry = start_telemetry("gateway")
-    registry = create_registry("gateway")
+    registry = create_registry("gateway", telemetry)
     bus = await connect_bus(config.nats_url, name="gateway")
     gateway = Gateway(config, bus, registry)
     try:
@@ -110,8 +114,16 @@ class Gateway:
         self._health = Health(
             bus, self._tokenizer, cache, self._directory, lambda: self._pipeline.is_draining
         )
-        self._rpc = RpcServer("gateway", config.host, config.grpc_port)
-        self._http = HttpServer(create_app(self._edge(registry)), config.host, config.http_port)
+        max_connections = allowed_connections(config.max_connections)
+        self._rpc = RpcServer(
+            "gateway", config.host, config.grpc_port, max_connections=max_connections
+        )
+        self._http = HttpServer(
+            create_app(self._edge(registry)),
+            config.host,
+            config.http_port,
+            ConnectionLimits(max_connections, HEAD_TIMEOUT_S),
+        )
         self.rpc_address = ""
         self.http_address = ""
 
@@ -133,7 +145,9 @@ class Gateway:
         """Watches the bus and mirrors readiness until `until` is done; raises what these raise."""
         ending = asyncio.create_task(until)
         background = asyncio.gather(
-            watch_members(self._bus, self._directory, self._router), self._mirror_health()
+            watch_members(self._bus, self._directory, self._router),
+            hear_aborts(self._bus, self._pipeline.abort_here),
+            self._mirror_health(),
         )
         try:
             await asyncio.wait((ending, background), return_when=asyncio.FIRST_COMPLETED)

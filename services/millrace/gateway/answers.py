@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from millrace.core.answer import CachedAnswer
+from millrace.core.cancellation import CancelReason
 from millrace.core.errors import Aborted, MillraceError
 
 from .calls import Call
@@ -30,7 +31,7 @@ class Answer(Protocol):
     def __aiter__(self) -> AsyncIterator[Event]:
         """The events; read once."""
 
-    def abandon(self) -> None:
+    def abandon(self, reason: CancelReason = CancelReason.CLIENT) -> None:
         """Frees what the request still holds; nothing to do after the end."""
 
 
@@ -52,7 +53,7 @@ class StoredAnswer:
                 self._record.finish(event)
             yield event
 
-    def abandon(self) -> None:
+    def abandon(self, reason: CancelReason = CancelReason.CLIENT) -> None:
         """Nothing is held but the record."""
         self._record.fail(Aborted("the client went away"))
 
@@ -70,7 +71,7 @@ class LiveAnswer:
         live: LiveRequest,
         call: Call,
         record: RequestRecord,
-        settle: Callable[[LiveRequest, str | None], None],
+        settle: Callable[[LiveRequest, CancelReason | None], None],
         store: Callable[[CachedAnswer], None] | None = None,
     ) -> None:
         self.started = started
@@ -108,10 +109,10 @@ class LiveAnswer:
             self._texts[event.choice].append(event.text)
         return event
 
-    def abandon(self) -> None:
+    def abandon(self, reason: CancelReason = CancelReason.CLIENT) -> None:
         """Ends the request where it is."""
         if not self._is_over:
-            self._settle(self._live, "client")
+            self._settle(self._live, reason)
             error = Aborted("the client went away")
             self._live.fail(error)
             self._fail(error)

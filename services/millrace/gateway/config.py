@@ -30,6 +30,9 @@ class GatewayConfig:
         "", help="model of requests that name none; empty takes the first one that registers"
     )
     max_body_bytes: int = setting(8 << 20, help="largest HTTP body or gRPC request", unit="bytes")
+    max_connections: int = setting(
+        4096, help="connections held at once, HTTP and gRPC each; more are refused"
+    )
     max_in_flight: int = setting(4096, help="requests held at once; more are answered with 429")
     max_batch_size: int = setting(1024, help="most requests in one batch call")
     max_batch_concurrency: int = setting(256, help="requests of one batch that run at once")
@@ -61,7 +64,10 @@ class GatewayConfig:
                 "tokenizer_addresses is empty; name at least one host:port",
                 field="tokenizer_addresses",
             )
-        for name in ("max_body_bytes", "max_in_flight", "max_buffered_events", "max_batch_size"):
+        for name in (
+            *("max_body_bytes", "max_in_flight", "max_buffered_events", "max_batch_size"),
+            "max_connections",
+        ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; at least 1", field=name)
         if not 0 < self.default_timeout_s <= self.max_timeout_s:

@@ -82,7 +82,12 @@ class Detokenizer:
             return
         start_unix_ns, start_ns = time.time_ns(), time.monotonic_ns()
         jobs = await self._ask(asked)
-        progress = [(job, job.choice.apply(job.row, job.decoded, job.probes)) for job in jobs]
+        # A request that has ended meanwhile keeps the end that its client was told.
+        progress = [
+            (job, job.choice.apply(job.row, job.decoded, job.probes))
+            for job in jobs
+            if not job.live.is_over
+        ]
         await self._learn_pieces(made for _, made in progress)
         busy_ns = time.monotonic_ns() - start_ns
         for job, made in progress:

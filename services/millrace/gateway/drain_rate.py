@@ -27,6 +27,27 @@ class Forecast:
     finished_per_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """The requests that a gateway holds, of those that it may; `finished_per_s` over all models."""
+
+    max_in_flight: int
+    num_in_flight: int
+    finished_per_s: float
+
+    @property
+    def num_left(self) -> int:
+        """Requests that would be taken now."""
+        return max(0, self.max_in_flight - self.num_in_flight)
+
+    @property
+    def drained_in_s(self) -> float | None:
+        """Until all that are held now have ended; None where nothing has ended lately."""
+        if not self.num_in_flight:
+            return 0.0
+        return self.num_in_flight / self.finished_per_s if self.finished_per_s else None
+
+
 class DrainRate:
     """Ends per second over a sliding window, by model; `clock` gives seconds and never goes back.
 
@@ -52,6 +73,10 @@ class DrainRate:
         if not num_ends:
             return 0.0
         return num_ends / max(MIN_SPAN_S, self._clock() - self._ends[model][0])
+
+    def total_per_s(self) -> float:
+        """Of all models."""
+        return sum(self.per_s(model) for model in self._ends)
 
     def forecast(
         self, model: str, status: SchedulerStatus | None, num_live: int

@@ -7,7 +7,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from millrace.core.errors import InternalError, MillraceError
+from millrace.core.cancellation import CancelReason
+from millrace.core.errors import Aborted, InternalError, MillraceError
 from millrace.core.membership import ResumeQuery, SchedulerOwner, SchedulerStatus
 from millrace.core.tokens import Failed, FinishReason, Scheduled, TokenDelta, TokenFrame
 from millrace.wire.status import error_from_reason
@@ -87,7 +88,7 @@ class FrameRouter:
         """Makes a request known, here and to its scheduler. Raises `Unavailable`."""
         side = self._side(live.model)
         side.live[live.request_id] = live
-        live.on_cut = partial(self.settle, live, "slow_client")
+        live.on_cut = partial(self.settle, live, CancelReason.SLOW_CLIENT)
         try:
             await side.link.register(live.request_id)
             live.is_registered = True
@@ -95,7 +96,7 @@ class FrameRouter:
             side.live.pop(live.request_id, None)
             raise
 
-    def settle(self, live: LiveRequest, reason: str | None) -> None:
+    def settle(self, live: LiveRequest, reason: CancelReason | None) -> None:
         """The request is over here; safe to repeat.
 
         `reason` None: the scheduler ended it and is told that this arrived. Else it is told to
@@ -107,6 +108,8 @@ class FrameRouter:
         if reason is None:
             side.link.tell(Notice("done", None, live.request_id))
             return
+        if live.on_cancelled is not None:
+            live.on_cancelled(reason)
         side.strays.add(live.request_id)
         if not side.link.tell(Notice("abort", None, live.request_id, reason)):
             self._run_errand(self._publish_abort(live.request_id))
@@ -116,7 +119,7 @@ class FrameRouter:
         ended = [live for side in self._sides.values() for live in side.live.values()]
         for live in ended:
             live.fail(error)
-            self.settle(live, "shutdown")
+            self.settle(live, CancelReason.SHUTDOWN)
         return len(ended)
 
     async def close(self) -> None:
@@ -211,22 +214,28 @@ class FrameRouter:
             if len(side.strays) >= MAX_STRAYS:
                 side.strays.clear()
             side.strays.add(delta.request_id)
-            side.link.tell(Notice("abort", None, delta.request_id, "client"))
+            side.link.tell(Notice("abort", None, delta.request_id, CancelReason.CLIENT))
 
     def _on_failure(self, side: _ModelSide, failed: Failed) -> None:
         live = side.live.get(failed.request_id)
-        if live is not None:
-            live.fail(error_from_reason(failed.reason, failed.message))
-            self.settle(live, None)
-        else:
+        if live is None:
             side.link.tell(Notice("done", None, failed.request_id))
+            return
+        if failed.reason == Aborted.reason:
+            # By id, at another gateway: the client is told as by an abort here.
+            live.abort()
+            if live.on_cancelled is not None:
+                live.on_cancelled(CancelReason.ABORT)
+        else:
+            live.fail(error_from_reason(failed.reason, failed.message))
+        self.settle(live, None)
 
     def _on_ended(self, live: LiveRequest) -> None:
-        self.settle(live, None if live.is_settled else "stop_string")
+        self.settle(live, None if live.is_settled else CancelReason.STOP_STRING)
 
     def _on_failed(self, live: LiveRequest, error: MillraceError) -> None:
         live.fail(error)
-        self.settle(live, "error")
+        self.settle(live, CancelReason.ERROR)
 
     def _run_errand(self, errand: Awaitable[None]) -> None:
         task = asyncio.create_task(_quietly(errand))

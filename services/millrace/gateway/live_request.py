@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from millrace.core.cancellation import CancelReason
 from millrace.core.errors import Aborted, MillraceError
 from millrace.core.tokens import FinishReason
 
@@ -35,6 +36,7 @@ class LiveRequest:
         self.on_cut: Callable[[], None] | None = None
         self.on_closed: Callable[[], None] | None = None
         self.on_first_token: Callable[[], None] | None = None
+        self.on_cancelled: Callable[[CancelReason], None] | None = None
         self.on_gap: Callable[[float, int], None] | None = None
         self.is_registered = False
         self.num_gaps = 0

@@ -1,4 +1,4 @@
-"""Watching the bus for models and their schedulers."""
+"""Watching the bus for models and their schedulers, and for requests to end."""
 
 from __future__ import annotations
 
@@ -25,6 +25,17 @@ async def watch_members(bus: Bus, directory: ModelDirectory, router: FrameRouter
     async with asyncio.TaskGroup() as group:
         group.create_task(_watch(bus.workers, directory.on_worker))
         group.create_task(_watch(bus.owners, lambda _, owner: router.on_owner(owner)))
+
+
+async def hear_aborts(bus: Bus, abort: Callable[[str], object]) -> None:
+    """Calls `abort` with every id that some gateway was told to end, until cancelled."""
+    while True:
+        try:
+            async for request_id in bus.aborts():
+                abort(request_id)
+        except MillraceError as error:
+            _log.warning("hearing aborts: %s", error)
+        await asyncio.sleep(RETRY_S)
 
 
 async def _watch(

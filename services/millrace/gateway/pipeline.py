@@ -18,12 +18,14 @@ from opentelemetry.trace import SpanKind
 
 from millrace.bus.base import Bus
 from millrace.core.answer import CachedAnswer
+from millrace.core.cancellation import CancelReason
 from millrace.core.errors import (
     Aborted,
     DeadlineExceeded,
     InternalError,
     InvalidRequest,
     MillraceError,
+    OutOfStorage,
     Overloaded,
     Unavailable,
 )
@@ -37,7 +39,7 @@ from .answers import Answer, LiveAnswer, StoredAnswer
 from .calls import Call
 from .choice_output import ChoiceOutput
 from .directory import ModelDirectory
-from .drain_rate import DrainRate
+from .drain_rate import DrainRate, Load
 from .events import Started
 from .frames import FrameRouter
 from .generation import CacheMode, GenerationRequest
@@ -95,14 +97,21 @@ class Pipeline:
         self._keyed = KeyedRequests(
             gateway_id, idempotency_records, max_buffered_events=limits.max_buffered_events
         )
-        self._num_opening = 0
+        # By id: True where an abort came before there was anything to end.
+        self._opening: dict[str, bool] = {}
         self._is_draining = False
         self._errands: set[asyncio.Task[None]] = set()
 
     @property
     def num_in_flight(self) -> int:
         """Requests between arrival and end."""
-        return self._num_opening + self._router.num_live
+        return len(self._opening) + self._router.num_live
+
+    @property
+    def load(self) -> Load:
+        """How full this gateway is."""
+        rate = self._forecast.rate.total_per_s()
+        return Load(self._limits.max_in_flight, self.num_in_flight, rate)
 
     @property
     def is_draining(self) -> bool:
@@ -120,7 +129,7 @@ class Pipeline:
     async def open(self, request: GenerationRequest, call: Call) -> Answer:
         """Accepts a request. Raises an error of the tree; what is not one becomes InternalError."""
         record = RequestRecord(self._metrics, call, request)
-        self._num_opening += 1
+        self._opening[call.request_id] = False
         try:
             with trace.use_span(
                 call.span,
@@ -128,11 +137,17 @@ class Pipeline:
                 record_exception=False,
                 set_status_on_exception=False,
             ):
-                return await self._open(request, call, record)
+                answer = await self._open(request, call, record)
+            if self._opening[call.request_id]:
+                self._abort_live(call.request_id)
+            return answer
         except MillraceError as error:
+            if isinstance(error, DeadlineExceeded):
+                record.cancelled(CancelReason.DEADLINE)
             record.fail(error)
             raise
         except asyncio.CancelledError:
+            record.cancelled(CancelReason.CLIENT)
             record.fail(Aborted("the client went away"))
             raise
         except Exception as exc:
@@ -141,16 +156,29 @@ class Pipeline:
             record.fail(defect)
             raise defect from exc
         finally:
-            self._num_opening -= 1
+            del self._opening[call.request_id]
 
     async def abort(self, request_id: str) -> bool:
         """Ends a request by id; True where it was live here. Others hear of it over the bus."""
+        if self.abort_here(request_id):
+            return True
+        await self._bus.publish_abort(request_id)
+        return False
+
+    def abort_here(self, request_id: str) -> bool:
+        """Ends a request by id; False where it is not, or no longer, live here."""
+        if request_id in self._opening:
+            # Nothing is there yet that could end; `open` does it.
+            self._opening[request_id] = True
+            return True
+        return self._abort_live(request_id)
+
+    def _abort_live(self, request_id: str) -> bool:
         live = self._router.find(request_id)
         if live is None:
-            await self._bus.publish_abort(request_id)
             return False
         live.abort()
-        self._router.settle(live, "client")
+        self._router.settle(live, CancelReason.ABORT)
         return True
 
     async def count_tokens(self, request: GenerationRequest) -> list[int]:
@@ -244,10 +272,11 @@ class Pipeline:
         try:
             await self._publish(queued)
         except BaseException as error:
-            if isinstance(error, Overloaded):
+            # Space on a disk is not what the queue's drain brings.
+            if isinstance(error, Overloaded) and not isinstance(error, OutOfStorage):
                 error.retry_after_s = self._forecast.retry_after_s(info, error.retry_after_s)
             # The publish may have arrived although its answer did not.
-            self._router.settle(live, "client")
+            self._router.settle(live, CancelReason.REFUSED)
             raise
         record.on_accepted(len(prompt_token_ids), queued.max_tokens, seed)
         self._arm_deadline(live, call, timeout_s)
@@ -355,7 +384,7 @@ class Pipeline:
         def expire() -> None:
             if not live.is_over:
                 live.fail(_deadline_error(timeout_s))
-                self._router.settle(live, "deadline")
+                self._router.settle(live, CancelReason.DEADLINE)
 
         timer = asyncio.get_running_loop().call_later(_left_s(call, timeout_s), expire)
 

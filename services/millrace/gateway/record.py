@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from opentelemetry import trace
 
+from millrace.core.cancellation import CancelReason
 from millrace.core.errors import MillraceError
 from millrace.core.model import ModelInfo
 from millrace.telemetry import names
@@ -26,6 +27,7 @@ class RequestRecord:
         self._request = request
         self._model = ""
         self._is_over = False
+        self._is_cancelled = False
 
     def on_model(self, info: ModelInfo) -> None:
         """The model is known."""
@@ -85,8 +87,15 @@ class RequestRecord:
         def on_gap(gap_s: float, num_tokens: int) -> None:
             latency.observe(gap_s)
 
+        live.on_cancelled = self.cancelled
         live.on_first_token = on_first_token
         live.on_gap = on_gap
+
+    def cancelled(self, reason: CancelReason) -> None:
+        """The request was ended from this side; counted once."""
+        if not self._is_cancelled and reason is not CancelReason.REFUSED:
+            self._is_cancelled = True
+            self._metrics.request_cancelled.labels(self._model or UNKNOWN_MODEL, reason).inc()
 
     def finish(self, finished: Finished, live: LiveRequest | None = None) -> None:
         """The client has the whole answer."""

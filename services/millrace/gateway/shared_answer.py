@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 
+from millrace.core.cancellation import CancelReason
 from millrace.core.errors import Aborted, MillraceError
 
 from .answers import Answer
@@ -44,13 +45,13 @@ class SharedAnswer:
         self._readers.add(reader)
         return reader
 
-    def detach(self, reader: SharedReader) -> None:
+    def detach(self, reader: SharedReader, reason: CancelReason) -> None:
         """The reader has gone; safe to repeat."""
         self._readers.discard(reader)
         if not self._readers and not self.is_over:
             # From now on nobody may attach, although the task has not seen the end yet.
             self.is_over = True
-            self._answer.abandon()
+            self._answer.abandon(reason)
 
     def event_at(self, index: int) -> Event | None:
         """None where there is none yet, or none any more; raises the error that ended it."""
@@ -133,9 +134,9 @@ class SharedReader:
             self._wake.clear()
             await self._wake.wait()
 
-    def abandon(self) -> None:
+    def abandon(self, reason: CancelReason = CancelReason.CLIENT) -> None:
         """Leaves; the request goes on where others read it."""
-        self._leave(Aborted("the client went away"))
+        self._leave(Aborted("the client went away"), reason)
 
     def _next(self) -> Event | None:
         try:
@@ -153,7 +154,7 @@ class SharedReader:
             self._error = error
             self._leave(error)
 
-    def _leave(self, error: MillraceError) -> None:
+    def _leave(self, error: MillraceError, reason: CancelReason = CancelReason.CLIENT) -> None:
         if self._is_left:
             return
         self._is_left = True
@@ -162,4 +163,4 @@ class SharedReader:
         if self._record is not None:
             self._record.fail(error)
         self._wake.set()
-        self._shared.detach(self)
+        self._shared.detach(self, reason)

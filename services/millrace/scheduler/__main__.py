@@ -26,7 +26,7 @@ def main() -> None:
 async def serve(config: SchedulerConfig) -> None:
     """Claims the model and schedules until told to end or until another scheduler owns it."""
     telemetry = start_telemetry("scheduler")
-    registry = create_registry("scheduler")
+    registry = create_registry("scheduler", telemetry)
     bus = await connect_bus(config.nats_url, name="scheduler")
     service = SchedulerService(config, bus, SchedulerMetrics(registry))
 

@@ -40,6 +40,11 @@ class SchedulerConfig:
         _POLICY.max_waiting_tokens, help="most prompt tokens of those requests"
     )
     step_span_every: int = setting(16, help="one step in this many gets a span of its own")
+    canary_every_s: float = setting(
+        5.0,
+        help="idle time after which a worker must generate a token, seen by nobody; 0: never",
+        unit="s",
+    )
     gateway_grace_s: float = setting(
         5.0, help="how long a gateway may be away before its requests end", unit="s"
     )

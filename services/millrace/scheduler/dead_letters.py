@@ -14,6 +14,7 @@ from millrace.telemetry.metrics import SchedulerMetrics
 _log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 2.0
+MAX_PUBLISHING = 1024
 
 
 class DeadLetters:
@@ -27,16 +28,11 @@ class DeadLetters:
     def record(self, letters: Iterable[DeadLetter]) -> None:
         """Writes each down."""
         for letter in letters:
-            _log.error(
-                "dead letter: request %s of %s, prompt of %d tokens, BLAKE2b %s: %s, %d faults",
-                letter.request_id,
-                letter.model,
-                letter.num_prompt_tokens,
-                letter.prompt_hash.hex(),
-                letter.cause,
-                letter.num_attempts,
-            )
+            _tell(letter)
             self._metrics.dlq.inc()
+            if len(self._publishing) >= MAX_PUBLISHING:
+                _log.warning("dead letter of %s is in the log only", letter.request_id)
+                continue
             task = asyncio.create_task(self._publish(letter))
             self._publishing.add(task)
             task.add_done_callback(self._publishing.discard)
@@ -51,3 +47,26 @@ class DeadLetters:
             await self._bus.publish_dead_letter(letter)
         except MillraceError as error:
             _log.warning("dead letter of %s is in the log only: %s", letter.request_id, error)
+
+
+def _tell(letter: DeadLetter) -> None:
+    if letter.payload_hash:
+        _log.error(
+            "dead letter: message %s on %s, %d bytes, BLAKE2b %s: %s, delivery %d",
+            letter.request_id,
+            letter.subject,
+            letter.num_payload_bytes,
+            letter.payload_hash.hex(),
+            letter.cause,
+            letter.num_attempts,
+        )
+    else:
+        _log.error(
+            "dead letter: request %s of %s, prompt of %d tokens, BLAKE2b %s: %s, %d faults",
+            letter.request_id,
+            letter.model,
+            letter.num_prompt_tokens,
+            letter.prompt_hash.hex(),
+            letter.cause,
+            letter.num_attempts,
+        )

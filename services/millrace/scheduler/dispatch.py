@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator
 
 import grpc
@@ -22,7 +23,10 @@ MAX_OUTSTANDING_PLANS = 2
 
 
 class WorkerLink:
-    """A claimed worker. `send` never waits: a writer task hands the plans to the stream."""
+    """A claimed worker. `send` never waits: a writer task hands the plans to the stream.
+
+    `round_trip_ns`: from the last result's plan sent to its result; None for one of a leased step.
+    """
 
     def __init__(
         self,
@@ -35,7 +39,9 @@ class WorkerLink:
         self.watchdog = StepWatchdog(limits)
         self._channel = channel
         self._stream = stream
-        self._outstanding: set[int] = set()
+        self.round_trip_ns: int | None = None
+        # When each was sent.
+        self._outstanding: dict[int, int] = {}
         self._plans: asyncio.Queue[StepPlan] = asyncio.Queue()
 
     @classmethod
@@ -69,7 +75,7 @@ class WorkerLink:
 
     def send(self, plan: StepPlan) -> None:
         """Queues a plan."""
-        self._outstanding.add(plan.plan_id)
+        self._outstanding[plan.plan_id] = time.perf_counter_ns()
         self._plans.put_nowait(plan)
         self.watchdog.plan_sent()
 
@@ -81,7 +87,9 @@ class WorkerLink:
                 if isinstance(event, StepProgress):
                     self.watchdog.progress_heard(event.count)
                     continue
-                self._outstanding.discard(event.plan_id)
+                sent_ns = self._outstanding.pop(event.plan_id, None)
+                now_ns = time.perf_counter_ns()
+                self.round_trip_ns = None if sent_ns is None else now_ns - sent_ns
                 self.watchdog.result_heard(bool(self._outstanding))
                 yield event
         finally:

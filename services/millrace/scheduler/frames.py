@@ -50,6 +50,11 @@ class FrameSender:
         frame = TokenFrame(self.owner_epoch, failed=[_fail(entry, error)])
         self._links.send(entry.request.gateway_id, frame)
 
+    def refuse(self, gateway_id: str, request_id: str, error: MillraceError) -> None:
+        """Tells a gateway of the end of a request that is not held any more."""
+        failed = Failed(request_id, status_number(error), error.reason, error.message)
+        self._links.send(gateway_id, TokenFrame(self.owner_epoch, failed=[failed]))
+
     def resend(self, entry: LedgerEntry, cursors: Mapping[int, Sequence[int]]) -> None:
         """Everything that a gateway which came back has not accepted yet."""
         frame = TokenFrame(self.owner_epoch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Set
+from collections.abc import AsyncIterator, Callable, Iterable, Set
 
 from millrace.core.errors import Overloaded, Unavailable
 from millrace.core.membership import ResumeQuery, SchedulerStatus
@@ -21,7 +21,12 @@ TOKEN_BYTES = 4
 
 
 class GatewayLink:
-    """One gateway's open Attach stream."""
+    """One gateway's open Attach stream.
+
+    `wanted` are the requests that the gateway has named on it and not taken back: a client waits
+    for them. `doubtful` are those it had not named at the last look, `asked` those that it has been
+    asked about.
+    """
 
     def __init__(self, gateway_id: str, clock_s: Callable[[], float] = time.monotonic) -> None:
         self.gateway_id = gateway_id
@@ -31,6 +36,18 @@ class GatewayLink:
         self._wake = asyncio.Event()
         self._is_closed = False
         self.is_overflowed = False
+        self.wanted: set[str] = set()
+        self.doubtful: set[str] = set()
+        self.asked: set[str] = set()
+
+    def want(self, request_id: str) -> None:
+        """A client waits for that request."""
+        self.wanted.add(request_id)
+
+    def forget(self, request_id: str) -> None:
+        """Nobody waits for it any more."""
+        self.wanted.discard(request_id)
+        self.asked.discard(request_id)
 
     def push(self, event: LinkEvent) -> None:
         """Queues an event; on overflow the stream ends, and the gateway attaches again."""
@@ -106,6 +123,27 @@ class GatewayLinks:
             self._absent_since_s[gateway_id] = self._clock_s()
             return False
         return True
+
+    def is_wanted(self, gateway_id: str, request_id: str) -> bool:
+        """False where that gateway is not attached, or has not named the request."""
+        link = self._links.get(gateway_id)
+        return link is not None and request_id in link.wanted
+
+    def ask(self, gateway_id: str, request_ids: Iterable[str]) -> None:
+        """Asks, once per stream, about requests that the gateway has not named on it.
+
+        Only at the second call with them: its word on a new request may be on its way still, and
+        the answer to a needless question makes frames go out twice.
+        """
+        if (link := self._links.get(gateway_id)) is None:
+            return
+        known = link.wanted | link.asked
+        unknown = {each for each in request_ids if each not in known}
+        overdue = sorted(unknown & link.doubtful)
+        link.doubtful = unknown
+        if overdue:
+            link.asked.update(overdue)
+            self.send(gateway_id, ResumeQuery(tuple(overdue)))
 
     def broadcast(self, event: LinkEvent) -> None:
         """To every attached gateway."""

@@ -10,11 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 from millrace.bus.base import Bus, HeldRequest, WorkQueue
+from millrace.core.cancellation import CancelReason
 from millrace.core.errors import Aborted, DeadlineExceeded, MillraceError, Overloaded, Unavailable
 from millrace.core.membership import ResumeQuery
 from millrace.core.request import Priority, QueuedRequest
 from millrace.telemetry.metrics import SchedulerMetrics
 
+from .dead_letters import DeadLetters
 from .frames import FrameSender
 from .gateway_links import GatewayLinks
 from .ledger import Ledger, LedgerEntry
@@ -29,6 +31,7 @@ RETRY_S = 0.5
 # The queue delivers a message again after 5 s without a word.
 IN_PROGRESS_EVERY_S = 1.5
 TICK_S = 0.25
+MAX_GIVEN_UP = 4_096
 
 Settlement = Callable[[], Coroutine[Any, Any, None]]
 
@@ -46,6 +49,7 @@ class Intake:
         ledger: Ledger,
         links: GatewayLinks,
         frames: FrameSender,
+        dead_letters: DeadLetters,
         *,
         max_held: int,
         gateway_grace_s: float,
@@ -57,12 +61,15 @@ class Intake:
         self._ledger = ledger
         self._links = links
         self._frames = frames
+        self._dead_letters = dead_letters
         self._max_held = max_held
         self._gateway_grace_s = gateway_grace_s
         self._on_work = on_work
         self._metrics = metrics
         self._is_overloaded = False
         self._awaiting_resume: dict[str, LedgerEntry] = {}
+        # The last requests that ended for want of their gateway, by id: its name.
+        self._given_up: dict[str, str] = {}
         self._has_room = asyncio.Event()
         self._settling: set[asyncio.Task[None]] = set()
 
@@ -96,21 +103,32 @@ class Intake:
         if waiting:
             self._links.send(gateway_id, ResumeQuery(tuple(waiting)))
 
+    def registered(self, request_id: str) -> None:
+        """The gateway has a client for a request, which may have been fetched already."""
+        entry = self._awaiting_resume.get(request_id)
+        if entry is not None and entry.held.num_delivered == 1:
+            self.resumed(request_id, {})
+
     def resumed(self, request_id: str, cursors: Mapping[int, Sequence[int]]) -> None:
         """The gateway still wants a request and tells how far it has come."""
         entry = self._awaiting_resume.pop(request_id, None)
         if entry is not None:
-            self._metrics.resumed_requests.inc()
+            if entry.held.num_delivered > 1:
+                self._metrics.resumed_requests.inc()
             entry.resume(cursors)
             self._admit(entry, cursors)
         elif (entry := self._ledger.get(request_id)) is not None:
             self._frames.resend(entry, cursors)
+        elif (gateway_id := self._given_up.pop(request_id, None)) is not None:
+            error = Unavailable("the gateway was away for too long: the request was ended")
+            self._frames.refuse(gateway_id, request_id, error)
 
-    def aborted(self, request_id: str) -> None:
+    def aborted(self, request_id: str, reason: CancelReason = CancelReason.CLIENT) -> None:
         """Nobody waits for a request any more; safe when late."""
         self._scheduler.abort(request_id)
         self._awaiting_resume.pop(request_id, None)
         if (entry := self._ledger.get(request_id)) is not None:
+            self._count_abort(entry, reason)
             entry.end(Aborted.reason)
             self._let_go(entry, entry.held.acknowledge)
         self._on_work()
@@ -124,11 +142,12 @@ class Intake:
             self._let_go(entry, entry.held.acknowledge)
         else:
             # It knows of one choice's end only: nobody takes the others.
-            self.aborted(request_id)
+            self.aborted(request_id, CancelReason.OTHER)
 
     # The queue --------------------------------------------------------------------------------
 
     async def _fetch(self, queue: WorkQueue) -> None:
+        told = ""
         while True:
             room = self._max_held - len(self._ledger)
             if room <= 0:
@@ -138,9 +157,12 @@ class Intake:
             try:
                 batch = await queue.fetch(min(room, FETCH_BATCH), FETCH_TIMEOUT_S)
             except Unavailable as error:
-                _log.warning("intake: %s", error)
+                if error.message != told:
+                    told = error.message
+                    _log.warning("intake: %s", error)
                 await asyncio.sleep(RETRY_S)
                 continue
+            told = ""
             for held in batch:
                 self._take(held)
             if self._is_overloaded:
@@ -151,7 +173,7 @@ class Intake:
     def _take(self, held: HeldRequest) -> None:
         request = held.request
         if request is None:
-            self._settle("unreadable", held.discard)
+            self._bury(held)
             return
         if held.num_delivered > 1:
             self._metrics.nats_redelivered.inc()
@@ -160,11 +182,20 @@ class Intake:
             known.held = held
             return
         entry = self._hold(held, request)
-        if held.num_delivered > 1:
-            self._awaiting_resume[request.request_id] = entry
-            self._links.send(request.gateway_id, ResumeQuery((request.request_id,)))
-        else:
+        gateway_id, request_id = request.gateway_id, request.request_id
+        if held.num_delivered == 1 and self._links.is_wanted(gateway_id, request_id):
             self._admit(entry, {})
+            return
+        # Nobody wants it any more, or its registration is a moment late: the next tick asks.
+        self._awaiting_resume[request_id] = entry
+        if held.num_delivered > 1:
+            self._links.send(gateway_id, ResumeQuery((request_id,)))
+
+    def _bury(self, held: HeldRequest) -> None:
+        """An unreadable message: nobody could ever run it."""
+        letters = [] if held.dead_letter is None else [held.dead_letter]
+        self._dead_letters.record(letters)
+        self._settle("unreadable", held.discard)
 
     def _hold(self, held: HeldRequest, request: QueuedRequest) -> LedgerEntry:
         spans = RequestSpans.begin(
@@ -197,6 +228,7 @@ class Intake:
             if entry is not None and not entry.is_terminal:
                 self._scheduler.abort(request_id)
                 self._awaiting_resume.pop(request_id, None)
+                self._count_abort(entry, CancelReason.ABORT)
                 self._frames.fail(entry, Aborted("the request was aborted by id"))
                 self._on_work()
 
@@ -214,6 +246,7 @@ class Intake:
             await asyncio.sleep(TICK_S)
             self._expire(time.time_ns() // 1_000_000)
             self._drop_absent_gateways()
+            self._ask_present_gateways()
             # A sequence may have been left for another worker, or held back for a prefix: what ends
             # such a wait is time, which is no event.
             self._on_work()
@@ -221,6 +254,7 @@ class Intake:
     def _expire(self, now_unix_ms: int) -> None:
         for request_id in self._scheduler.expire(now_unix_ms):
             if (entry := self._ledger.get(request_id)) is not None:
+                self._count_abort(entry, CancelReason.DEADLINE)
                 self._frames.fail(entry, DeadlineExceeded("the request's deadline has passed"))
 
     def _drop_absent_gateways(self) -> None:
@@ -231,7 +265,30 @@ class Intake:
                 entries = self._ledger.of_gateway(gateway_id)
                 _log.warning("gateway %s is gone: %d requests end", gateway_id, len(entries))
                 for entry in entries:
-                    self.aborted(entry.request.request_id)
+                    self.aborted(entry.request.request_id, CancelReason.GATEWAY_GONE)
+                    self._remember_given_up(entry.request)
+
+    def _ask_present_gateways(self) -> None:
+        """What became of requests that they have not named.
+
+        A client may have left while its request lay in the queue, and a last word on a request may
+        have been lost with the stream that it was said on.
+        """
+        held: dict[str, list[str]] = {}
+        for entry in self._ledger:
+            held.setdefault(entry.request.gateway_id, []).append(entry.request.request_id)
+        for gateway_id, request_ids in held.items():
+            self._links.ask(gateway_id, request_ids)
+
+    def _count_abort(self, entry: LedgerEntry, reason: CancelReason) -> None:
+        if not entry.is_terminal:
+            self._metrics.request_aborted.labels(reason.value).inc()
+
+    def _remember_given_up(self, request: QueuedRequest) -> None:
+        """For a gateway that comes back after all: its client must not wait for nothing."""
+        self._given_up[request.request_id] = request.gateway_id
+        if len(self._given_up) > MAX_GIVEN_UP:
+            del self._given_up[next(iter(self._given_up))]
 
     def _let_go(self, entry: LedgerEntry, settlement: Settlement) -> None:
         self._ledger.pop(entry.request.request_id)

@@ -122,13 +122,20 @@ class StepLoop:
 
     def _apply(self, worker: WorkerLink, result: StepResult) -> None:
         outcome = self._scheduler.apply(worker.worker_id, result, time.time_ns())
-        if self._step_spans.is_due(outcome):
+        if outcome.is_canary:
+            return
+        # A step that only gave rows back is no batch.
+        is_batch = bool(result.num_tokens or result.failure)
+        if is_batch and self._step_spans.is_due(outcome):
             self._record_step(worker, result, outcome)
         self._frames.send_outcome(outcome)
         self._dead_letters.record(outcome.dead_letters)
         self._count(outcome)
-        self._metrics.batch_size.observe(result.num_decode_rows)
-        self._metrics.batch_tokens.observe(result.num_tokens)
+        if is_batch and worker.round_trip_ns is not None:
+            self._metrics.round_trip.observe(worker.round_trip_ns / NS_PER_S)
+        if is_batch:
+            self._metrics.batch_size.observe(result.num_decode_rows)
+            self._metrics.batch_tokens.observe(result.num_tokens)
 
     def _count(self, outcome: StepOutcome) -> None:
         metrics = self._metrics

@@ -17,6 +17,7 @@ class StepOutcome:
     `failed` ones ended with an error instead. Aborted requests are in neither. `preempted` are the
     requests and choices that lost their rows, `requeued` those that lost their worker, in order of
     arrival. `dead_letters` tell more of those in `failed` that were given up as harmful.
+    `is_canary`: the step was for no request.
     """
 
     deltas: list[TokenDelta] = field(default_factory=list)
@@ -26,6 +27,7 @@ class StepOutcome:
     preempted: list[tuple[str, int]] = field(default_factory=list)
     requeued: list[str] = field(default_factory=list)
     dead_letters: list[DeadLetter] = field(default_factory=list)
+    is_canary: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,10 @@ class WorkerStats:
 
 @dataclass(frozen=True, slots=True)
 class SchedulerStats:
-    """Counters since start, and the queues now: `num_waiting` and `num_running` count sequences."""
+    """Counters since start, and the queues now: `num_waiting` and `num_running` count sequences.
+
+    `num_workers` counts those that take requests; `workers` are all.
+    """
 
     num_workers: int
     num_requests: int

@@ -14,7 +14,8 @@ from millrace.core.membership import SchedulerOwner
 _log = logging.getLogger(__name__)
 
 CLAIM_EVERY_S = 0.5
-RENEW_EVERY_S = 2.0
+# The entry lives for 3 s: a standby has the model 3.5 s after the last renewal at the latest.
+RENEW_EVERY_S = 1.0
 RELEASE_TIMEOUT_S = 1.0
 
 
@@ -25,7 +26,7 @@ class Ownership:
         self._bus = bus
         self.owner = SchedulerOwner(
             scheduler_id=scheduler_id,
-            owner_epoch=time.time_ns() // 1_000_000,
+            owner_epoch=0,
             advertise_address=advertise_address,
             model=model,
         )
@@ -34,11 +35,16 @@ class Ownership:
         """Waits as a standby until the model is free; the epoch in force."""
         is_standby = False
         while True:
+            # A standby may have waited for longer than the one whose model it takes has lived.
+            self.owner = replace(self.owner, owner_epoch=time.time_ns() // 1_000_000)
             try:
                 epoch = await self._bus.claim_ownership(self.owner)
             except Unavailable as error:
                 _log.warning("ownership not claimed: %s", error)
-                await asyncio.sleep(CLAIM_EVERY_S)
+                await self._wait_for_bus()
+                if is_standby:
+                    # Whoever was active before the outage goes first: its streams have not ended.
+                    await asyncio.sleep(RENEW_EVERY_S + CLAIM_EVERY_S)
                 continue
             if epoch is not None:
                 self.owner = replace(self.owner, owner_epoch=epoch)
@@ -47,6 +53,11 @@ class Ownership:
             if not is_standby:
                 _log.info("standby for %s", self.owner.model)
                 is_standby = True
+            await asyncio.sleep(CLAIM_EVERY_S)
+
+    async def _wait_for_bus(self) -> None:
+        await asyncio.sleep(CLAIM_EVERY_S)
+        while not self._bus.is_connected:  # noqa: ASYNC110
             await asyncio.sleep(CLAIM_EVERY_S)
 
     async def keep(self) -> None:

@@ -16,7 +16,8 @@ class SchedulerPolicy:
     k-th admission to a lower class. A waiting sequence is overtaken at most `max_bypasses` times
     and for `max_bypass_ms`; one is left for another worker for at most `placement_patience_ms`.
     Prefixes of at least `min_awaited_prefix_tokens` that another sequence is computing are waited
-    for.
+    for. A worker takes requests after its first canary, and owes one after `canary_every_s` without
+    anything to do; 0: no canaries.
     """
 
     max_num_batched_tokens: int = 2048
@@ -34,6 +35,7 @@ class SchedulerPolicy:
     min_awaited_prefix_tokens: int = 128
     placement_patience_ms: float = 250.0
     placement_decode_steps: int = 8
+    canary_every_s: float = 0.0
     tenant_weights: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -49,6 +49,7 @@ class IssuedPlan:
 
     `first_step` is the number of steps issued before it; it may run 1 + lease_steps more.
     `num_decode_rows` counts the rows sure to decode in it; `is_next` says that none is before it.
+    `is_canary`: it has nothing but a canary in it.
     """
 
     plan: StepPlan
@@ -60,6 +61,7 @@ class IssuedPlan:
     kv_tokens: int = 0
     predicted_ms: float = 0.0
     is_next: bool = False
+    is_canary: bool = False
     has_result: bool = False
 
     @property

@@ -78,6 +78,7 @@ class Scheduler:
             max_model_len=max_model_len,
             prefix_seed=prefix_seed,
             max_prefill_tokens=self._policy.max_num_batched_tokens,
+            canary_every_s=self._policy.canary_every_s,
         )
         outcome = StepOutcome()
         for request in [r for r in self._requests.values() if not r.is_checked]:
@@ -182,7 +183,8 @@ class Scheduler:
         """
         worker = self._workers[worker_id]
         can_admit = bool(self._waiting) and worker.num_free_rows > 0
-        return bool(worker.to_release) or can_admit or worker.has_runnable_row()
+        has_work = bool(worker.to_release) or can_admit or worker.has_runnable_row()
+        return has_work or worker.canaries.is_used
 
     def schedule(self, worker_id: str, now_ns: int) -> StepPlan | None:
         """The worker's next plan, or None where there is nothing to do.
@@ -191,6 +193,9 @@ class Scheduler:
         """
         worker = self._workers[worker_id]
         step = worker.open_step()
+        if worker.owes_canary(now_ns):
+            worker.canaries.admit(step)
+            return worker.issue(step)
         self._num_preemptions += grant_blocks(worker, step, self._policy.lease_steps)
         budget = TokenBudget.for_step(
             self._policy, worker.step_time, step.num_decode_rows, step.kv_tokens
@@ -208,10 +213,13 @@ class Scheduler:
         """Takes in the result of a step: tokens, ends, blocks that have come back.
 
         Tokens of rows that have been released for good are dropped. Raises `InternalError` where
-        the worker breaks the protocol; it is of no further use then.
+        the worker breaks the protocol or cannot generate; it is of no further use then.
         """
         worker = self._workers[worker_id]
+        worker.canaries.heard(now_ns)
         step = worker.settle(result)
+        if step.is_canary:
+            return StepOutcome(is_canary=True)
         outcome = StepOutcome()
         outcome.scheduled, self._newly_scheduled = self._newly_scheduled, outcome.scheduled
         for token in result.tokens:
@@ -252,7 +260,7 @@ class Scheduler:
         """Counters and queue lengths now."""
         workers = tuple(worker.stats() for worker in self._workers.values())
         return SchedulerStats(
-            num_workers=len(workers),
+            num_workers=sum(worker.canaries.is_proven for worker in self._workers.values()),
             num_requests=len(self._requests),
             num_waiting=len(self._waiting),
             num_waiting_tokens=self._waiting.num_tokens,
@@ -276,9 +284,10 @@ class Scheduler:
     def _admit_waiting(
         self, worker: WorkerMirror, step: IssuedPlan, budget: TokenBudget, now_ns: int
     ) -> None:
-        if not self._waiting or not worker.num_free_rows:
+        if not (self._waiting and worker.num_free_rows and worker.canaries.is_proven):
             return
-        turn = AdmissionTurn(self._policy, self._waiting, worker, self._workers.values(), now_ns)
+        proven = [other for other in self._workers.values() if other.canaries.is_proven]
+        turn = AdmissionTurn(self._policy, self._waiting, worker, proven, now_ns)
         candidates = self._waiting.in_order(now_ns, worker.num_cached_tokens)
         for sequence in islice(candidates, self._policy.max_candidates):
             cached = worker.cached_blocks(sequence)

@@ -64,6 +64,7 @@ class SchedulerService:
             self.ledger,
             self.links,
             self._frames,
+            self._dead_letters,
             max_held=2 * config.max_num_waiting,
             gateway_grace_s=config.gateway_grace_s,
             on_work=self._loop.dispatch,
@@ -120,6 +121,7 @@ class SchedulerService:
 
     async def stop(self) -> None:
         """Hands over at once: the model, the gateways' streams and every held message."""
+        await self._server.set_serving(False)
         if self._ownership is not None:
             await self._ownership.release()
         self.links.close()
@@ -135,4 +137,5 @@ def _policy(config: SchedulerConfig) -> SchedulerPolicy:
         lease_steps=config.lease_steps,
         max_num_waiting=config.max_num_waiting,
         max_waiting_tokens=config.max_waiting_tokens,
+        canary_every_s=config.canary_every_s,
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 
+from millrace.core.cancellation import CancelReason
 from millrace.core.errors import Conflict, InvalidRequest
 from millrace.core.membership import ResumeQuery, SchedulerStatus
 from millrace.core.step import PROTOCOL_VERSION
@@ -17,7 +18,7 @@ from millrace.rpc.server import RpcServer
 from millrace.wire.frames import token_frame_to_proto
 from millrace.wire.membership import scheduler_status_to_proto
 
-from .gateway_links import GatewayLinks, LinkEvent
+from .gateway_links import GatewayLink, GatewayLinks, LinkEvent
 from .intake import Intake
 from .outcome import SchedulerStats
 
@@ -84,7 +85,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
             raise Conflict(f"protocol {hello.hello.protocol} is not {PROTOCOL_VERSION}")
         link = self._links.attach(hello.hello.gateway_id)
         link.push(self._status())
-        reader = asyncio.create_task(self._hear(requests))
+        reader = asyncio.create_task(self._hear(link, requests))
         reader.add_done_callback(lambda _: link.close())
         try:
             self._intake.gateway_attached(link.gateway_id)
@@ -97,20 +98,30 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)
 
-    async def _hear(self, requests: AsyncIterator[scheduler_pb2.AttachRequest]) -> None:
+    async def _hear(
+        self, link: GatewayLink, requests: AsyncIterator[scheduler_pb2.AttachRequest]
+    ) -> None:
         async for request in requests:
             kind = request.WhichOneof("message")
-            if kind == "resume":
+            if kind == "register":
+                link.want(request.register.request_id)
+                self._intake.registered(request.register.request_id)
+            elif kind == "resume":
                 cursors = {
                     cursor.choice: list(cursor.token_ids) for cursor in request.resume.cursors
                 }
+                link.want(request.resume.request_id)
                 self._intake.resumed(request.resume.request_id, cursors)
             elif kind == "gone":
-                self._intake.aborted(request.gone.request_id)
+                link.forget(request.gone.request_id)
+                self._intake.aborted(request.gone.request_id, CancelReason.GONE)
             elif kind == "done":
+                link.forget(request.done.request_id)
                 self._intake.confirmed(request.done.request_id)
             elif kind == "abort":
-                self._intake.aborted(request.abort.request_id)
+                link.forget(request.abort.request_id)
+                reason = CancelReason.parse(request.abort.reason)
+                self._intake.aborted(request.abort.request_id, reason)
 
 
 def _to_response(event: LinkEvent) -> scheduler_pb2.AttachResponse:

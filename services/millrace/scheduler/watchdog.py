@@ -11,9 +11,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 CHECK_EVERY_S = 0.25
-SILENCE_S = 3.0
+# Five words missed: with the check and what it takes to move, its streams stand for less than 3 s.
+SILENCE_S = 2.5
 STANDSTILL_S = 3.0
 STANDSTILL_STEPS = 8.0
+# The first step of a worker may wait long for one thing: code that is compiled for it, say.
+FIRST_STANDSTILL_FACTOR = 10.0
 # A check this late was held up itself, and the worker's words with it.
 MAX_LATENESS_S = 1.0
 
@@ -28,7 +31,7 @@ class WatchLimits:
 
 
 class StepWatchdog:
-    """One worker's. Armed while a plan is outstanding and once a first step has warmed it up."""
+    """One worker's. Armed while a plan is outstanding; a first step may stand still for longer."""
 
     def __init__(
         self, limits: WatchLimits | None = None, clock_s: Callable[[], float] = time.monotonic
@@ -66,11 +69,13 @@ class StepWatchdog:
         self._checked_s = now_s
         if lateness_s > MAX_LATENESS_S:
             self._restart()
-        if not (self._is_warm and self._is_busy):
+        if not self._is_busy:
             return ""
         if now_s - self._heard_s > self.limits.silence_s:
             return f"no word for {now_s - self._heard_s:.1f} s"
         limit_s = max(self.limits.standstill_s, STANDSTILL_STEPS * predicted_ms / 1e3)
+        if not self._is_warm:
+            limit_s *= FIRST_STANDSTILL_FACTOR
         if now_s - self._moved_s > limit_s:
             return f"its step stands still for {now_s - self._moved_s:.1f} s"
         return ""

@@ -18,6 +18,7 @@ from millrace.core.errors import InternalError
 from millrace.core.step import Admission, StepPlan, StepResult
 
 from .block_manager import BlockManager
+from .canary import Canaries
 from .outcome import WorkerStats
 from .row import IssuedPlan, Row
 from .sequence import Sequence, SequenceStatus
@@ -43,6 +44,7 @@ class WorkerMirror:
         max_model_len: int,
         prefix_seed: bytes,
         max_prefill_tokens: int,
+        canary_every_s: float = 0.0,
     ) -> None:
         self.worker_id = worker_id
         self.max_len = min(max_model_len, num_blocks * block_size)
@@ -63,6 +65,7 @@ class WorkerMirror:
         self._prefix_seed = prefix_seed
         self._free_rows = list(range(max_num_seqs))
         heapify(self._free_rows)
+        self.canaries = Canaries(canary_every_s, self.blocks, self._free_rows)
         self._next_plan_id = 1
         self._next_epoch = 1
         self._computing: dict[bytes, int] = {}
@@ -93,6 +96,10 @@ class WorkerMirror:
         return any(
             row.sequence.request.is_isolated and not row.is_leaving for row in self.rows.values()
         )
+
+    def owes_canary(self, now_ns: int) -> bool:
+        """True where nothing is under way here and a canary is due."""
+        return not (self.rows or self.num_outstanding) and self.canaries.is_due(now_ns)
 
     def num_pending_blocks(self) -> int:
         """Blocks that come back with the results of the plans that release their rows."""
@@ -144,6 +151,7 @@ class WorkerMirror:
         for row in self.to_release:
             self._release(step, row)
         self.to_release.clear()
+        self.canaries.release(step.plan)
         return step
 
     def grant(self, step: IssuedPlan, row: Row, num_blocks: int) -> None:
@@ -231,7 +239,8 @@ class WorkerMirror:
     def settle(self, result: StepResult) -> IssuedPlan:
         """The plan that a result belongs to; its first result computes its chunks and frees rows.
 
-        Raises `InternalError` where no such plan is outstanding or one before it has no result.
+        Raises `InternalError` where no such plan is outstanding or one before it has no result,
+        and where a canary did not sing.
         """
         while (
             self.plans and self.plans[0].plan.plan_id < result.plan_id and self.plans[0].has_result
@@ -255,7 +264,9 @@ class WorkerMirror:
             self._free_released(step)
             self._mark_failed(result)
             self._settle_chunks(step)
-        self._observe(step, result)
+        self.canaries.settle(self.worker_id, result)
+        if not step.is_canary:
+            self._observe(step, result)
         return step
 
     def accept(self, row: Row, token_id: int) -> None:
@@ -289,7 +300,8 @@ class WorkerMirror:
         return next((row for row in self.rows.values() if row.row == row_number), None)
 
     def stats(self) -> WorkerStats:
-        """The counters now."""
+        """The counters now; a canary's block is free as far as requests go."""
+        num_held = int(self.canaries.held is not None)
         return WorkerStats(
             worker_id=self.worker_id,
             num_steps=self._num_steps,
@@ -299,8 +311,8 @@ class WorkerMirror:
             num_cached_tokens=self._num_cached_tokens,
             num_admissions=self._num_admissions,
             num_live_rows=self.num_live_rows,
-            num_used_blocks=self.blocks.num_used,
-            num_free_blocks=self.blocks.num_free,
+            num_used_blocks=self.blocks.num_used - num_held,
+            num_free_blocks=self.blocks.num_free + num_held,
             num_blocks=self.blocks.num_blocks,
             predicted_step_ms=max((step.predicted_ms for step in self.plans), default=0.0),
         )

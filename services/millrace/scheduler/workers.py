@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from millrace.bus.base import Bus
 from millrace.core.errors import MillraceError
@@ -16,6 +17,9 @@ from .watchdog import WatchLimits
 _log = logging.getLogger(__name__)
 
 RETRY_S = 0.5
+MAX_RETRY_S = 5.0
+# A worker that was driven for so long was not broken from the start.
+STEADY_S = 10.0
 
 
 class Workers:
@@ -62,12 +66,17 @@ class Workers:
                     self._tasks[worker_id] = (registration.boot_id, task)
 
     async def _hold(self, worker_id: str) -> None:
+        delay_s = RETRY_S
         while (registration := self._registrations.get(worker_id)) is not None:
+            began_s = time.monotonic()
             try:
                 await self._drive(registration)
             except MillraceError as error:
                 _log.warning("worker %s: %s", worker_id, error)
-            await asyncio.sleep(RETRY_S)
+            if time.monotonic() - began_s > STEADY_S:
+                delay_s = RETRY_S
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, MAX_RETRY_S)
         self._tasks.pop(worker_id, None)
 
     async def _drive(self, registration: WorkerRegistration) -> None:

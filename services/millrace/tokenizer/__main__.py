@@ -53,7 +53,7 @@ async def serve(config: TokenizerConfig, codecs: dict[str, Codec]) -> None:
     # Before the ready line: whoever reads it may end the process at once.
     stopped = asyncio.create_task(run_until_signalled())
     telemetry = start_telemetry("tokenizer")
-    registry = create_registry("tokenizer")
+    registry = create_registry("tokenizer", telemetry)
     server = RpcServer("tokenizer", config.host, config.port)
     with ThreadPoolExecutor(NUM_ENCODE_THREADS, "encode") as executor:
         servicer = TokenizerServicer(codecs, executor, TokenizerMetrics(registry))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
+import sys
 import uuid
 
 import uvloop
@@ -27,26 +29,35 @@ from millrace.telemetry.setup import configure_logging, start_telemetry
 from .announce import announce
 from .config import WorkerConfig
 from .engine_loop import EngineLoop
+from .engine_watch import EngineLost, watch_engine
 from .servicer import WorkerServicer
+from .warm_up import warm_up
 
 _log = logging.getLogger(__name__)
 
 SERVICE_NAME = "millrace.internal.v1.WorkerService"
 UNREGISTER_TIMEOUT_S = 1.0
+# How long the step under way may take after the end has come.
+STEP_GRACE_S = 5.0
 
 
 def main() -> None:
-    """Runs until SIGTERM or SIGINT."""
+    """Runs until SIGTERM or SIGINT, or until the engine is lost."""
     with exit_on_error("worker"):
         config = load_config(WorkerConfig, "worker")
         configure_logging("worker")
-        uvloop.run(serve(config, load_engine(config)))
+        try:
+            uvloop.run(serve(config, load_engine(config)))
+        except EngineLost as error:
+            print(f"millrace worker: {error}", file=sys.stderr, flush=True)
+            # A thread that hangs inside the device would hold up the interpreter's own end.
+            os._exit(1)
 
 
 def load_engine(config: WorkerConfig) -> Engine:
-    """Loads the model before anything listens, so that a worker that answers can run."""
+    """Loads the model and runs it once before anything listens: a worker that answers can run."""
     entry = resolve_model(config.model)
-    return create_engine(
+    engine = create_engine(
         EngineConfig(
             model_path=entry.path,
             name=entry.name,
@@ -68,12 +79,14 @@ def load_engine(config: WorkerConfig) -> Engine:
         ),
         _log.info,
     )
+    warm_up(engine)
+    return engine
 
 
 async def serve(config: WorkerConfig, engine: Engine) -> None:
     """Serves the engine until the process is told to end."""
     telemetry = start_telemetry("worker")
-    registry = create_registry("worker")
+    registry = create_registry("worker", telemetry)
     loop = EngineLoop(engine)
     loop.start()
     server = RpcServer("worker", config.host, config.port)
@@ -89,6 +102,7 @@ async def serve(config: WorkerConfig, engine: Engine) -> None:
     servicer = WorkerServicer(registration, loop, WorkerMetrics(registry))
     server.add(worker_pb2_grpc.add_WorkerServiceServicer_to_server, servicer, SERVICE_NAME)
     bus = await connect_bus(config.nats_url, name="worker")
+    step_grace_s = STEP_GRACE_S
 
     async def run() -> None:
         address = await server.start()
@@ -100,15 +114,20 @@ async def serve(config: WorkerConfig, engine: Engine) -> None:
 
     try:
         # The signal handlers stand before the ready line: whoever reads it may end the process.
-        await run_until_first(run_until_signalled(), run())
+        watch = watch_engine(loop, config.max_stall_s)
+        await run_until_first(run_until_signalled(), run(), watch)
+    except EngineLost:
+        step_grace_s = 0.0
+        raise
     finally:
+        await server.set_serving(False)
         servicer.end()
         # The entry has a time to live, should the bus not answer.
         with contextlib.suppress(Unavailable, TimeoutError):
             async with asyncio.timeout(UNREGISTER_TIMEOUT_S):
                 await bus.unregister_worker(registration.worker_id)
         await server.stop(grace_s=1.0)
-        await asyncio.to_thread(loop.stop)
+        await asyncio.to_thread(loop.stop, step_grace_s)
         await bus.close()
         telemetry.shutdown()
 

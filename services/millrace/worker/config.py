@@ -41,3 +41,6 @@ class WorkerConfig:
     max_model_len: int = setting(0, help="longest prompt and output; 0: the model's own")
     num_threads: int = setting(0, help="threads of the model; 0: one per core")
     heartbeat_s: float = setting(2.0, help="time between registrations", unit="s")
+    max_stall_s: float = setting(
+        60.0, help="a step that stands still for so long ends the process; 0: never", unit="s"
+    )

@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-from millrace.core.step import StepPlan, StepResult
+from millrace.core.errors import InternalError, MillraceError, Unavailable
+from millrace.core.step import PlanRefused, StepPlan, StepResult
 
 _log = logging.getLogger(__name__)
 
@@ -41,17 +42,36 @@ class StepEngine(Protocol):
 Deliver = Callable[[StepResult], None]
 
 
-class Session:
-    """One owner's use of the engine: its plans, its results, its end."""
+def _ignore(*_: object) -> None:
+    """Nobody listens."""
 
-    def __init__(self, deliver: Deliver) -> None:
+
+class Session:
+    """One owner's use of the engine: its plans, its results, its end.
+
+    The callbacks run in the engine's thread: `on_ready` once the rows of the last owner are gone,
+    `deliver` once per step in order, `on_error` where the engine ends the session.
+    """
+
+    def __init__(
+        self,
+        deliver: Deliver,
+        on_ready: Callable[[], None] = _ignore,
+        on_error: Callable[[MillraceError], None] = _ignore,
+    ) -> None:
         self.deliver = deliver
+        self.on_ready = on_ready
+        self.on_error = on_error
         self.plans: deque[StepPlan] = deque()
         self.lease_steps = 0
 
 
 class EngineLoop:
-    """Runs one engine in one thread. All methods may be called from any other thread."""
+    """Runs one engine in one thread. All methods may be called from any other thread.
+
+    `failure` is why the thread has ended, where nobody asked it to: the engine is lost then, and
+    the process is of no further use.
+    """
 
     def __init__(self, engine: StepEngine) -> None:
         self._engine = engine
@@ -59,8 +79,10 @@ class EngineLoop:
         self._session: Session | None = None
         self._is_stopping = False
         self.num_steps = 0
+        self.num_sampled_tokens = 0
         self.last_step_ns = 0
         self.is_stepping = False
+        self.failure: InternalError | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     @property
@@ -84,13 +106,20 @@ class EngineLoop:
             self._wake.notify()
         self._thread.join(timeout_s)
 
-    def open_session(self, deliver: Deliver) -> Session:
-        """Gives the engine to a new owner; the rows of the last one are dropped first.
+    def open_session(
+        self,
+        deliver: Deliver,
+        on_ready: Callable[[], None] = _ignore,
+        on_error: Callable[[MillraceError], None] = _ignore,
+    ) -> Session:
+        """Gives the engine to a new owner; see `Session`.
 
-        `deliver` is called in the engine's thread, once per step, in order.
+        Raises `Unavailable` where the engine is lost.
         """
-        session = Session(deliver)
+        session = Session(deliver, on_ready, on_error)
         with self._wake:
+            if self.failure is not None:
+                raise Unavailable("the engine of this worker has ended")
             self._session = session
             self._wake.notify()
         return session
@@ -110,16 +139,39 @@ class EngineLoop:
                 self._wake.notify()
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as exc:
+            _log.critical("the engine is lost", exc_info=True)
+            with self._wake:
+                self.failure = InternalError(f"the engine is lost: {type(exc).__name__}: {exc}")
+                session, self._session = self._session, None
+            if session is not None:
+                session.on_error(self.failure)
+
+    def _serve(self) -> None:
         active: Session | None = None
         while not self._is_stopping:
             session, plan = self._next_work(active)
             if session is not active:
                 self._engine.reset()
                 active = session
+                if session is not None:
+                    session.on_ready()
             elif session is not None:
-                result = self._run_step(session, plan)
-                if result is not None and session is self._session:
-                    session.deliver(result)
+                self._serve_step(session, plan)
+
+    def _serve_step(self, session: Session, plan: StepPlan | None) -> None:
+        try:
+            result = self._run_step(session, plan)
+        except PlanRefused as error:
+            # Its rows are not those of its owner any more: whoever comes next finds none.
+            _log.exception("out of step with the scheduler")
+            self.close_session(session)
+            session.on_error(error)
+            return
+        if result is not None and session is self._session:
+            session.deliver(result)
 
     def _next_work(self, active: Session | None) -> tuple[Session | None, StepPlan | None]:
         """Waits for a change of owner, a plan, or a step on the lease: (active, None)."""
@@ -144,6 +196,7 @@ class EngineLoop:
             session.lease_steps = 0 if result is None or result.failure else plan.lease_steps
         if result is not None:
             self.num_steps += 1
+            self.num_sampled_tokens += len(result.tokens)
             self.last_step_ns = result.step_ns
         return result
 
@@ -152,6 +205,8 @@ class EngineLoop:
         self.is_stepping = True
         try:
             return self._engine.run_lease_step() if plan is None else self._engine.execute(plan)
+        except PlanRefused:
+            raise
         except Exception as exc:
             _log.exception("a step failed")
             if plan is None:

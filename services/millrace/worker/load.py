@@ -18,6 +18,7 @@ def current_load(worker_id: str, loop: EngineLoop) -> WorkerLoad:
         num_steps=loop.num_steps,
         last_step_ns=loop.last_step_ns,
         resident_bytes=resident_bytes(),
+        num_sampled_tokens=loop.num_sampled_tokens,
     )
 
 

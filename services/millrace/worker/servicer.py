@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from millrace.wire.membership import (
 )
 from millrace.wire.steps import step_plan_from_proto, step_result_to_proto
 
-from .engine_loop import Deliver, EngineLoop, Session
+from .engine_loop import EngineLoop, Session
 from .load import current_load
 from .row_spans import RowSpans
 from .step_metrics import StepMetrics
@@ -31,8 +31,15 @@ from .step_metrics import StepMetrics
 _log = logging.getLogger(__name__)
 
 ServicerContext = grpc.aio.ServicerContext[Any, Any]
+
+
+class _Ready:
+    """The engine is empty and the owner's."""
+
+
 # None: the owner sends no more plans, or the worker ends. An error: it is the owner no longer.
-ResultQueue = asyncio.Queue[StepResult | StepProgress | MillraceError | None]
+ResultEvent = StepResult | StepProgress | _Ready | MillraceError | None
+ResultQueue = asyncio.Queue[ResultEvent]
 
 PROGRESS_EVERY_S = 0.5
 
@@ -81,24 +88,24 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         """Runs the plans of one owner until its stream ends or a newer owner comes."""
         results: ResultQueue = asyncio.Queue()
         self._claim(await _read_open(request_iterator), results)
-        session = self._engine_loop.open_session(_delivery_to(results))
+        put = _put_into(results)
+        session = self._engine_loop.open_session(put, lambda: put(_Ready()), put)
         spans = RowSpans(self.registration.worker_id)
         metrics = StepMetrics(self._metrics)
         reader = asyncio.create_task(self._read_plans(request_iterator, session, spans))
         reader.add_done_callback(lambda _: results.put_nowait(None))
-        reporter = asyncio.create_task(self._report_progress(results))
+        is_ready = asyncio.Event()
+        reporter = asyncio.create_task(self._report_progress(results, is_ready))
         try:
-            yield worker_pb2.ExecuteResponse(opened=self._opened())
             while (result := await results.get()) is not None:
                 if isinstance(result, MillraceError):
                     raise result
-                if isinstance(result, StepProgress):
-                    progress = worker_pb2.StepProgress(count=result.count)
-                    yield worker_pb2.ExecuteResponse(progress=progress)
-                    continue
-                spans.observe_result(result)
-                metrics.observe(result, self._engine_loop.num_rows)
-                yield worker_pb2.ExecuteResponse(result=step_result_to_proto(result))
+                if isinstance(result, _Ready):
+                    is_ready.set()
+                elif isinstance(result, StepResult):
+                    spans.observe_result(result)
+                    metrics.observe(result, self._engine_loop.num_rows)
+                yield self._response_of(result)
             if reader.done():
                 reader.result()
         finally:
@@ -110,7 +117,19 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             reporter.cancel()
             await asyncio.gather(reader, reporter, return_exceptions=True)
 
-    async def _report_progress(self, results: ResultQueue) -> None:
+    def _response_of(
+        self, result: StepResult | StepProgress | _Ready
+    ) -> worker_pb2.ExecuteResponse:
+        if isinstance(result, _Ready):
+            # Not before: a worker whose engine hangs in a step of another owner is none.
+            return worker_pb2.ExecuteResponse(opened=self._opened())
+        if isinstance(result, StepProgress):
+            progress = worker_pb2.StepProgress(count=result.count)
+            return worker_pb2.ExecuteResponse(progress=progress)
+        return worker_pb2.ExecuteResponse(result=step_result_to_proto(result))
+
+    async def _report_progress(self, results: ResultQueue, is_ready: asyncio.Event) -> None:
+        await is_ready.wait()
         while True:
             await asyncio.sleep(PROGRESS_EVERY_S)
             # A result that is still in the queue says more.
@@ -171,10 +190,11 @@ async def _read_open(
     raise InvalidRequest("the first message must be open")
 
 
-def _delivery_to(results: ResultQueue) -> Deliver:
+def _put_into(results: ResultQueue) -> Callable[[ResultEvent], None]:
+    """For the engine's thread."""
     event_loop = asyncio.get_running_loop()
 
-    def deliver(result: StepResult) -> None:
-        event_loop.call_soon_threadsafe(results.put_nowait, result)
+    def put(event: ResultEvent) -> None:
+        event_loop.call_soon_threadsafe(results.put_nowait, event)
 
-    return deliver
+    return put

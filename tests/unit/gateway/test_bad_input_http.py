@@ -17,7 +17,8 @@ import pytest
 
 from millrace.core.errors import Overloaded
 from millrace.gateway.http.app import create_app
-from millrace.gateway.http.server import MAX_HEAD_BYTES, HttpServer
+from millrace.gateway.http.connection import MAX_HEAD_BYTES
+from millrace.gateway.http.server import HttpServer
 
 if TYPE_CHECKING:
     from tests.unit.gateway.conftest import Harness

@@ -243,6 +243,8 @@ def check_blocks(worker: WorkerMirror) -> None:
         assert row.granted_tokens == len(row.blocks) * blocks.block_size
         for block in row.blocks:
             owners[block] += 1
+    if worker.canaries.held:
+        owners[worker.canaries.held[1]] += 1
     assert owners == blocks._ref_counts
     unowned = {block for block, count in enumerate(owners) if not count}
     assert set(blocks._free) | set(blocks._evictable) == unowned
@@ -260,6 +262,9 @@ def check_counters(worker: WorkerMirror) -> None:
     )
     seats = {row.row for row in live} | {row.row for row in worker.to_release}
     assert len(seats) == len(live) + len(worker.to_release)
+    if worker.canaries.held and worker.canaries.held[0] not in worker._free_rows:
+        # Its own still, or given to somebody by the plan that takes it from the canary.
+        seats.add(worker.canaries.held[0])
     assert seats.isdisjoint(worker._free_rows)
     assert len(seats) + len(worker._free_rows) == worker.max_num_seqs
 

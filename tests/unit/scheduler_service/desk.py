@@ -8,11 +8,13 @@ from typing import TypeVar
 
 from millrace.bus.base import HeldRequest
 from millrace.bus.memory import MemoryBus
+from millrace.core.dead_letter import DeadLetter
 from millrace.core.membership import ResumeQuery
 from millrace.core.request import Priority, QueuedRequest
 from millrace.core.sampling import SamplingSpec
 from millrace.core.step import StepResult
 from millrace.core.tokens import TokenFrame
+from millrace.scheduler.dead_letters import DeadLetters
 from millrace.scheduler.frames import FrameSender
 from millrace.scheduler.gateway_links import GatewayLink, GatewayLinks, LinkEvent
 from millrace.scheduler.intake import Intake
@@ -52,11 +54,23 @@ def queued_request(
     )
 
 
+def unreadable_letter() -> DeadLetter:
+    return DeadLetter.of_payload(
+        b"garbage",
+        request_id="",
+        model=MODEL,
+        subject="mr.v1.req.tiny.normal",
+        cause="unreadable: DecodeError",
+        num_attempts=1,
+    )
+
+
 class Held(HeldRequest):
     """A delivery that writes down how it was settled."""
 
     def __init__(self, request: QueuedRequest | None, num_delivered: int = 1) -> None:
         self.request = request
+        self.dead_letter = None if request else unreadable_letter()
         self.num_delivered = num_delivered
         self.published_unix_ns = 1_000
         self.settlements: list[str] = []
@@ -122,7 +136,10 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 class Desk:
-    """`deliver` hands a message over; `step` runs the worker once."""
+    """`deliver` hands a message over; `step` runs the worker once.
+
+    The gateway of a first delivery is attached, and its client waits, unless `is_wanted` is False.
+    """
 
     def __init__(self, *, gateway_grace_s: float = 60.0, max_num_waiting: int = 8) -> None:
         self.bus = QueueBus()
@@ -133,16 +150,18 @@ class Desk:
         self.frames = FrameSender(self.ledger, self.links)
         self.frames.owner_epoch = 7
         self.num_work_calls = 0
+        metrics = SchedulerMetrics(create_registry("scheduler"))
         self.intake = Intake(
             self.bus,
             self.scheduler,
             self.ledger,
             self.links,
             self.frames,
+            DeadLetters(self.bus, metrics),
             max_held=4,
             gateway_grace_s=gateway_grace_s,
             on_work=self._count_work,
-            metrics=SchedulerMetrics(create_registry("scheduler")),
+            metrics=metrics,
         )
         self.worker = ModelWorker()
         self.scheduler.add_worker(
@@ -163,13 +182,24 @@ class Desk:
         self.intake.gateway_attached(gateway_id)
         return ear
 
-    def deliver(self, request: QueuedRequest | None, num_delivered: int = 1) -> Held:
+    def register(self, request_id: str, gateway_id: str = "gateway") -> None:
+        link = self.links._links.get(gateway_id) or self.links.attach(gateway_id)
+        link.want(request_id)
+        self.intake.registered(request_id)
+
+    def deliver(
+        self, request: QueuedRequest | None, num_delivered: int = 1, *, is_wanted: bool = True
+    ) -> Held:
+        if request is not None and num_delivered == 1 and is_wanted:
+            self.register(request.request_id, request.gateway_id)
         held = Held(request, num_delivered)
         self.bus.queues[Priority.NORMAL].deliveries.put_nowait(held)
         return held
 
-    async def deliver_and_wait(self, request: QueuedRequest, num_delivered: int = 1) -> Held:
-        held = self.deliver(request, num_delivered)
+    async def deliver_and_wait(
+        self, request: QueuedRequest, num_delivered: int = 1, *, is_wanted: bool = True
+    ) -> Held:
+        held = self.deliver(request, num_delivered, is_wanted=is_wanted)
         await until(
             lambda: (e := self.ledger.get(request.request_id)) is not None and e.held is held
         )

@@ -93,6 +93,36 @@ async def test_second_delivery_that_nobody_wants_is_acknowledged(desk: Desk) -> 
     assert desk.scheduler.stats().num_requests == 0
 
 
+async def test_request_that_its_gateway_does_not_name_waits_for_the_answer(desk: Desk) -> None:
+    ear = desk.attach()
+    unwanted = await desk.deliver_and_wait(queued_request("a"), is_wanted=False)
+    await desk.deliver_and_wait(queued_request("b"), is_wanted=False)
+    await until(lambda: [id for query in ear.queries() for id in query.request_ids] == ["a", "b"])
+    assert desk.scheduler.stats().num_requests == 0
+    desk.intake.aborted("a")
+    desk.register("b")
+    assert desk.scheduler.stats().num_requests == 1
+    await until(lambda: _settled(unwanted) == ["acknowledge"])
+    desk.run()
+    assert len(_tokens(desk, "b")) == 4
+
+
+async def test_new_stream_of_a_gateway_is_asked_once_what_became_of_its_requests(
+    desk: Desk,
+) -> None:
+    held = await desk.deliver_and_wait(queued_request("over"))
+    await desk.deliver_and_wait(queued_request("live"))
+    desk.run()
+    ear = desk.attach()
+    desk.register("live")
+    await until(lambda: bool(ear.queries()))
+    num_calls = desk.num_work_calls
+    await until(lambda: desk.num_work_calls > num_calls + 3)
+    assert [query.request_ids for query in ear.queries()] == [("over",)]
+    desk.intake.aborted("over")
+    await until(lambda: _settled(held) == ["acknowledge"])
+
+
 async def test_gateway_that_attaches_late_is_asked_then(desk: Desk) -> None:
     await desk.deliver_and_wait(queued_request("a"), num_delivered=2)
     await desk.deliver_and_wait(queued_request("b", gateway_id="other"), num_delivered=2)
@@ -116,6 +146,7 @@ async def test_unreadable_message_is_discarded_and_the_next_one_taken(desk: Desk
     held = desk.deliver(None)
     await desk.deliver_and_wait(queued_request())
     assert _settled(held) == ["discard"]
+    assert desk.bus.dead_letters == [held.dead_letter]
 
 
 async def test_full_window_gives_back_and_pauses_the_queue(
@@ -206,6 +237,7 @@ async def test_requests_of_an_absent_gateway_end_after_the_grace(desk: Desk) -> 
     await desk.deliver_and_wait(queued_request("kept", gateway_id="other"))
     running = await desk.deliver_and_wait(queued_request("a"))
     awaiting = await desk.deliver_and_wait(queued_request("b"), num_delivered=2)
+    desk.links.detach(desk.links._links["gateway"])
     desk.intake._drop_absent_gateways()
     desk.clock_s = 59.0
     desk.intake._drop_absent_gateways()

@@ -58,6 +58,47 @@ async def test_standby_claims_when_the_active_one_lets_go() -> None:
     assert (entry.scheduler_id, entry.advertise_address) == ("standby", "b:1")
 
 
+async def test_standby_that_is_older_than_the_active_one_takes_a_higher_epoch() -> None:
+    bus = _FlakyBus()
+    first = Ownership(bus, "first", "a:1", MODEL)
+    await first.claim()
+    standby = Ownership(bus, "standby", "b:1", MODEL)
+    claiming = asyncio.create_task(standby.claim())
+    await _claims(bus, 2)
+    await first.release()
+    second = Ownership(bus, "second", "c:1", MODEL)
+    second_epoch = await second.claim()
+    # As when its entry expires: nothing tells the epoch.
+    await _claims(bus, 3)
+    bus._last_epoch.clear()
+    bus._owners.put(model_slug(MODEL), None)
+    async with asyncio.timeout(5):
+        assert await claiming > second_epoch
+
+
+async def test_standby_leaves_the_model_to_the_active_one_after_an_outage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ownership, "RENEW_EVERY_S", 0.5)
+    monkeypatch.setattr(ownership, "CLAIM_EVERY_S", 0.1)
+    bus = _FlakyBus()
+    active = Ownership(bus, "active", "a:1", MODEL)
+    epoch = await active.claim()
+    claiming = asyncio.create_task(Ownership(bus, "standby", "b:1", MODEL).claim())
+    await _claims(bus, 2)
+    # The server that comes back has no entry any more.
+    bus.num_failing = 1
+    bus._last_epoch.clear()
+    bus._owners.put(model_slug(MODEL), None)
+    keeping = asyncio.create_task(active.keep())
+    await _claims(bus, 4)
+    assert not claiming.done() and not keeping.done()
+    assert bus._owners.entries[model_slug(MODEL)].owner_epoch == epoch
+    for task in (claiming, keeping):
+        task.cancel()
+    await asyncio.gather(claiming, keeping, return_exceptions=True)
+
+
 async def test_claim_goes_on_while_the_bus_is_away() -> None:
     bus = _FlakyBus()
     bus.num_failing = 3

@@ -228,7 +228,7 @@ def test_scheduler_status_survives_the_wire(model: ModelInfo) -> None:
 
 
 def test_load_and_owner_survive_the_wire() -> None:
-    load = WorkerLoad("w", 1, 2, 3, 4)
+    load = WorkerLoad("w", 1, 2, 3, 4, 5)
     owner = SchedulerOwner("s", 7, "host:2", "model")
     load_message = membership.worker_load_to_proto(load)
     owner_message = membership.scheduler_owner_to_proto(owner)

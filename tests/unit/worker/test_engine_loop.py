@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from millrace.core.step import StepPlan, StepResult
+from millrace.core.step import RowToken, StepPlan, StepResult
 from millrace.worker.engine_loop import EngineLoop
 
 TIMEOUT_S = 5.0
@@ -19,6 +19,7 @@ class _Engine:
     def __init__(self, runnable_lease_steps: int = 1000) -> None:
         self.gate = threading.Event()
         self.gate.set()
+        self.entered = threading.Event()
         self.num_resets = 0
         self.live_rows = [3]
         self.progress = 0
@@ -27,6 +28,7 @@ class _Engine:
         self._plan_id = 0
 
     def execute(self, plan: StepPlan) -> StepResult:
+        self.entered.set()
         assert self.gate.wait(TIMEOUT_S)
         if plan.hold_rows:
             raise MemoryError("no room for the step")
@@ -44,7 +46,8 @@ class _Engine:
 
     def _result(self) -> StepResult:
         self._step_id += 1
-        return StepResult(step_id=self._step_id, plan_id=self._plan_id)
+        tokens = [RowToken(row=3, row_epoch=1, token_id=9)]
+        return StepResult(step_id=self._step_id, plan_id=self._plan_id, tokens=tokens)
 
 
 @pytest.fixture
@@ -111,6 +114,22 @@ def test_new_owner_finds_an_empty_engine_and_the_old_one_hears_no_more(
     loop.stop()
     assert old.empty()
     assert engine.num_resets >= 1
+
+
+def test_token_that_its_owner_did_not_live_to_see_counts_as_sampled(
+    results: queue.Queue[StepResult],
+) -> None:
+    engine = _Engine()
+    engine.gate.clear()
+    loop = _started(engine)
+    session = loop.open_session(results.put)
+    loop.submit(session, StepPlan(1))
+    assert engine.entered.wait(TIMEOUT_S)
+    loop.close_session(session)
+    engine.gate.set()
+    loop.stop()
+    assert results.empty()
+    assert loop.num_sampled_tokens == 1
 
 
 def test_failing_step_is_reported_and_the_loop_goes_on(results: queue.Queue[StepResult]) -> None:

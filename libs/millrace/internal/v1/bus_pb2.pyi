@@ -322,6 +322,7 @@ class WorkerLoad(_message.Message):
     NUM_STEPS_FIELD_NUMBER: _builtins.int
     LAST_STEP_NS_FIELD_NUMBER: _builtins.int
     RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
+    NUM_SAMPLED_TOKENS_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     """Who."""
     num_rows: _builtins.int
@@ -332,6 +333,8 @@ class WorkerLoad(_message.Message):
     """Duration of the last step, nanoseconds."""
     resident_bytes: _builtins.int
     """Memory of the process, bytes."""
+    num_sampled_tokens: _builtins.int
+    """Tokens sampled since start, whether their scheduler got them or not."""
     def __init__(
         self,
         *,
@@ -340,10 +343,11 @@ class WorkerLoad(_message.Message):
         num_steps: _builtins.int = ...,
         last_step_ns: _builtins.int = ...,
         resident_bytes: _builtins.int = ...,
+        num_sampled_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_step_ns", b"last_step_ns", "num_rows", b"num_rows", "num_steps", b"num_steps", "resident_bytes", b"resident_bytes", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_step_ns", b"last_step_ns", "num_rows", b"num_rows", "num_sampled_tokens", b"num_sampled_tokens", "num_steps", b"num_steps", "resident_bytes", b"resident_bytes", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -385,7 +389,9 @@ Global___SchedulerOwner: _TypeAlias = SchedulerOwner  # noqa: Y015
 
 @_typing.final
 class DeadLetter(_message.Message):
-    """A request that was given up because it ended workers or failed their steps: mr.v1.dlq.<model>. Nothing of its text."""
+    """A request that was given up because it ended workers or failed their steps, or a message on the
+    queue that cannot be read: mr.v1.dlq.<model>. Nothing of its text.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -396,6 +402,9 @@ class DeadLetter(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     CAUSE_FIELD_NUMBER: _builtins.int
     NUM_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    PAYLOAD_HASH_FIELD_NUMBER: _builtins.int
+    NUM_PAYLOAD_BYTES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Which request."""
     model: _builtins.str
@@ -409,7 +418,13 @@ class DeadLetter(_message.Message):
     cause: _builtins.str
     """Kind of the fault."""
     num_attempts: _builtins.int
-    """Faults that it was present at."""
+    """Faults that it was present at; deliveries of an unreadable message."""
+    subject: _builtins.str
+    """Where an unreadable message lay."""
+    payload_hash: _builtins.bytes
+    """BLAKE2b-128 over its bytes."""
+    num_payload_bytes: _builtins.int
+    """Its size."""
     def __init__(
         self,
         *,
@@ -420,10 +435,13 @@ class DeadLetter(_message.Message):
         reason: _builtins.str = ...,
         cause: _builtins.str = ...,
         num_attempts: _builtins.int = ...,
+        subject: _builtins.str = ...,
+        payload_hash: _builtins.bytes = ...,
+        num_payload_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "model", b"model", "num_attempts", b"num_attempts", "num_prompt_tokens", b"num_prompt_tokens", "prompt_hash", b"prompt_hash", "reason", b"reason", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cause", b"cause", "model", b"model", "num_attempts", b"num_attempts", "num_payload_bytes", b"num_payload_bytes", "num_prompt_tokens", b"num_prompt_tokens", "payload_hash", b"payload_hash", "prompt_hash", b"prompt_hash", "reason", b"reason", "request_id", b"request_id", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -235,7 +235,9 @@ class Abort(_message.Message):
     request_id: _builtins.str
     """32 hexadecimal digits."""
     reason: _builtins.str
-    """"client", "slow_client", "deadline", "stop_string", "shutdown" or "error", for the counters."""
+    """"client", "abort", "deadline", "stop_string", "slow_client", "refused", "shutdown" or "error",
+    for the counters.
+    """
     def __init__(
         self,
         *,

@@ -34,7 +34,9 @@ def create_app(edge: HttpEdge) -> Starlette:
             *model_routes(edge),
             *operation_routes(edge),
         ],
-        middleware=[Middleware(CallMiddleware, operations=OPERATIONS)],
+        middleware=[
+            Middleware(CallMiddleware, operations=OPERATIONS, load=lambda: edge.pipeline.load)
+        ],
         exception_handlers={MillraceError: on_millrace_error, HTTPException: on_http_error},
     )
     # A trailing slash is another path, not a redirect with a body of its own shape.

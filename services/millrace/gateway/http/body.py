@@ -8,9 +8,9 @@ from itertools import accumulate
 from typing import Any, NoReturn
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
-from millrace.core.errors import InvalidRequest, PayloadTooLarge
+from millrace.core.errors import Aborted, InvalidRequest, PayloadTooLarge
 
 MAX_DEPTH = 64
 # Lists and objects in one body: a few of 3 bytes each fill a body, and hold the loop for seconds.
@@ -27,8 +27,8 @@ _STEPS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
     """The body as an object.
 
-    Raises `InvalidRequest` for what is not strict JSON, `PayloadTooLarge`, HTTPException for 406
-    and 415.
+    Raises `InvalidRequest` for what is not strict JSON, `PayloadTooLarge`, `Aborted` where the
+    client goes away before its end, HTTPException for 406 and 415.
     """
     _check_content_type(request)
     _check_accept(request)
@@ -72,10 +72,13 @@ async def _read(request: Request, max_bytes: int) -> bytes:
     if declared.isdigit() and int(declared[:20]) > max_bytes:
         raise _too_large(declared[:20], max_bytes)
     parts = bytearray()
-    async for part in request.stream():
-        parts += part
-        if len(parts) > max_bytes:
-            raise _too_large(f"over {max_bytes}", max_bytes)
+    try:
+        async for part in request.stream():
+            parts += part
+            if len(parts) > max_bytes:
+                raise _too_large(f"over {max_bytes}", max_bytes)
+    except ClientDisconnect as exc:
+        raise Aborted("the client went away") from exc
     return bytes(parts)
 
 

@@ -17,6 +17,7 @@ from millrace.core.errors import (
     InternalError,
     InvalidRequest,
     MillraceError,
+    OutOfStorage,
     Overloaded,
     Unavailable,
 )
@@ -30,6 +31,7 @@ UNSUPPORTED_PARAMETER = "unsupported_parameter"
 
 _TYPES: dict[type[MillraceError], str] = {
     Overloaded: "rate_limit_error",
+    OutOfStorage: "server_error",
     Unavailable: "service_unavailable_error",
     DeadlineExceeded: "timeout_error",
     Aborted: "aborted_error",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from millrace.core.errors import InternalError
 from millrace.gateway.calls import Call, begin_call, begin_untraced_call
+from millrace.gateway.drain_rate import Load
 
 from .edge import CALL_KEY
 from .errors import error_response
+from .rate_limit import rate_limit_headers
 
 _log = logging.getLogger(__name__)
 
@@ -19,12 +21,16 @@ _log = logging.getLogger(__name__)
 class CallMiddleware:
     """Makes a `Call` per request; `operations` names the paths whose POST generates.
 
-    Only these get a span: a trace per health probe would push out those of requests.
+    Only these get a span: a trace per health probe would push out those of requests. Only these get
+    the headers of limits, of the `load` then.
     """
 
-    def __init__(self, app: ASGIApp, operations: Mapping[str, str]) -> None:
+    def __init__(
+        self, app: ASGIApp, operations: Mapping[str, str], load: Callable[[], Load]
+    ) -> None:
         self._app = app
         self._operations = operations
+        self._load = load
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -33,14 +39,16 @@ class CallMiddleware:
             return
         call = self._begin(scope)
         scope[CALL_KEY] = call
-        ids = [(key.encode(), value.encode()) for key, value in call.headers]
+        is_operation = self._operation_of(scope) is not None
         is_started = False
 
         async def send_with_ids(message: Message) -> None:
             nonlocal is_started
             if not is_started and message["type"] == "http.response.start":
                 is_started = True
-                message["headers"] = [*message.get("headers", ()), *ids]
+                added = [*call.headers, *(rate_limit_headers(self._load()) if is_operation else ())]
+                encoded = [(key.encode(), value.encode()) for key, value in added]
+                message["headers"] = [*message.get("headers", ()), *encoded]
             await send(message)
 
         try:
@@ -60,5 +68,8 @@ class CallMiddleware:
             for key, value in scope["headers"]
             if key in (b"traceparent", b"tracestate")
         }
-        operation = self._operations.get(scope["path"]) if scope["method"] == "POST" else None
+        operation = self._operation_of(scope)
         return begin_untraced_call(carrier) if operation is None else begin_call(operation, carrier)
+
+    def _operation_of(self, scope: Scope) -> str | None:
+        return self._operations.get(scope["path"]) if scope["method"] == "POST" else None

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from millrace.core.cancellation import CancelReason
 from millrace.core.errors import InvalidRequest, MillraceError
 from millrace.gateway.answers import Answer, WholeAnswer
 from millrace.gateway.batch import run_batch, run_one
@@ -76,9 +77,9 @@ def completion_routes(edge: HttpEdge) -> list[Route]:
             return await while_connected(request, _whole(edge, parsed, call))
         answers = await while_connected(request, _open_all(edge, parsed, call))
 
-        def abandon() -> None:
+        def abandon(reason: CancelReason) -> None:
             for answer, part in answers:
-                answer.abandon()
+                answer.abandon(reason)
                 part.end()
 
         return EventStream(

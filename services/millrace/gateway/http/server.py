@@ -1,25 +1,23 @@
-"""uvicorn inside the gateway's own event loop, without signals, access log or lifespan.
-
-What is wrong before there is a request (not HTTP, too much head) is refused in the errors' shape.
-"""
+"""uvicorn inside the gateway's own event loop, without signals, access log or lifespan."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import socket
 from collections.abc import Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from millrace.core.errors import ConfigError
 
+from .connection import DEFAULT_LIMITS, ConnectionLimits, connection_class
+
 KEEP_ALIVE_S = 75
-# Path and headers of one request.
-MAX_HEAD_BYTES = 32 << 10
+# What the kernel keeps for a client that does not read; by itself it would be megabytes, and
+# thousands of tokens would be made for nobody.
+SEND_BUFFER_BYTES = 128 << 10
 
 
 class _Server(uvicorn.Server):
@@ -29,77 +27,18 @@ class _Server(uvicorn.Server):
         yield
 
 
-class _HeadTooLarge(Exception):
-    """Seen by the parser only, which ends the connection then."""
-
-
-class _Protocol(HttpToolsProtocol):
-    """Bounds the head of a request: the parser would take one of any size."""
-
-    _is_in_head = False
-    _num_head_bytes = 0
-    _num_unparsed_bytes = 0
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._is_in_head = True
-        self._num_head_bytes = self._num_unparsed_bytes = 0
-
-    def on_url(self, url: bytes) -> None:
-        self._count(len(url))
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value))
-        super().on_header(name, value)
-
-    def on_headers_complete(self) -> None:
-        self._is_in_head = False
-        super().on_headers_complete()
-
-    def data_received(self, data: bytes) -> None:
-        was_in_head = self._is_in_head
-        super().data_received(data)
-        # A header that never ends is not counted as one.
-        if was_in_head and self._is_in_head and not self.transport.is_closing():
-            self._num_unparsed_bytes += len(data)
-            if self._num_unparsed_bytes > MAX_HEAD_BYTES:
-                self._num_head_bytes = self._num_unparsed_bytes
-                self.send_400_response("")
-
-    def send_400_response(self, msg: str) -> None:
-        if self._num_head_bytes > MAX_HEAD_BYTES:
-            status = "431 Request Header Fields Too Large"
-            message = f"path and headers have more than {MAX_HEAD_BYTES} bytes, which is the limit"
-            code = "request_header_fields_too_large"
-        else:
-            status, message, code = "400 Bad Request", "this is not HTTP/1.1", "bad_request"
-        error = {"message": message, "type": "invalid_request_error", "param": None, "code": code}
-        body = json.dumps({"error": error}).encode()
-        self.transport.write(
-            f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\nx-should-retry: false\r\n"
-            "connection: close\r\n\r\n".encode()
-            + body
-        )
-        self.transport.close()
-
-    def _count(self, num_bytes: int) -> None:
-        self._num_head_bytes += num_bytes
-        if self._num_head_bytes > MAX_HEAD_BYTES:
-            raise _HeadTooLarge
-
-
 class HttpServer:
     """Serves an ASGI app on one address."""
 
-    def __init__(self, app: ASGIApp, host: str, port: int) -> None:
+    def __init__(
+        self, app: ASGIApp, host: str, port: int, limits: ConnectionLimits = DEFAULT_LIMITS
+    ) -> None:
         self._host = host
         self._port = port
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http=_Protocol,
+                http=connection_class(limits),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -136,6 +75,7 @@ def _bind(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     try:
         listener.bind((host, port))
     except OSError as exc:

@@ -14,8 +14,12 @@ from typing import Any
 
 from starlette.types import Receive, Scope, Send
 
+from millrace.core.cancellation import CancelReason
+
 _log = logging.getLogger(__name__)
 
+# In the ASGI scope: ends the connection without a word.
+CUT_EXTENSION = "millrace.cut"
 DONE = b"data: [DONE]\n\n"
 PING = b": ping\n\n"
 HEADERS = (
@@ -39,13 +43,14 @@ def data_event(value: Any) -> bytes:
 class EventStream:
     """A reply of events, as ASGI app. Sends what `chunks` yields, each a whole event or several.
 
-    `abandon` is called when it is over, however it ends.
+    `abandon` is called when it is over, however it ends. A client that does not take one write for
+    `write_timeout_s` is cut: what was sent and not taken is dropped with the connection.
     """
 
     def __init__(
         self,
         chunks: AsyncIterator[bytes],
-        abandon: Callable[[], None],
+        abandon: Callable[[CancelReason], None],
         *,
         ping_interval_s: float,
         write_timeout_s: float,
@@ -64,12 +69,13 @@ class EventStream:
         try:
             await asyncio.wait((writer, gone), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._abandon()
+            self._abandon(CancelReason.SLOW_CLIENT if _has_stalled(writer) else CancelReason.CLIENT)
             for task in (writer, gone, pinger):
                 task.cancel()
             outcome, _, _ = await asyncio.gather(writer, gone, pinger, return_exceptions=True)
         if isinstance(outcome, TimeoutError):
             _log.info("a client took nothing for %g s; cut", self._write_timeout_s)
+            cut_connection(scope)
         elif isinstance(outcome, Exception):
             raise outcome
 
@@ -89,6 +95,17 @@ class EventStream:
                 continue
             await send({"type": "http.response.body", "body": PING, "more_body": True})
             self._last_write_s = time.monotonic()
+
+
+def cut_connection(scope: Scope) -> None:
+    """Closes the connection at once, where the server can: else it waits for the client to read."""
+    cut = scope.get("extensions", {}).get(CUT_EXTENSION)
+    if cut is not None:
+        cut()
+
+
+def _has_stalled(writer: asyncio.Task[None]) -> bool:
+    return writer.done() and not writer.cancelled() and isinstance(writer.exception(), TimeoutError)
 
 
 async def _disconnected(receive: Receive) -> None:
