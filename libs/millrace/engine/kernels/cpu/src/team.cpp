@@ -25,10 +25,18 @@ void wait_until(Done&& done) {
 }  // namespace
 
 Team::Team(int size) : size_(size) {
-  for (int index = 1; index < size; ++index) threads_.emplace_back(&Team::serve, this, index);
+  try {
+    for (int index = 1; index < size; ++index) threads_.emplace_back(&Team::serve, this, index);
+  } catch (...) {
+    // Threads that nobody joined would end the process.
+    end();
+    throw;
+  }
 }
 
-Team::~Team() {
+Team::~Team() { end(); }
+
+void Team::end() {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     ending_ = true;

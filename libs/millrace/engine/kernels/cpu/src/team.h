@@ -35,7 +35,7 @@ class Member {
 
 class Team {
  public:
-  // `size` members, the calling thread of `run` among them.
+  // `size` members, the calling thread of `run` among them. Throws where the system has no more.
   explicit Team(int size);
   ~Team();
   Team(const Team&) = delete;
@@ -49,6 +49,7 @@ class Team {
  private:
   friend class Member;
 
+  void end();
   void serve(int index);
   void work(int index);
   long take(long phase) { return next_[phase & 1].fetch_add(1, std::memory_order_relaxed); }
