@@ -49,11 +49,14 @@ def build_library(
     library = folder / f"{path.name}-{_fingerprint(path, compiler)}.so"
     if library.is_file():
         return library
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / "build.lock"):
-        if not library.is_file():
-            report(f"building the CPU kernels for {path.name}, about 10 s")
-            _compile(compiler, path, library)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / "build.lock"):
+            if not library.is_file():
+                report(f"building the CPU kernels for {path.name}, about 10 s")
+                _compile(compiler, path, library)
+    except OSError as error:
+        raise ConfigError(f"cannot keep the CPU kernels: {error}", field="cache_dir") from error
     return library
 
 
@@ -70,6 +73,9 @@ def _compile(compiler: str, path: InstructionPath, library: Path) -> None:
                 f"the CPU kernels do not compile for {path.name}: {done.stderr.strip()[-2000:]}",
                 field="backend",
             )
+        with partial.open("rb") as file:
+            # Moved to its place before it is on the disk, it could be found there half-written.
+            os.fsync(file.fileno())
         partial.replace(library)
     except subprocess.TimeoutExpired as error:
         raise ConfigError(

@@ -147,7 +147,10 @@ class Kernels:
 
     def __init__(self, library: Path, path: str, num_threads: int) -> None:
         self.path = path
-        self.c: Any = ctypes.CDLL(str(library))
+        try:
+            self.c: Any = ctypes.CDLL(str(library))
+        except OSError as error:
+            raise ConfigError(f"cannot load the CPU kernels: {error}", field="backend") from error
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(self.c, name)
             function.restype, function.argtypes = result, arguments

@@ -20,6 +20,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from millrace.core.errors import ConfigError
+
 from .library import (
     FloatArray,
     Kernels,
@@ -105,25 +107,33 @@ class PackedWriter:
 
     def finish(self, extra: dict[str, Any]) -> None:
         """Writes the index. `extra` comes back as `PackedFile.extra`."""
-        header = json.dumps({"version": VERSION, "arrays": self._index, "extra": extra}).encode()
+        content = {"version": VERSION, "bytes": self._end, "arrays": self._index, "extra": extra}
+        header = json.dumps(content).encode()
         if len(header) > HEADER_BYTES:
             raise ValueError(f"the index takes {len(header)} bytes; {HEADER_BYTES} are reserved")
         self._file.seek(0)
         self._file.write(header.ljust(HEADER_BYTES))
         self._file.truncate(self._end)
+        # Moved to its place before it is on the disk, it could be found there full of zeros.
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
 
 class PackedFile:
-    """A finished file, mapped; arrays are views of the mapping."""
+    """A finished file, mapped; arrays are views of the mapping.
+
+    Raises `ValueError` for a file that is not whole, of another version, or of another kind.
+    """
 
     def __init__(self, path: Path) -> None:
         with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            header = _read_header(file.read(HEADER_BYTES))
+            if header.get("version") != VERSION or header.get("bytes") != size:
+                raise ValueError(f"{path} is not a whole file of version {VERSION}")
             self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED)
         if hasattr(mmap, "MADV_WILLNEED"):
             self._map.madvise(mmap.MADV_WILLNEED)
-        header = json.loads(self._map[:HEADER_BYTES])
-        if header["version"] != VERSION:
-            raise ValueError(f"{path} is of version {header['version']}")
         self._index: dict[str, Any] = header["arrays"]
         self.extra: dict[str, Any] = header["extra"]
 
@@ -153,19 +163,43 @@ class PackedFile:
 
 
 def open_packed(path: Path, write: Callable[[PackedWriter], None]) -> PackedFile:
-    """The file at `path`, made by `write` where it is not there; two processes make it once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.is_file():
-            partial = path.with_suffix(f".{os.getpid()}.part")
-            try:
-                with partial.open("wb") as file:
-                    write(PackedWriter(file))
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
-    return PackedFile(path)
+    """The file at `path`, made by `write` where it is not there; two processes make it once.
+
+    A file that is not whole is made again. Raises `ConfigError` where the disk takes no file.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            found = _try_open(path)
+            if found is None:
+                _write_to(path, write)
+                found = PackedFile(path)
+            return found
+    except OSError as error:
+        raise ConfigError(f"cannot keep packed weights: {error}", field="cache_dir") from error
+
+
+def _write_to(path: Path, write: Callable[[PackedWriter], None]) -> None:
+    partial = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        with partial.open("wb") as file:
+            write(PackedWriter(file))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _try_open(path: Path) -> PackedFile | None:
+    try:
+        return PackedFile(path)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _read_header(text: bytes) -> dict[str, Any]:
+    header = json.loads(text)
+    return header if isinstance(header, dict) else {}
 
 
 def packed_path(cache_dir: Path, checkpoint: Path, kind: str, instruction_path: str) -> Path:
