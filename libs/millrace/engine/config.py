@@ -100,6 +100,8 @@ def resolve_config(
 def _resolve_backend(config: EngineConfig, device: str, has_kernels: bool) -> str:
     if config.backend == "cpu" and device != "cpu":
         raise ConfigError(f"backend is 'cpu', but the device is {device!r}", field="backend")
+    if config.backend == "cpu" and config.dtype == "float16":
+        raise ConfigError("the cpu backend computes in float32 or bfloat16", field="dtype")
     if config.backend != "auto":
         return config.backend
     fits = device == "cpu" and has_kernels and config.dtype != "float16"

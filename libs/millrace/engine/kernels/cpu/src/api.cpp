@@ -91,31 +91,32 @@ int64_t attend(Team& team, const mr_kv& kv, const mr_attention& how, const mr_ba
   return MR_OK;
 }
 
-// The decoder for these kinds of weights; K/V of a kind that `run` gets.
+// The decoder for these kinds of weights; K/V of the kind that the first `run` gets.
 class Model {
  public:
   explicit Model(const mr_model& model) : model_(model) {}
 
-  void run(Team& team, const mr_kv* kv, const mr_batch& batch, const StepOutput& out) {
+  int64_t run(Team& team, const mr_kv* kv, const mr_batch& batch, const StepOutput& out) {
     if (!decoder_) decoder_ = create(kv[0].kind);
+    if (!decoder_) return MR_UNSUPPORTED;
     decoder_->run(team, kv, batch, out);
+    return MR_OK;
   }
 
  private:
   template <class Kind>
   std::unique_ptr<Decoder> create_for(int64_t kv_kind) const {
     if (kv_kind == MR_INT8) return std::make_unique<LlamaDecoder<Kind, Bf16, int8_t>>(model_);
-    return std::make_unique<LlamaDecoder<Kind, Bf16, bf16>>(model_);
+    if constexpr (!std::is_same_v<Kind, Bf16>)
+      if (kv_kind == MR_F32) return std::make_unique<LlamaDecoder<Kind, F32, float>>(model_);
+    if constexpr (!std::is_same_v<Kind, F32>)
+      if (kv_kind == MR_BF16) return std::make_unique<LlamaDecoder<Kind, Bf16, bf16>>(model_);
+    return nullptr;
   }
   std::unique_ptr<Decoder> create(int64_t kv_kind) const {
-    switch (model_.head.kind) {
-      case MR_F32:
-        return std::make_unique<LlamaDecoder<F32, F32, float>>(model_);
-      case MR_BF16:
-        return create_for<Bf16>(kv_kind);
-      default:
-        return create_for<Int8>(kv_kind);
-    }
+    if (model_.head.kind == MR_F32) return create_for<F32>(kv_kind);
+    if (model_.head.kind == MR_BF16) return create_for<Bf16>(kv_kind);
+    return create_for<Int8>(kv_kind);
   }
 
   const mr_model model_;
@@ -195,10 +196,9 @@ void mr_model_destroy(void* model) { delete static_cast<Model*>(model); }
 int64_t mr_model_run(void* model, void* team, const mr_kv* kv, const mr_batch* batch,
                      const uint8_t* wants_logits, float* logits, int64_t* likeliest,
                      volatile int64_t* progress) {
-  return guarded([&]() -> int64_t {
-    static_cast<Model*>(model)->run(*static_cast<Team*>(team), kv, *batch,
-                                    StepOutput{wants_logits, logits, likeliest, progress});
-    return MR_OK;
+  return guarded([&] {
+    return static_cast<Model*>(model)->run(*static_cast<Team*>(team), kv, *batch,
+                                           StepOutput{wants_logits, logits, likeliest, progress});
   });
 }
 
