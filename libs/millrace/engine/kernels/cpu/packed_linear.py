@@ -11,9 +11,6 @@ from torch import nn
 from .library import KINDS, Kernels, padded_columns
 from .packed_weights import pack_matrix
 
-# Below this a product costs less than the call.
-MIN_PARAMETERS = 4096
-
 
 class PackedLinear(nn.Module):
     """`nn.Linear` over packed weights. A row's result does not depend on the rows beside it."""
@@ -45,14 +42,15 @@ class PackedLinear(nn.Module):
 
 
 def pack_linears(model: nn.Module, kernels: Kernels, kind: str) -> int:
-    """Replaces every large `nn.Linear` of `model`; returns the bytes that this saves.
+    """Replaces every `nn.Linear` of `model`; returns the bytes that this saves.
 
-    A matrix that the model also uses elsewhere (tied embeddings) stays there as it is.
+    The small ones too, since a row's result from torch depends on the number of rows. A matrix that
+    the model also uses elsewhere (tied embeddings) stays there as it is.
     """
     saved = 0
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is nn.Linear and child.weight.numel() >= MIN_PARAMETERS:
+            if type(child) is nn.Linear:
                 packed: Any = PackedLinear(child, kernels, KINDS[kind])
                 saved += child.weight.nbytes - packed.matrix.num_bytes
                 setattr(module, name, packed)
