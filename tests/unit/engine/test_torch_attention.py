@@ -177,5 +177,5 @@ def test_buckets_hold_rows_of_similar_size():
 def test_unknown_backend_names_the_known_ones():
     cache = KVCache([LayerShape(1, 4, 4)], 1, 8, torch.float32, torch.device("cpu"))
 
-    with pytest.raises(ConfigError, match="'triton'; known are torch"):
+    with pytest.raises(ConfigError, match="'triton'; known are cpu, torch"):
         create_attention("triton", cache)
