@@ -41,7 +41,7 @@ class AttentionBackend(Protocol):
 
 @dataclass(slots=True)
 class Progress:
-    """How far the engine has come; rises with every layer, read from other threads."""
+    """How far the engine has come; rises twice with every layer, read from other threads."""
 
     count: int = 0
 
@@ -66,7 +66,10 @@ class AttentionStep:
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """`AttentionBackend.forward` with this step's metadata."""
+        # Before and after: on a slow machine each half of a layer of a long prompt takes seconds.
         self.progress.count += 1
-        return self.backend.forward(
+        output = self.backend.forward(
             layer, q, k, v, self.metadata, scale, sliding_window, softcap, sinks
         )
+        self.progress.count += 1
+        return output
