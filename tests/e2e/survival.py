@@ -70,6 +70,21 @@ async def until_workers(client: Client, count: int) -> None:
             await asyncio.sleep(0.1)
 
 
+async def until_served(client: Client) -> None:
+    """Until the gateway, too, knows of a worker: its scheduler tells it once a second."""
+    async with asyncio.timeout(WAIT_S):
+        while not await _is_served(client):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+
+
+async def _is_served(client: Client) -> bool:
+    try:
+        return bool((await client.ask(text="Ready?", max_tokens=1)).tokens)
+    except grpc.aio.AioRpcError as error:
+        assert error.code() is grpc.StatusCode.UNAVAILABLE, error
+        return False
+
+
 async def _num_workers(client: Client) -> int:
     try:
         return len((await client.scheduler_stats()).workers)

@@ -15,7 +15,7 @@ from tests.e2e.conftest import CACHE
 from tests.e2e.survival import prefills
 
 # The first one that is long enough on this machine.
-PROMPT_LENGTHS = (3_000, 4_500, 6_000, 8_000)
+PROMPT_LENGTHS = (1_000, 2_000, 3_000, 4_500, 6_000, 8_000)
 LEAST_STEP_S = 20.0
 MAX_ASKS = 6
 

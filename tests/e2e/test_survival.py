@@ -20,7 +20,15 @@ from millrace.testing.stack import Stack, start_stack
 from tests.e2e.client import Answer, Client
 from tests.e2e.conftest import CACHE
 from tests.e2e.load import ClosedLoop
-from tests.e2e.survival import Fault, Moved, crowd, moved_streams, until_live, until_workers
+from tests.e2e.survival import (
+    Fault,
+    Moved,
+    crowd,
+    moved_streams,
+    until_live,
+    until_served,
+    until_workers,
+)
 
 NUM_STREAMS = 32
 MAX_TOKENS = 32
@@ -42,6 +50,7 @@ def two_workers(models: Path) -> Iterator[Stack]:
 async def client(two_workers: Stack) -> AsyncIterator[Client]:
     connected = Client(two_workers)
     await until_workers(connected, 2)
+    await until_served(connected)
     yield connected
     assert await connected.num_response_cache_hits() == 0
     await until_workers(connected, 2)

@@ -104,7 +104,8 @@ class TestWithOneRow:
             waiting = client.generate(queued_request(2))
             await stack.until(lambda: stack.service.scheduler.stats().num_waiting == 1)
             queued = [client.generate(queued_request(number)) for number in (3, 4, 5)]
-            await stack.until(lambda: edge.num_in_flight == 5)
+            for reply in (waiting, *queued):
+                await reply.until(lambda reply: bool(reply.request_id))
             assert len(stack.service.ledger) == 2
             for leaver in (waiting, queued[0], queued[2]):
                 client.cancel(leaver)

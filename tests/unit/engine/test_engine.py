@@ -224,13 +224,13 @@ def test_reset_drops_every_row(engine_for, drive, prompt):
     assert driver.execute().tokens == []
 
 
-def test_progress_rises_with_every_layer(engine_for, drive, prompt):
+def test_progress_rises_twice_with_every_layer(engine_for, drive, prompt):
     driver = drive(engine_for("llama"))
     before = driver.engine.progress
 
     driver.start(0, prompt(9))
 
-    assert driver.engine.progress == before + 3
+    assert driver.engine.progress == before + 6
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ class AttentionBackend(Protocol):
 
 
 class Progress:
-    """How far the engine has come; rises with every layer, read from other threads."""
+    """How far the engine has come; rises twice with every layer, read from other threads."""
 
     def __init__(self) -> None:
         # An array, so that kernels can count while they run.
@@ -51,11 +51,11 @@ class Progress:
 
     @property
     def count(self) -> int:
-        """Layers computed since the engine was made."""
+        """Half layers computed since the engine was made."""
         return int(self._count[0])
 
     def advance(self) -> None:
-        """Counts one more layer."""
+        """Counts one more half of a layer."""
         self._count[0] += 1
 
 
@@ -79,7 +79,10 @@ class AttentionStep:
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """`AttentionBackend.forward` with this step's metadata."""
+        # Before and after: on a slow machine each half of a layer of a long prompt takes seconds.
         self.progress.advance()
-        return self.backend.forward(
+        output = self.backend.forward(
             layer, q, k, v, self.metadata, scale, sliding_window, softcap, sinks
         )
+        self.progress.advance()
+        return output

@@ -57,7 +57,9 @@ class LlamaDecoder final : public Decoder {
     const std::function<void(Member&)> job = [&](Member& member) {
       embed(member, batch);
       for (long layer = 0; layer < model_.num_layers; ++layer) {
-        run_layer(member, layers_[layer], kv[layer], batch);
+        run_attention(member, layers_[layer], kv[layer], batch);
+        if (member.index == 0) *out.progress = *out.progress + 1;
+        run_mlp(member, layers_[layer], batch.num_tokens);
         if (member.index == 0) *out.progress = *out.progress + 1;
       }
       run_head(member, batch, out);
@@ -133,7 +135,8 @@ class LlamaDecoder final : public Decoder {
     });
   }
 
-  void run_layer(Member& member, const mr_layer& layer, const mr_kv& kv, const mr_batch& batch) {
+  void run_attention(Member& member, const mr_layer& layer, const mr_kv& kv,
+                     const mr_batch& batch) {
     const long tokens = batch.num_tokens;
     norm_rows(member, layer.input_norm, tokens);
     const Matrix<Kind> qkv(layer.qkv);
@@ -147,6 +150,9 @@ class LlamaDecoder final : public Decoder {
     });
     attend(member, layer, kv, batch);
     add_to_residual(member, Matrix<Kind>(layer.o), attention_rows_, tokens);
+  }
+
+  void run_mlp(Member& member, const mr_layer& layer, long tokens) {
     norm_rows(member, layer.post_norm, tokens);
     run_inner(member, Matrix<Kind>(layer.gate_up), tokens);
     add_to_residual(member, Matrix<Kind>(layer.down), inner_rows_, tokens);

@@ -111,7 +111,7 @@ MR_API int64_t mr_attend(void* team, const mr_kv* kv, const mr_attention* how, c
 MR_API void* mr_model_create(const mr_model* model);
 MR_API void mr_model_destroy(void* model);
 // One step of the whole model. `logits` [samples, padded vocab] is filled for the rows whose
-// `wants_logits` is not 0; `likeliest` [samples] for all. `progress` rises with every layer.
+// `wants_logits` is not 0; `likeliest` [samples] for all. `progress` rises twice with every layer.
 MR_API int64_t mr_model_run(void* model, void* team, const mr_kv* kv, const mr_batch* batch,
                      const uint8_t* wants_logits, float* logits, int64_t* likeliest,
                      volatile int64_t* progress);
