@@ -123,7 +123,7 @@ class Decoder:
         reached: list[Any] = [*self._memory, self._layer_structs, self._room, *memory]
         code = self.runner.call("mr_model_run", *args, memory=reached, team_size=team_size)
         assert code == 0, f"error code {code}"
-        assert progress[0] == len(self.layers)
+        assert progress[0] == 2 * len(self.layers)
         for row, (text, count) in enumerate(work):
             text.done += count
             if wanted[row]:
