@@ -18,6 +18,7 @@ $(STAMP):
 	@$(PYTHON) scripts/preflight.py --venv $(VENV)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -e '.[all,dev]'
+	@$(BIN)/millrace kernels
 	@rm -f $(VENV)/.setup-* && touch $@
 
 run: setup ## start the whole stack here until Ctrl-C; ARGS="--workers 2" passes flags

@@ -23,6 +23,7 @@ VERBS = {
     "trace-ui": "start a tracing UI beside the stack",
     "bench": "measure a server under load",
     "doctor": "check this machine and the stack, say what to do",
+    "kernels": "build the CPU kernels; say which run here",
     "config": "show settings with value and origin",
     "bus": "prepare the message bus",
     "probe": "check the health of one address",

@@ -7,9 +7,8 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from millrace.config.home import Home
 from millrace.core.errors import MillraceError, UnknownModel
@@ -39,7 +38,15 @@ class Finding:
 
 def examine(home: Home, environ: Mapping[str, str]) -> list[Finding]:
     """Every check, in the order in which problems would show."""
-    found = [_python(), _packages(), _cpu(), _gpu(environ), _memory(), _disk(home)]
+    found = [
+        _python(),
+        _packages(),
+        _cpu(),
+        check_kernels(home, environ),
+        _gpu(environ),
+        _memory(),
+        _disk(home),
+    ]
     found += _servers(environ)
     found += [_settings(environ), _model(home, environ)]
     return found + _stack(home, environ)
@@ -62,25 +69,28 @@ def _packages() -> Finding:
 
 
 def _cpu() -> Finding:
-    from millrace.engine.machine import cpu_has_bf16, usable_cpus
+    from millrace.engine.machine import usable_cpus
 
-    kinds = ", ".join(_instruction_sets()) or platform.machine()
-    dtype = "bfloat16" if cpu_has_bf16() else "float32"
-    text = f"{usable_cpus()} usable cores ({kinds}); attention backend torch, dtype auto: {dtype}"
-    return Finding("cpu", "ok", text)
+    return Finding("cpu", "ok", f"{usable_cpus()} usable cores, {platform.machine()}")
 
 
-def _instruction_sets() -> list[str]:
-    wanted = {
-        "avx2": "AVX2",
-        "avx512f": "AVX-512",
-        "avx512_bf16": "AVX512-BF16",
-        "amx_bf16": "AMX",
-        "asimd": "NEON",
-    }
-    cpuinfo = Path("/proc/cpuinfo")
-    words = set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
-    return [label for flag, label in wanted.items() if flag in words]
+def check_kernels(
+    home: Home, environ: Mapping[str, str], report: Callable[[str], None] = lambda text: None
+) -> Finding:
+    """Which instruction path the cpu backend takes, and why not a better one."""
+    from millrace.engine.kernels.cpu.build import build_library, find_compiler
+    from millrace.engine.kernels.cpu.instruction_paths import choose_path, missing_for_better
+
+    slow = "the model runs on plain torch, several times as slow"
+    asked = str(explain_service(load_topology(), "worker", environ)["instruction_path"].value)
+    path = choose_path(asked)
+    if path is None:
+        return Finding("kernels", "warn", f"no CPU kernels for this processor: {slow}")
+    if find_compiler() is None:
+        advice = "install g++ or clang++, or set CXX"
+        return Finding("kernels", "warn", f"no C++ compiler for the CPU kernels: {slow}", advice)
+    build_library(path, home.cache / "kernels", report)
+    return Finding("kernels", "ok", f"CPU kernels: {path.name}{missing_for_better(path)}")
 
 
 def _gpu(environ: Mapping[str, str]) -> Finding:

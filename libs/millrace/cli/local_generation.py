@@ -34,7 +34,11 @@ def generate_locally(
     from millrace.engine.text import LocalTextGenerator
 
     config = EngineConfig(
-        model_path=entry.path, name=entry.name, revision=entry.revision, dtype=dtype
+        model_path=entry.path,
+        name=entry.name,
+        revision=entry.revision,
+        dtype=dtype,
+        cache_dir=millrace_home().cache,
     )
     engine = create_engine(config)
     texts = LocalTextGenerator(LocalGenerator(engine), entry.path)

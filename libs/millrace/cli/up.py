@@ -23,6 +23,7 @@ from .stack.command import run_millrace
 from .stack.first_answer import FirstAnswer
 from .stack.model_choice import find_or_pull, require_fit, served_model
 from .stack.options import choose_model, public_endpoints, wiring_options
+from .stack.preparation import prepare_weights
 from .stack.run_file import new_stack_record, running_stack, stack_lock
 from .stack.servers import find_server
 from .stack.stack_view import StackView
@@ -62,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
     entry = find_or_pull(model, home)
     if config.fit_check:
         require_fit(entry, config, environ)
+    prepare_weights(entry, config, environ, home)
     if args.detach:
         return start_in_background(home, sys.argv[1:], Console())
     with stack_lock(home):

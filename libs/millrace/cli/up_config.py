@@ -17,6 +17,9 @@ class UpConfig:
     dtype: str | None = setting(
         None, help="Number type of the weights.", choices=("auto", "float32", "bfloat16")
     )
+    quantization: str | None = setting(
+        None, help="How weights are stored on a CPU.", choices=("none", "int8")
+    )
     host: str | None = setting(None, help="Where the gateway listens.")
     http_port: int | None = setting(None, help="The gateway's HTTP port.")
     grpc_port: int | None = setting(None, help="The gateway's gRPC port.")

@@ -12,7 +12,7 @@ from pathlib import Path
 from millrace.core.errors import MillraceError
 from millrace.core.sampling import SamplingParams
 
-from .config import DTYPES, ROUTES, EngineConfig
+from .config import DTYPES, QUANTIZATIONS, ROUTES, EngineConfig
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,6 +37,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=("auto", *DTYPES), default="auto")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--route", choices=ROUTES, default="auto")
+    parser.add_argument("--backend", choices=("auto", "cpu", "torch"), default="auto")
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, default="none")
     parser.add_argument("--num-threads", type=int, default=0, help="0 (default): all usable CPUs")
     return parser
 
@@ -52,13 +54,15 @@ def _generate(args: argparse.Namespace) -> None:
         device=args.device,
         route=args.route,
         num_threads=args.num_threads,
+        backend=args.backend,
+        quantization=args.quantization,
     )
     # Not before the command line is known to be right: torch takes a second to import.
     from .engine import create_engine
     from .local import LocalGenerator, LocalRequest
     from .text import LocalTextGenerator
 
-    engine = create_engine(config)
+    engine = create_engine(config, _print_progress)
     texts = LocalTextGenerator(LocalGenerator(engine), args.model)
     seed = secrets.randbits(64) if args.seed is None else args.seed
     is_alone = len(args.prompt) == 1
@@ -81,6 +85,10 @@ def _generate(args: argparse.Namespace) -> None:
         f"in {elapsed_s:.2f} s, {num_tokens / elapsed_s:.1f} tokens/s",
         file=sys.stderr,
     )
+
+
+def _print_progress(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _print_piece(_: int, text: str) -> None:

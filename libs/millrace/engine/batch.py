@@ -47,6 +47,7 @@ class Batch:
     positions: torch.Tensor  # [T]
     slot_mapping: torch.Tensor  # [T]
     sample_indices: torch.Tensor  # [rows that sample]
+    wants_logits: npt.NDArray[np.uint8]  # [rows that sample], 0 where the likeliest token is enough
     block_tables: torch.Tensor  # [R, blocks]
     query_lens: IntArray  # [R]
     context_lens: IntArray  # [R]
@@ -95,6 +96,10 @@ def build_batch(
         positions=_to_device(positions, device),
         slot_mapping=_to_device(slots, device),
         sample_indices=_to_device(cu_seqlens_q[1:][samples] - 1, device),
+        wants_logits=np.array(
+            [not item.row.sample.is_plain_greedy for item in ordered if item.samples],
+            dtype=np.uint8,
+        ),
         block_tables=_to_device(pad_block_tables(tables, context_lens, block_size), device),
         query_lens=query_lens,
         context_lens=context_lens,
@@ -118,6 +123,10 @@ def _positions(query_lens: IntArray, context_lens: IntArray, cu_seqlens_q: IntAr
 
 def _to_device(array: IntArray, device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array)).to(device)
+
+
+def _wants_logits(item: Work) -> bool:
+    return not item.row.sample.is_plain_greedy
 
 
 def _context_len(item: Work) -> int:

@@ -13,18 +13,19 @@ from millrace.core.step import Fork, PlanRefused, RowToken, StepPlan, StepResult
 from .attention.base import Progress
 from .batch import Work, build_batch
 from .config import EngineConfig
-from .model_runner import ModelRunner
+from .model_runner import ModelRunner, Report
+from .models.base import Logits
 from .plan_check import check_plan
 from .row import Row, RowTable
 from .sampler import Sampled, Sampler
 
 
-def create_engine(config: EngineConfig) -> Engine:
-    """Loads the model and sizes the KV cache.
+def create_engine(config: EngineConfig, report: Report = lambda text: None) -> Engine:
+    """Loads the model and sizes the KV cache; `report` hears of what takes long.
 
     Raises `UnsupportedModel` with the reason, or `ConfigError` for a setting that cannot be met.
     """
-    runner = ModelRunner.load(config)
+    runner = ModelRunner.load(config, report)
     return Engine(runner, config.max_num_seqs)
 
 
@@ -162,11 +163,12 @@ class Engine:
         result.forward_ns = forward_end_ns - start_ns
         result.sample_ns = time.perf_counter_ns() - forward_end_ns
 
-    def _sample(self, logits: torch.Tensor, rows: Sequence[Row]) -> list[Sampled]:
+    def _sample(self, logits: Logits, rows: Sequence[Row]) -> list[Sampled]:
         if not rows:
             return []
+        likeliest = None if logits.likeliest is None else logits.likeliest.tolist()
         with torch.inference_mode():
-            return self._sampler.sample(logits, [row.sample for row in rows])
+            return self._sampler.sample(logits.values, [row.sample for row in rows], likeliest)
 
 
 def _take(row: Row, drawn: Sampled) -> RowToken:

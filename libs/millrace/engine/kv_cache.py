@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -25,6 +26,26 @@ class LayerShape:
     num_kv_heads: int
     key_dim: int
     value_dim: int
+
+
+class PagedCache(Protocol):
+    """What the engine needs of a K/V cache, whatever its layout."""
+
+    num_blocks: int
+    block_size: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes reserved for all blocks."""
+        ...
+
+    def clear_blocks(self, blocks: Sequence[int]) -> None:
+        """Sets every slot of `blocks` to zero."""
+        ...
+
+    def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copies whole blocks, (from, to) each; reads all sources before it writes a target."""
+        ...
 
 
 class KVCache:

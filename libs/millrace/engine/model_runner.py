@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,18 +17,26 @@ from millrace.core.model import ModelInfo
 from .attention import create_attention
 from .attention.base import AttentionStep, Progress
 from .batch import Batch
-from .config import EngineConfig, resolve_config
+from .config import EngineConfig, resolve_config, weight_kind
+from .kernels.cpu.load import default_cache_dir, load_kernels
 from .kv_cache import (
     CPU_MEMORY_SHARE,
     GPU_MEMORY_RESERVE,
     KVCache,
+    LayerShape,
+    PagedCache,
     block_bytes,
     choose_num_blocks,
 )
 from .loader import Checkpoint, read_config, read_eos_token_ids
 from .machine import available_memory_bytes
-from .models.base import Model
+from .models.base import Logits, Model
 from .routes import is_native, route_of
+
+if TYPE_CHECKING:
+    from .kernels.cpu.library import Kernels
+
+Report = Callable[[str], None]
 
 TORCH_DTYPES = {
     "float32": torch.float32,
@@ -40,7 +49,12 @@ class ModelRunner:
     """Model, KV cache and attention backend, put together."""
 
     def __init__(
-        self, model: Model, cache: KVCache, backend: str, info: ModelInfo, device: torch.device
+        self,
+        model: Model,
+        cache: PagedCache,
+        backend: str,
+        info: ModelInfo,
+        device: torch.device,
     ) -> None:
         self.cache = cache
         self.info = info
@@ -50,19 +64,27 @@ class ModelRunner:
         self._backend = create_attention(backend, cache)
 
     @staticmethod
-    def load(config: EngineConfig) -> ModelRunner:
+    def load(config: EngineConfig, report: Report = lambda text: None) -> ModelRunner:
         """The model at `config.model_path`; see `create_engine` for the errors."""
         checkpoint = read_config(config.model_path)
-        config = resolve_config(config, checkpoint, has_cuda=torch.cuda.is_available())
+        kernels = load_kernels(config, report)
+        config = resolve_config(
+            config,
+            checkpoint,
+            has_cuda=torch.cuda.is_available(),
+            has_kernels=kernels is not None,
+        )
         route = _choose_route(config.route, checkpoint)
         if config.device == "cpu":
             torch.set_num_threads(config.num_threads)
         device = torch.device(config.device)
-        dtype = TORCH_DTYPES[config.dtype]
+        if config.backend != "cpu":
+            kernels = None
+        loader = _Loader(config, route, device, kernels, report)
         with torch.inference_mode():
-            model, max_positions = _load_model(config, route, dtype, device)
+            model, max_positions = loader.load_model()
         max_model_len = _choose_max_model_len(config.max_model_len, max_positions)
-        cache = _create_cache(config, model, max_model_len, dtype, device)
+        cache = loader.create_cache(model, max_model_len)
         info = ModelInfo(
             name=config.name,
             aliases=config.aliases,
@@ -74,6 +96,7 @@ class ModelRunner:
             eos_token_ids=read_eos_token_ids(config.model_path, checkpoint),
             num_parameters=model.num_parameters,
             weight_bytes=model.weight_bytes,
+            quantization=_quantization(config),
             architecture=(checkpoint.get("architectures") or [checkpoint["model_type"]])[0],
             route=route,
             config_json=json.dumps(checkpoint, sort_keys=True),
@@ -86,8 +109,8 @@ class ModelRunner:
         return runner
 
     @torch.inference_mode()
-    def forward(self, batch: Batch) -> torch.Tensor:
-        """Logits of the rows that sample, [rows, vocab_size], in the model's dtype."""
+    def forward(self, batch: Batch) -> Logits:
+        """Logits of the rows that sample, in the model's dtype; valid until the next call."""
         step = AttentionStep(self._backend, self._backend.prepare(batch), self.progress)
         logits = self._model.forward(batch, step)
         if self.device.type == "cuda":
@@ -106,20 +129,6 @@ def _choose_route(asked: str, checkpoint: Mapping[str, Any]) -> str:
             field="route",
         )
     return route if asked == "auto" else asked
-
-
-def _load_model(
-    config: EngineConfig, route: str, dtype: torch.dtype, device: torch.device
-) -> tuple[Model, int]:
-    parsed = _parse_config(config.model_path)
-    if route == "generic":
-        from .models.generic import GenericModel
-
-        return GenericModel(config.model_path, parsed, dtype, device), _max_positions(parsed)
-    from .models.llama import LlamaModel, LlamaSpec
-
-    with Checkpoint(config.model_path, dtype, device) as checkpoint:
-        return LlamaModel(LlamaSpec.from_config(parsed), checkpoint), _max_positions(parsed)
 
 
 def _parse_config(folder: Path) -> Any:
@@ -151,24 +160,87 @@ def _choose_max_model_len(setting: int, max_positions: int) -> int:
     return setting or max_positions
 
 
-def _create_cache(
-    config: EngineConfig,
-    model: Model,
-    max_model_len: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> KVCache:
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        memory = free - int(total * GPU_MEMORY_RESERVE)
-    else:
-        memory = int(available_memory_bytes() * CPU_MEMORY_SHARE)
-    num_blocks = choose_num_blocks(
-        config.num_blocks,
-        bytes_per_block=block_bytes(model.layers, config.block_size, dtype),
-        block_size=config.block_size,
-        max_num_seqs=config.max_num_seqs,
-        max_model_len=max_model_len,
-        memory_bytes=memory,
-    )
-    return KVCache(model.layers, num_blocks, config.block_size, dtype, device)
+@dataclass(frozen=True, slots=True)
+class _Loader:
+    """Makes model and cache for one set of resolved settings."""
+
+    config: EngineConfig
+    route: str
+    device: torch.device
+    kernels: Kernels | None
+    report: Report
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return TORCH_DTYPES[self.config.dtype]
+
+    def load_model(self) -> tuple[Model, int]:
+        """The model, and the number of positions it knows."""
+        folder = self.config.model_path
+        parsed = _parse_config(folder)
+        return self._load(folder, parsed), _max_positions(parsed)
+
+    def _load(self, folder: Path, parsed: Any) -> Model:
+        kind = weight_kind(self.config)
+        if self.route == "generic":
+            from .models.generic import GenericModel
+
+            model = GenericModel(folder, parsed, self.dtype, self.device)
+            if self.kernels is not None:
+                model.pack_linears(self.kernels, kind, self.report)
+            return model
+        from .models.llama import LlamaModel, LlamaSpec
+
+        spec = LlamaSpec.from_config(parsed)
+        if self.kernels is not None:
+            from .models.cpu_llama import CpuLlama
+
+            cache_dir = self.config.cache_dir or default_cache_dir()
+            return CpuLlama(folder, spec, self.kernels, kind, cache_dir, self.report)
+        with Checkpoint(folder, self.dtype, self.device) as checkpoint:
+            return LlamaModel(spec, checkpoint)
+
+    def create_cache(self, model: Model, max_model_len: int) -> PagedCache:
+        """The K/V cache, as large as settings and memory allow."""
+        config = self.config
+        num_blocks = choose_num_blocks(
+            config.num_blocks,
+            bytes_per_block=self._block_bytes(model.layers),
+            block_size=config.block_size,
+            max_num_seqs=config.max_num_seqs,
+            max_model_len=max_model_len,
+            memory_bytes=self._cache_memory_bytes(),
+        )
+        if self.kernels is None:
+            return KVCache(model.layers, num_blocks, config.block_size, self.dtype, self.device)
+        from .kernels.cpu.tile_cache import TileCache
+
+        return TileCache(self.kernels, model.layers, num_blocks, config.block_size, self._kv_kind())
+
+    def _kv_kind(self) -> int:
+        from .kernels.cpu.library import KINDS
+
+        return KINDS["int8" if self.config.kv_dtype == "int8" else self.config.dtype]
+
+    def _block_bytes(self, layers: Sequence[LayerShape]) -> int:
+        if self.kernels is None:
+            return block_bytes(layers, self.config.block_size, self.dtype)
+        from .kernels.cpu.tile_cache import check_block_size, layer_block_bytes
+
+        check_block_size(self.config.block_size)
+        kind = self._kv_kind()
+        return sum(
+            layer_block_bytes(self.kernels, layer, self.config.block_size, kind) for layer in layers
+        )
+
+    def _cache_memory_bytes(self) -> int:
+        if self.device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(self.device)
+            return free - int(total * GPU_MEMORY_RESERVE)
+        return int(available_memory_bytes() * CPU_MEMORY_SHARE)
+
+
+def _quantization(config: EngineConfig) -> str:
+    """As registrations name it: weights, then K/V where it is narrower too."""
+    kv = "+kv-int8" if config.kv_dtype == "int8" else ""
+    return f"{config.quantization}{kv}"

@@ -170,7 +170,9 @@ class PerplexityRun:
         device = self._runner.device
         batch = build_batch(works, table, self._runner.cache.block_size, device)
         every = torch.arange(batch.num_tokens, dtype=torch.int64, device=device)
-        logits = self._runner.forward(replace(batch, sample_indices=every))
+        wants = np.ones(batch.num_tokens, dtype=np.uint8)
+        asked = replace(batch, sample_indices=every, wants_logits=wants)
+        logits = self._runner.forward(asked).values
         judged = []
         for index, item in enumerate(batch.work):
             row = item.row

@@ -101,7 +101,7 @@ class StepLoop:
             block_size=opened.block_size,
             max_num_seqs=opened.max_num_seqs,
             max_model_len=opened.model.max_model_len,
-            prefix_seed=prefix_seed(opened.model.revision, opened.model.dtype),
+            prefix_seed=prefix_seed(opened.model.revision, _kv_kind(opened.model)),
         )
         self._workers[worker.worker_id] = worker
         _log.info("worker %s: %d blocks", worker.worker_id, opened.num_blocks)
@@ -158,3 +158,10 @@ class StepLoop:
             [entry.spans.process for entry in entries],
             self._scheduler.num_used_blocks(worker.worker_id),
         )
+
+
+def _kv_kind(model: ModelInfo) -> str:
+    """What K/V depends on besides tokens and weights: number type and quantization."""
+    if model.quantization == "none":
+        return model.dtype
+    return f"{model.dtype}/{model.quantization}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import sys
 import uuid
@@ -11,6 +12,7 @@ import uuid
 import uvloop
 
 from millrace.bus.nats import connect_bus
+from millrace.config.home import millrace_home
 from millrace.config.loader import load_config
 from millrace.core.errors import Unavailable
 from millrace.core.membership import WorkerRegistration
@@ -30,6 +32,8 @@ from .engine_loop import EngineLoop
 from .engine_watch import EngineLost, watch_engine
 from .servicer import WorkerServicer
 from .warm_up import warm_up
+
+_log = logging.getLogger(__name__)
 
 SERVICE_NAME = "millrace.internal.v1.WorkerService"
 UNREGISTER_TIMEOUT_S = 1.0
@@ -68,7 +72,12 @@ def load_engine(config: WorkerConfig) -> Engine:
             max_num_seqs=config.max_num_seqs,
             max_model_len=config.max_model_len,
             num_threads=config.num_threads,
-        )
+            quantization=config.quantization,
+            kv_dtype=config.kv_dtype,
+            instruction_path=config.instruction_path,
+            cache_dir=millrace_home().cache,
+        ),
+        _log.info,
     )
     warm_up(engine)
     return engine

@@ -22,7 +22,18 @@ class WorkerConfig:
         "auto", help="number type of weights and K/V", choices=("auto", "float32", "bfloat16")
     )
     device: str = setting("auto", help="where the model runs", choices=("auto", "cpu", "cuda"))
-    backend: str = setting("auto", help="attention and kernels", choices=("auto", "torch"))
+    backend: str = setting(
+        "auto", help="kernels: our own for CPUs, or plain torch", choices=("auto", "cpu", "torch")
+    )
+    quantization: str = setting(
+        "none", help="how weights are stored; int8 needs the cpu backend", choices=("none", "int8")
+    )
+    kv_dtype: str = setting(
+        "auto", help="how K/V is stored; int8 needs the cpu backend", choices=("auto", "int8")
+    )
+    instruction_path: str = setting(
+        "auto", help="instruction set of the cpu backend; see millrace doctor"
+    )
     route: str = setting("auto", help="model code", choices=("auto", "native", "generic"))
     num_blocks: int = setting(0, help="blocks of the KV cache; 0 sizes it by memory")
     block_size: int = setting(32, help="tokens per block", unit="tokens")

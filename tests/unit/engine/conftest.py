@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,8 @@ from millrace.core.sampling import SamplingSpec
 from millrace.core.step import Admission, StepPlan, StepResult
 from millrace.engine.config import EngineConfig
 from millrace.engine.engine import Engine, create_engine
+from millrace.engine.kernels.cpu.build import find_compiler
+from millrace.engine.kernels.cpu.instruction_paths import choose_path
 
 GREEDY = SamplingSpec(temperature=0.0)
 SIZES = {
@@ -40,6 +42,11 @@ LLAMA3_ROPE = {
 }
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 HALF_WINDOWED = ["full_attention", "sliding_attention", "sliding_attention"]
+NEEDS_KERNELS = pytest.mark.skipif(
+    choose_path("auto") is None or find_compiler() is None,
+    reason="no kernels for this CPU or no C++ compiler",
+)
+KERNELS = Path(__file__).parents[3] / ".cache" / "kernels"
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"tie_word_embeddings": True}),
     "llama-biased": ("llama", {"attention_bias": True, "mlp_bias": True, "head_dim": 32}),
@@ -97,6 +104,24 @@ class Tiny:
 
 
 @pytest.fixture(scope="session")
+def kernel_folder() -> Path:
+    """Where built kernels stay from run to run; their names change with their sources."""
+    KERNELS.mkdir(parents=True, exist_ok=True)
+    return KERNELS
+
+
+@pytest.fixture(scope="session", autouse=True)
+def engine_cache(tmp_path_factory, kernel_folder) -> Iterator[Path]:
+    """What engines keep on disk: packed weights in a folder of this run, kernels as above."""
+    folder = tmp_path_factory.mktemp("engine-cache")
+    (folder / "millrace").mkdir()
+    (folder / "millrace" / "kernels").symlink_to(kernel_folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder / "millrace"
+
+
+@pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Callable[[str], Tiny]:
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(1)
@@ -129,9 +154,10 @@ def _randomise_vectors(model: Any) -> None:
 def engine_for(tiny) -> Callable[..., Engine]:
     engines: dict[tuple[Any, ...], Engine] = {}
 
-    def make(name: str, **settings: Any) -> Engine:
+    def make(name: str, backend: str = "torch", **settings: Any) -> Engine:
         # One thread: the tests' matrices are tiny, and other processes may want the CPUs too.
-        defaults = {"block_size": 8, "max_num_seqs": 8, "dtype": "float32", "num_threads": 1}
+        defaults = {"max_num_seqs": 8, "dtype": "float32", "num_threads": 1, "backend": backend}
+        defaults["block_size"] = 32 if backend == "cpu" else 8
         settings = {**defaults, **settings}
         key = (name, *sorted(settings.items()))
         if key not in engines:

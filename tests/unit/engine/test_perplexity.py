@@ -16,6 +16,7 @@ from scripts.perplexity import TEXT, load_scores, main
 
 from millrace.core.errors import ConfigError
 from millrace.engine.config import EngineConfig
+from millrace.engine.kv_cache import KVCache
 from millrace.engine.model_runner import ModelRunner
 from millrace.engine.perplexity import PerplexityRun, Scores, compare
 from millrace.testing.tokenizers import VOCAB_SIZE, write_byte_level
@@ -66,6 +67,7 @@ def test_stale_values_in_the_cache_change_nothing(tiny, prompt):
     runner = load(tiny("llama").path, rows=2)
     run = PerplexityRun(runner, window_tokens=WINDOW, rows=2, chunk_tokens=1)
     first = run.score(prompt(NUM_TOKENS))
+    assert isinstance(runner.cache, KVCache)
     for pool in (*runner.cache.keys, *runner.cache.values):
         pool.fill_(math.nan)
 

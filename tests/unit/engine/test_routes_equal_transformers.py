@@ -7,12 +7,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from millrace.core.errors import ConfigError, UnsupportedModel
+from millrace.core.sampling import SamplingSpec
 from millrace.engine.batch import Work, build_batch
 from millrace.engine.config import EngineConfig
 from millrace.engine.engine import create_engine
 from millrace.engine.local import LocalGenerator, LocalRequest
 from millrace.engine.model_runner import ModelRunner
+from millrace.engine.models.base import Logits
 from millrace.engine.row import RowTable
+from tests.unit.engine.conftest import NEEDS_KERNELS
 
 NATIVE = [
     "llama",
@@ -29,12 +32,16 @@ GENERIC = ["gpt_neox", "gemma2", "phi3", "mixtral", "gpt_oss", "cohere", "granit
 BOTH = [*((name, "native") for name in NATIVE), *((name, "generic") for name in GENERIC)]
 BORROWED = [(name, "generic") for name in ("llama", "mistral-windowed", "qwen2-windowed", "qwen3")]
 LENGTHS = (1, 6, 19, 40)
+BACKENDS = [pytest.param("cpu", marks=NEEDS_KERNELS), "torch"]
 
 
 @pytest.mark.parametrize(("name", "route"), [*BOTH, *BORROWED])
 @pytest.mark.parametrize("chunk_tokens", [7, 512])
-def test_greedy_output_equals_transformers(tiny, engine_for, prompt, name, route, chunk_tokens):
-    engine = engine_for(name, route="auto" if (name, route) in BOTH else route)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_greedy_output_equals_transformers(
+    tiny, engine_for, prompt, name, route, chunk_tokens, backend
+):
+    engine = engine_for(name, backend, route="auto" if (name, route) in BOTH else route)
     prompts = [prompt(length) for length in LENGTHS]
 
     outputs = LocalGenerator(engine, chunk_tokens=chunk_tokens).generate(
@@ -47,12 +54,14 @@ def test_greedy_output_equals_transformers(tiny, engine_for, prompt, name, route
 
 
 @pytest.mark.parametrize(("name", "route"), [*BOTH, ("llama", "generic")])
-def test_logits_equal_transformers(tiny, prompt, drive, name, route):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_logits_equal_transformers(tiny, prompt, drive, name, route, backend):
     config = EngineConfig(
         tiny(name).path,
         name,
         device="cpu",
         dtype="float32",
+        backend=backend,
         route=route,
         max_num_seqs=4,
         num_threads=1,
@@ -63,12 +72,12 @@ def test_logits_equal_transformers(tiny, prompt, drive, name, route):
     prompts = [prompt(length) for length in LENGTHS]
     work = []
     for index, tokens in enumerate(prompts):
-        row = rows.admit(driver.admission(index, tokens))
+        row = rows.admit(driver.admission(index, tokens, sampling=SamplingSpec(seed=1)))
         runner.cache.clear_blocks(driver.blocks[index])
         work.append(Work(row, len(tokens)))
 
     batch = build_batch(work, rows, runner.cache.block_size, runner.device)
-    logits = runner.forward(batch)
+    logits = runner.forward(batch).values
 
     for item, got in zip(batch.sampling_work, logits, strict=True):
         torch.testing.assert_close(
@@ -111,9 +120,10 @@ def test_model_with_hidden_state_is_refused_at_load(tiny, tmp_path):
 
 
 def test_self_check_refuses_a_model_that_keeps_state_outside_of_the_cache(tiny, monkeypatch):
-    def forward(self, batch, step, *, honest=None):
-        logits = honest_forward(self, batch, step)
-        return logits + (0.5 if batch.num_tokens > 1 else 0.0) * torch.arange(logits.shape[1])
+    def forward(self, batch, step):
+        values = honest_forward(self, batch, step).values
+        shift = 0.5 if batch.num_tokens > 1 else 0.0
+        return Logits(values + shift * torch.arange(values.shape[1]))
 
     from millrace.engine.models.generic import GenericModel
 

@@ -58,7 +58,12 @@ class Case:
                 self.cache.keys[layer][block, :, slot] = self.keys[row][position]
                 self.cache.values[layer][block, :, slot] = self.values[row][position]
         seats: Any = [
-            SimpleNamespace(index=row, num_computed_tokens=cached, token_ids=[1] * (cached + n))
+            SimpleNamespace(
+                index=row,
+                num_computed_tokens=cached,
+                token_ids=[1] * (cached + n),
+                sample=SimpleNamespace(is_plain_greedy=True),
+            )
             for row, (cached, n) in enumerate(self.lengths)
         ]
         work = [Work(seat, n) for seat, (_, n) in zip(seats, self.lengths, strict=True)]
@@ -177,5 +182,5 @@ def test_buckets_hold_rows_of_similar_size():
 def test_unknown_backend_names_the_known_ones():
     cache = KVCache([LayerShape(1, 4, 4)], 1, 8, torch.float32, torch.device("cpu"))
 
-    with pytest.raises(ConfigError, match="'triton'; known are torch"):
+    with pytest.raises(ConfigError, match="'triton'; known are cpu, torch"):
         create_attention("triton", cache)

@@ -67,7 +67,8 @@ def wiring_options(
 def _overrides(
     config: UpConfig, environ: Mapping[str, str], is_bind_allowed: bool
 ) -> dict[str, dict[str, str]]:
-    worker = {"dtype": config.dtype} if config.dtype else {}
+    asked = {"dtype": config.dtype, "quantization": config.quantization}
+    worker = {name: value for name, value in asked.items() if value}
     if config.workers > 1 and "MILLRACE_WORKER_NUM_THREADS" not in environ:
         # Workers of one machine share its cores.
         worker["num_threads"] = str(max(1, usable_cpus() // config.workers))

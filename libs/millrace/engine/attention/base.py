@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from millrace.engine.batch import Batch
@@ -39,11 +41,22 @@ class AttentionBackend(Protocol):
         ...
 
 
-@dataclass(slots=True)
 class Progress:
     """How far the engine has come; rises twice with every layer, read from other threads."""
 
-    count: int = 0
+    def __init__(self) -> None:
+        # An array, so that kernels can count while they run.
+        self._count: npt.NDArray[np.int64] = np.zeros(1, dtype=np.int64)
+        self.address = int(self._count.ctypes.data)
+
+    @property
+    def count(self) -> int:
+        """Half layers computed since the engine was made."""
+        return int(self._count[0])
+
+    def advance(self) -> None:
+        """Counts one more half of a layer."""
+        self._count[0] += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +80,9 @@ class AttentionStep:
     ) -> torch.Tensor:
         """`AttentionBackend.forward` with this step's metadata."""
         # Before and after: on a slow machine each half of a layer of a long prompt takes seconds.
-        self.progress.count += 1
+        self.progress.advance()
         output = self.backend.forward(
             layer, q, k, v, self.metadata, scale, sliding_window, softcap, sinks
         )
-        self.progress.count += 1
+        self.progress.advance()
         return output

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from millrace.engine.attention.base import AttentionStep
 from millrace.engine.batch import Batch
 from millrace.engine.kv_cache import LayerShape
+
+
+@dataclass(frozen=True, slots=True)
+class Logits:
+    """What a step says about the next tokens of the rows that sample.
+
+    `values` [rows, vocab_size] is only filled for rows that want logits, where `likeliest` [rows],
+    the token with the highest logit, is there; else for all.
+    """
+
+    values: torch.Tensor
+    likeliest: npt.NDArray[np.int64] | None = None
 
 
 class Model(Protocol):
@@ -19,6 +34,6 @@ class Model(Protocol):
     num_parameters: int
     weight_bytes: int
 
-    def forward(self, batch: Batch, step: AttentionStep) -> torch.Tensor:
-        """One pass over the flattened batch; logits [rows that sample, vocab_size]."""
+    def forward(self, batch: Batch, step: AttentionStep) -> Logits:
+        """One pass over the flattened batch."""
         ...

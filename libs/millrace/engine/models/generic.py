@@ -9,11 +9,11 @@ model's own keyword arguments.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -25,6 +25,11 @@ from millrace.engine.attention.base import AttentionStep
 from millrace.engine.batch import Batch
 from millrace.engine.kv_cache import LayerShape
 from millrace.engine.loader import weight_files
+
+from .base import Logits
+
+if TYPE_CHECKING:
+    from millrace.engine.kernels.cpu.library import Kernels
 
 # No part of the name may be one that transformers treats specially (flash, sdpa, flex, paged).
 ATTENTION_NAME = "millrace"
@@ -64,9 +69,17 @@ class GenericModel:
         self.weight_bytes = sum(parameter.nbytes for parameter in parameters)
         self.layers = self._probe()
 
-    def forward(self, batch: Batch, step: AttentionStep) -> torch.Tensor:
+    def pack_linears(self, kernels: Kernels, kind: str, report: Callable[[str], None]) -> None:
+        """Puts the kernels' packed products in the place of the model's linear layers."""
+        from millrace.engine.kernels.cpu.packed_linear import pack_linears
+
+        report(f"packing the weights as {kind} for {kernels.path}")
+        saved = pack_linears(self._model, kernels, kind)
+        self.weight_bytes -= saved
+
+    def forward(self, batch: Batch, step: AttentionStep) -> Logits:
         """See `Model.forward`."""
-        return self._call(batch.input_ids, batch.positions, batch.sample_indices, step)
+        return Logits(self._call(batch.input_ids, batch.positions, batch.sample_indices, step))
 
     def _call(
         self, input_ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor, step: Any

@@ -18,6 +18,7 @@ from millrace.engine.batch import Batch
 from millrace.engine.kv_cache import LayerShape
 from millrace.engine.loader import Checkpoint
 
+from .base import Logits
 from .rope import inverse_frequencies, rotate, rotation
 
 
@@ -98,7 +99,7 @@ class LlamaModel:
         self.num_parameters = checkpoint.num_parameters
         self.weight_bytes = checkpoint.num_bytes
 
-    def forward(self, batch: Batch, step: AttentionStep) -> torch.Tensor:
+    def forward(self, batch: Batch, step: AttentionStep) -> Logits:
         """See `Model.forward`."""
         hidden = functional.embedding(batch.input_ids, self._embedding)
         cos, sin = rotation(batch.positions, self._frequencies, hidden.dtype)
@@ -108,7 +109,8 @@ class LlamaModel:
             normed = rms_norm(hidden, weights.post_norm, self._spec.norm_eps)
             hidden = hidden + _mlp(weights, normed)
         last = hidden.index_select(0, batch.sample_indices)
-        return functional.linear(rms_norm(last, self._norm, self._spec.norm_eps), self._head)
+        last = rms_norm(last, self._norm, self._spec.norm_eps)
+        return Logits(functional.linear(last, self._head))
 
     def _attention(
         self,

@@ -15,8 +15,10 @@ from millrace.core.model import ModelInfo
 from millrace.core.sampling import SamplingSpec
 from millrace.core.step import Admission
 from millrace.engine.batch import Batch, Work, build_batch
-from millrace.engine.kv_cache import KVCache
+from millrace.engine.kv_cache import PagedCache
 from millrace.engine.row import RowTable
+
+from .base import Logits
 
 NUM_TOKENS = 6
 # Of the logits' standard deviation. Lower precisions round differently in batches of other shapes.
@@ -24,8 +26,8 @@ TOLERANCES = {"float32": 1e-3, "bfloat16": 0.3, "float16": 0.1}
 
 
 def check_cached_equals_whole(
-    forward: Callable[[Batch], torch.Tensor],
-    cache: KVCache,
+    forward: Callable[[Batch], Logits],
+    cache: PagedCache,
     info: ModelInfo,
     device: torch.device,
 ) -> None:
@@ -44,8 +46,8 @@ def check_cached_equals_whole(
 
 
 def _last_logits(
-    forward: Callable[[Batch], torch.Tensor],
-    cache: KVCache,
+    forward: Callable[[Batch], Logits],
+    cache: PagedCache,
     info: ModelInfo,
     device: torch.device,
     chunks: tuple[int, ...],
@@ -70,4 +72,4 @@ def _last_logits(
     for num_tokens in chunks:
         logits = forward(build_batch([Work(row, num_tokens)], rows, cache.block_size, device))
         row.num_computed_tokens += num_tokens
-    return logits.float()
+    return logits.values.float()

@@ -69,16 +69,26 @@ class Sampler:
         self.device = device
         self._all_ids: Ids = np.arange(vocab_size)
 
-    def sample(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[Sampled]:
-        """One token per row from `logits` [R, V] of any floating dtype; they stay as they are."""
+    def sample(
+        self,
+        logits: torch.Tensor,
+        rows: Sequence[SampleRow],
+        likeliest: Sequence[int] | None = None,
+    ) -> list[Sampled]:
+        """One token per row from `logits` [R, V] of any floating dtype; they stay as they are.
+
+        Where `likeliest` [R] is given, rows that are plain greedy take it and have no logits.
+        """
         logits = logits[:, : self.vocab_size]
         plain = [i for i, row in enumerate(rows) if row.is_plain_greedy]
-        if len(plain) == len(rows):
-            return [Sampled(token_id, None) for token_id in _argmax(_select(logits, plain))]
         others = [i for i, row in enumerate(rows) if not row.is_plain_greedy]
-        sampled: dict[int, Sampled] = {}
-        for i, token_id in zip(plain, _argmax(_select(logits, plain)), strict=True):
-            sampled[i] = Sampled(token_id, None)
+        if likeliest is None:
+            greedy = _argmax(_select(logits, plain)) if plain else []
+        else:
+            greedy = [likeliest[i] for i in plain]
+        sampled = {i: Sampled(token, None) for i, token in zip(plain, greedy, strict=True)}
+        if not others:
+            return list(sampled.values())
         raw = _to_host(_select(logits, others))
         # A vanishing temperature or penalty may overflow to infinity; that is its meaning.
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):

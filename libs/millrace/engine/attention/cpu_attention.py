@@ -1,0 +1,80 @@
+"""Paged attention by the C++ kernels, for models whose layers call it one by one."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+
+from millrace.engine.batch import Batch
+from millrace.engine.kernels.cpu.library import TILE_TOKENS, AttentionStruct, BatchStruct
+from millrace.engine.kernels.cpu.tile_cache import TileCache
+
+
+@dataclass(frozen=True, slots=True)
+class CpuMetadata:
+    """A step as the kernels take it; `batch` keeps the arrays alive that `struct` points to."""
+
+    batch: Batch
+    struct: BatchStruct
+
+
+class CpuAttention:
+    """The `cpu` backend; see `AttentionBackend`. A token's result does not depend on its batch."""
+
+    def __init__(self, cache: TileCache) -> None:
+        self.cache = cache
+        self._tiles_per_block = cache.block_size // TILE_TOKENS
+
+    def prepare(self, batch: Batch) -> CpuMetadata:
+        """The batch's arrays, by address."""
+        struct = BatchStruct(
+            num_rows=len(batch.work),
+            num_tokens=batch.num_tokens,
+            num_samples=len(batch.sample_indices),
+            table_width=batch.block_tables.shape[1],
+            tiles_per_block=self._tiles_per_block,
+            input_ids=batch.input_ids.data_ptr(),
+            positions=batch.positions.data_ptr(),
+            cu_seqlens_q=batch.cu_seqlens_q.ctypes.data,
+            context_lens=batch.context_lens.ctypes.data,
+            block_tables=batch.block_tables.data_ptr(),
+            sample_indices=batch.sample_indices.data_ptr(),
+        )
+        return CpuMetadata(batch, struct)
+
+    def forward(
+        self,
+        layer: int,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        metadata: CpuMetadata,
+        scale: float,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        sinks: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """See `AttentionBackend.forward`."""
+        wide = [tensor.to(torch.float32).contiguous() for tensor in (q, k, v)]
+        wide_sinks = None if sinks is None else sinks.to(torch.float32).contiguous()
+        how = AttentionStruct(
+            num_heads=q.shape[1],
+            scale=scale,
+            window=sliding_window or 0,
+            softcap=softcap or 0.0,
+            sinks=None if wide_sinks is None else wide_sinks.data_ptr(),
+        )
+        out = torch.empty((q.shape[0], q.shape[1], v.shape[2]), dtype=torch.float32)
+        kernels = self.cache.kernels
+        code = kernels.c.mr_attend(
+            kernels.team,
+            ctypes.byref(self.cache.structs[layer]),
+            ctypes.byref(how),
+            ctypes.byref(metadata.struct),
+            *(tensor.data_ptr() for tensor in wide),
+            out.data_ptr(),
+        )
+        kernels.check(code)
+        return out.to(q.dtype)

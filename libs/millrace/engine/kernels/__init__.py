@@ -1,0 +1,1 @@
+"""Kernels of our own, one package per kind of device."""

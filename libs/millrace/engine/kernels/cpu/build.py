@@ -1,0 +1,105 @@
+"""Compiles the kernels for one instruction path, once per source, compiler and path."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from millrace.core.errors import ConfigError
+
+from .instruction_paths import InstructionPath
+
+SOURCES = Path(__file__).parent / "src"
+COMPILE_TIMEOUT_S = 300.0
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-fPIC",
+    "-shared",
+    "-pthread",
+    # A fused product here and not there would make a token depend on the batch around it.
+    "-ffp-contract=off",
+    "-fno-math-errno",
+    "-fvisibility=hidden",
+)
+
+
+def find_compiler() -> str | None:
+    """The C++ compiler: $CXX, else c++, g++ or clang++ on the PATH; None where there is none."""
+    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
+    return next((found for name in names if (found := shutil.which(name))), None)
+
+
+def build_library(
+    path: InstructionPath, folder: Path, report: Callable[[str], None] = lambda text: None
+) -> Path:
+    """The shared library for `path` under `folder`, built where it is not there yet.
+
+    Raises `ConfigError` where there is no compiler or it fails; the message ends in its output.
+    """
+    compiler = find_compiler()
+    if compiler is None:
+        raise ConfigError("no C++ compiler was found (c++, g++ or clang++)", field="backend")
+    library = folder / f"{path.name}-{_fingerprint(path, compiler)}.so"
+    if library.is_file():
+        return library
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder / "build.lock"):
+            if not library.is_file():
+                report(f"building the CPU kernels for {path.name}, about 10 s")
+                _compile(compiler, path, library)
+    except OSError as error:
+        raise ConfigError(f"cannot keep the CPU kernels: {error}", field="cache_dir") from error
+    return library
+
+
+def _compile(compiler: str, path: InstructionPath, library: Path) -> None:
+    partial = library.with_suffix(f".{os.getpid()}.part")
+    sources = [str(source) for source in sorted(SOURCES.glob("*.cpp"))]
+    command = [compiler, *FLAGS, *path.compiler_flags, "-o", str(partial), *sources]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False
+        )
+        if done.returncode != 0:
+            raise ConfigError(
+                f"the CPU kernels do not compile for {path.name}: {done.stderr.strip()[-2000:]}",
+                field="backend",
+            )
+        with partial.open("rb") as file:
+            # Moved to its place before it is on the disk, it could be found there half-written.
+            os.fsync(file.fileno())
+        partial.replace(library)
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(
+            f"compiling the CPU kernels took over {COMPILE_TIMEOUT_S:.0f} s", field="backend"
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _fingerprint(path: InstructionPath, compiler: str) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    version = subprocess.run(
+        [compiler, "--version"], capture_output=True, text=True, timeout=30, check=False
+    ).stdout
+    for part in (version, *FLAGS, *path.compiler_flags):
+        digest.update(part.encode() + b"\0")
+    for source in sorted(SOURCES.iterdir()):
+        digest.update(source.name.encode() + b"\0" + source.read_bytes())
+    return digest.hexdigest()
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Holds an exclusive lock: two workers that start at once build it once."""
+    with file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,218 @@
+"""Packed weights as one read-only mapped file, shared by all workers of a machine.
+
+The file: a header of `HEADER_BYTES` with a JSON index, then arrays, each at a multiple of 4096
+bytes. It is written once per checkpoint, instruction path and kind of weights, beside its final
+place, and moved there when complete.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import mmap
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from millrace.core.errors import ConfigError
+
+from .library import (
+    FloatArray,
+    Kernels,
+    MatrixStruct,
+    address,
+    padded_columns,
+)
+
+VERSION = 2
+ALIGNMENT = 4096
+HEADER_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class PackedMatrix:
+    """A matrix [columns, k] in panels, ready for the kernels; keeps its memory alive."""
+
+    kind: int
+    columns: int
+    k: int
+    panels: npt.NDArray[np.uint8]
+    bias: FloatArray | None
+
+    @property
+    def struct(self) -> MatrixStruct:
+        """What the kernels take."""
+        return MatrixStruct(
+            panels=address(self.panels),
+            bias=address(self.bias),
+            kind=self.kind,
+            columns=self.columns,
+            k=self.k,
+        )
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of weights, scales included."""
+        return self.panels.nbytes
+
+
+def pack_matrix(
+    kernels: Kernels, kind: int, weight: FloatArray, bias: FloatArray | None = None
+) -> PackedMatrix:
+    """`weight` [columns, k] float32 in panels of `kind`."""
+    columns, k = weight.shape
+    weight = np.ascontiguousarray(weight)
+    panels = _aligned(kernels.c.mr_panel_bytes(kind, columns, k))
+    kernels.c.mr_pack(kind, address(weight), columns, k, address(panels))
+    if bias is not None:
+        wide = np.zeros(padded_columns(columns), dtype=np.float32)
+        wide[:columns] = bias
+        bias = wide
+    return PackedMatrix(kind, columns, k, panels, bias)
+
+
+def _aligned(num_bytes: int) -> npt.NDArray[np.uint8]:
+    room = np.empty(num_bytes + 64, dtype=np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + num_bytes]
+
+
+class PackedWriter:
+    """Collects arrays into a file. `add` and `add_matrix` write at once; nothing is kept."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._index: dict[str, Any] = {}
+        self._end = HEADER_BYTES
+
+    def add(self, name: str, array: npt.NDArray[Any]) -> None:
+        """Adds an array of any numpy type."""
+        self._file.seek(self._end)
+        self._file.write(np.ascontiguousarray(array).data)
+        self._index[name] = [self._end, array.dtype.str, list(array.shape)]
+        self._end += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
+
+    def add_matrix(self, name: str, matrix: PackedMatrix) -> None:
+        """Adds a matrix with its bias."""
+        self._index[f"{name}.shape"] = [matrix.kind, matrix.columns, matrix.k]
+        self.add(f"{name}.panels", matrix.panels)
+        if matrix.bias is not None:
+            self.add(f"{name}.bias", matrix.bias)
+
+    def finish(self, extra: dict[str, Any]) -> None:
+        """Writes the index. `extra` comes back as `PackedFile.extra`."""
+        content = {"version": VERSION, "bytes": self._end, "arrays": self._index, "extra": extra}
+        header = json.dumps(content).encode()
+        if len(header) > HEADER_BYTES:
+            raise ValueError(f"the index takes {len(header)} bytes; {HEADER_BYTES} are reserved")
+        self._file.seek(0)
+        self._file.write(header.ljust(HEADER_BYTES))
+        self._file.truncate(self._end)
+        # Moved to its place before it is on the disk, it could be found there full of zeros.
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+class PackedFile:
+    """A finished file, mapped; arrays are views of the mapping.
+
+    Raises `ValueError` for a file that is not whole, of another version, or of another kind.
+    """
+
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            header = _read_header(file.read(HEADER_BYTES))
+            if header.get("version") != VERSION or header.get("bytes") != size:
+                raise ValueError(f"{path} is not a whole file of version {VERSION}")
+            self._map = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ, flags=mmap.MAP_SHARED)
+        if hasattr(mmap, "MADV_WILLNEED"):
+            self._map.madvise(mmap.MADV_WILLNEED)
+        self._index: dict[str, Any] = header["arrays"]
+        self.extra: dict[str, Any] = header["extra"]
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """An array by name; raises `KeyError`."""
+        offset, dtype, shape = self._index[name]
+        count = int(np.prod(shape, dtype=np.int64))
+        found: npt.NDArray[Any] = np.frombuffer(
+            self._map, dtype=np.dtype(dtype), count=count, offset=offset
+        )
+        return found.reshape(shape)
+
+    def try_array(self, name: str) -> npt.NDArray[Any] | None:
+        """An array by name, or None."""
+        return self.array(name) if name in self._index else None
+
+    def matrix(self, name: str) -> PackedMatrix:
+        """A matrix by name."""
+        kind, columns, k = self._index[f"{name}.shape"]
+        return PackedMatrix(
+            kind=kind,
+            columns=columns,
+            k=k,
+            panels=self.array(f"{name}.panels"),
+            bias=self.try_array(f"{name}.bias"),
+        )
+
+
+def open_packed(path: Path, write: Callable[[PackedWriter], None]) -> PackedFile:
+    """The file at `path`, made by `write` where it is not there; two processes make it once.
+
+    A file that is not whole is made again. Raises `ConfigError` where the disk takes no file.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            found = _try_open(path)
+            if found is None:
+                _write_to(path, write)
+                found = PackedFile(path)
+            return found
+    except OSError as error:
+        raise ConfigError(f"cannot keep packed weights: {error}", field="cache_dir") from error
+
+
+def _write_to(path: Path, write: Callable[[PackedWriter], None]) -> None:
+    partial = path.with_suffix(f".{os.getpid()}.part")
+    try:
+        with partial.open("wb") as file:
+            write(PackedWriter(file))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _try_open(path: Path) -> PackedFile | None:
+    try:
+        return PackedFile(path)
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _read_header(text: bytes) -> dict[str, Any]:
+    header = json.loads(text)
+    return header if isinstance(header, dict) else {}
+
+
+def packed_path(cache_dir: Path, checkpoint: Path, kind: str, instruction_path: str) -> Path:
+    """Where the packed weights of a checkpoint lie, made or not."""
+    key = checkpoint_key(checkpoint, kind, instruction_path)
+    return cache_dir / "weights" / f"{checkpoint.name}-{kind}-{instruction_path}-{key}.bin"
+
+
+def checkpoint_key(folder: Path, *parts: str) -> str:
+    """A name for what is made of a checkpoint: changes with its files and with `parts`."""
+    digest = hashlib.blake2b(digest_size=10)
+    for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
+        found = file.stat()
+        digest.update(f"{file.name}\0{found.st_size}\0{found.st_mtime_ns}\0".encode())
+    digest.update("\0".join((str(VERSION), str(folder.resolve()), *parts)).encode())
+    return digest.hexdigest()

@@ -1,0 +1,205 @@
+#include <memory>
+#include <new>
+
+#include "decoder.h"
+#include "pack.h"
+
+namespace millrace {
+
+namespace {
+
+template <class Run>
+int64_t guarded(Run&& run) {
+  try {
+    return run();
+  } catch (const std::bad_alloc&) {
+    return MR_OUT_OF_MEMORY;
+  }
+}
+
+template <class Kind>
+int64_t multiply(Team& team, const mr_matrix& given, const float* in, int64_t rows, float* out) {
+  static thread_local RowBuffer<Kind> room;
+  const Matrix<Kind> matrix(given);
+  const Rows<Kind> inputs = room.reserve(rows, given.k);
+  const long width = matrix.num_panels() * kColumns;
+  Buffer<float> padded_rows;
+  std::vector<Buffer<float>> row_room(team.size());
+  for (Buffer<float>& row : row_room) row.reserve(matrix.k);
+  team.run([&](Member& member) {
+    each_rows(member, rows, [&](long first, long end) {
+      float* padded = row_room[member.index].data();
+      for (long row = first; row < end; ++row) {
+        std::memcpy(padded, in + row * given.k, given.k * sizeof(float));
+        put_row(inputs, row, padded, matrix.k);
+      }
+    });
+    each_panel(member, matrix.num_panels(), rows, [&](long panel, long first, long end) {
+      multiply_panel(matrix, panel, inputs, first, end, [&](long row, const float* values) {
+        std::memcpy(out + row * width + panel * kColumns, values, kColumns * sizeof(float));
+      });
+    });
+    release_tiles();
+  });
+  return MR_OK;
+}
+
+template <class Kind, class Element>
+int64_t attend(Team& team, const mr_kv& kv, const mr_attention& how, const mr_batch& batch,
+               const float* q, const float* k, const float* v, float* out) {
+  using Attend = Attention<Kind, Element>;
+  const long group = how.num_heads / kv.num_kv_heads;
+  const long padded = pad_dim(kv.key_dim);
+  AttentionPlan plan;
+  plan.build(batch, how.num_heads, kv.num_kv_heads, how.window, team.size());
+  Buffer<typename Kind::Input> queries_room;
+  Buffer<float> partials_room;
+  auto* queries = queries_room.reserve(batch.num_tokens * how.num_heads * padded);
+  float* partials =
+      partials_room.reserve(plan.num_partials() * Attend::partial_floats(group, kv.value_dim));
+  std::vector<typename Attend::Scratch> scratch(team.size());
+  for (auto& one : scratch) one.reserve(kv.key_dim, kv.value_dim);
+  const Attend attention(kv, how, batch);
+  const auto use = [&](long token, long head, const float* values) {
+    std::memcpy(out + (token * how.num_heads + head) * kv.value_dim, values,
+                kv.value_dim * sizeof(float));
+  };
+  team.run([&](Member& member) {
+    each_rows(member, batch.num_tokens, [&](long first, long end) {
+      for (long token = first; token < end; ++token) {
+        for (long head = 0; head < how.num_heads; ++head) {
+          auto* to = queries + (token * how.num_heads + head) * padded;
+          const float* from = q + (token * how.num_heads + head) * kv.key_dim;
+          for (long i = 0; i < kv.key_dim; ++i) put_number(to + i, from[i]);
+        }
+        const long position = batch.positions[token];
+        const long tile = tile_of(batch, row_of(batch, token), position);
+        for (long head = 0; head < kv.num_kv_heads; ++head)
+          KvTile<Kind, Element>(kv, tile, head)
+              .put(kv, position % kTileTokens, k + (token * kv.num_kv_heads + head) * kv.key_dim,
+                   v + (token * kv.num_kv_heads + head) * kv.value_dim);
+      }
+    });
+    member.each(static_cast<long>(plan.items().size()), [&](long item) {
+      attention.run(plan.items()[item], queries, scratch[member.index], partials, use);
+    });
+    member.each(static_cast<long>(plan.merges().size()), [&](long item) {
+      attention.run_merge(plan.merges()[item], scratch[member.index], partials, use);
+    });
+    release_tiles();
+  });
+  return MR_OK;
+}
+
+// The decoder for these kinds of weights; K/V of the kind that the first `run` gets.
+class Model {
+ public:
+  explicit Model(const mr_model& model) : model_(model) {}
+
+  int64_t run(Team& team, const mr_kv* kv, const mr_batch& batch, const StepOutput& out) {
+    if (!decoder_) decoder_ = create(kv[0].kind);
+    if (!decoder_) return MR_UNSUPPORTED;
+    decoder_->run(team, kv, batch, out);
+    return MR_OK;
+  }
+
+ private:
+  template <class Kind>
+  std::unique_ptr<Decoder> create_for(int64_t kv_kind) const {
+    if (kv_kind == MR_INT8) return std::make_unique<LlamaDecoder<Kind, Bf16, int8_t>>(model_);
+    if constexpr (!std::is_same_v<Kind, Bf16>)
+      if (kv_kind == MR_F32) return std::make_unique<LlamaDecoder<Kind, F32, float>>(model_);
+    if constexpr (!std::is_same_v<Kind, F32>)
+      if (kv_kind == MR_BF16) return std::make_unique<LlamaDecoder<Kind, Bf16, bf16>>(model_);
+    return nullptr;
+  }
+  std::unique_ptr<Decoder> create(int64_t kv_kind) const {
+    if (model_.head.kind == MR_F32) return create_for<F32>(kv_kind);
+    if (model_.head.kind == MR_BF16) return create_for<Bf16>(kv_kind);
+    return create_for<Int8>(kv_kind);
+  }
+
+  const mr_model model_;
+  std::unique_ptr<Decoder> decoder_;
+};
+
+}  // namespace
+
+}  // namespace millrace
+
+using namespace millrace;
+
+extern "C" {
+
+int64_t mr_abi(void) { return 1; }
+
+void* mr_team_create(int64_t size) {
+  if (!prepare_tiles()) return nullptr;
+  try {
+    return new Team(static_cast<int>(size));
+  } catch (...) {
+    // Out of memory or of threads; the caller reports it.
+    return nullptr;
+  }
+}
+
+void mr_team_destroy(void* team) { delete static_cast<Team*>(team); }
+
+int64_t mr_tile_bytes(int64_t kind, int64_t key_dim, int64_t value_dim) {
+  return tile_bytes(kind, key_dim, value_dim);
+}
+
+int64_t mr_panel_bytes(int64_t kind, int64_t columns, int64_t k) {
+  const long depth = round_up(k, kAlignK), panels = round_up(columns, kColumns) / kColumns;
+  if (kind == MR_F32) return panels * panel_numbers<F32>(depth) * sizeof(float);
+  if (kind == MR_BF16) return panels * panel_numbers<Bf16>(depth) * sizeof(bf16);
+  return panels * panel_numbers<Int8>(depth);
+}
+
+void mr_pack(int64_t kind, const float* source, int64_t columns, int64_t k, void* panels) {
+  if (kind == MR_F32)
+    pack<F32>(source, columns, k, static_cast<float*>(panels));
+  else if (kind == MR_BF16)
+    pack<Bf16>(source, columns, k, static_cast<bf16*>(panels));
+  else
+    pack_int8(source, columns, k, static_cast<uint8_t*>(panels));
+}
+
+int64_t mr_multiply(void* team, const mr_matrix* matrix, const float* in, int64_t rows,
+                    float* out) {
+  Team& members = *static_cast<Team*>(team);
+  return guarded([&] {
+    if (matrix->kind == MR_F32) return multiply<F32>(members, *matrix, in, rows, out);
+    if (matrix->kind == MR_BF16) return multiply<Bf16>(members, *matrix, in, rows, out);
+    return multiply<Int8>(members, *matrix, in, rows, out);
+  });
+}
+
+int64_t mr_attend(void* team, const mr_kv* kv, const mr_attention* how, const mr_batch* batch,
+                  const float* q, const float* k, const float* v, float* out) {
+  Team& members = *static_cast<Team*>(team);
+  if (how->num_heads / kv->num_kv_heads > kMaxTileRows) return MR_UNSUPPORTED;
+  return guarded([&] {
+    if (kv->kind == MR_F32) return attend<F32, float>(members, *kv, *how, *batch, q, k, v, out);
+    if (kv->kind == MR_BF16) return attend<Bf16, bf16>(members, *kv, *how, *batch, q, k, v, out);
+    return attend<Bf16, int8_t>(members, *kv, *how, *batch, q, k, v, out);
+  });
+}
+
+void* mr_model_create(const mr_model* model) {
+  if (model->num_heads / model->num_kv_heads > kMaxTileRows) return nullptr;
+  return new (std::nothrow) Model(*model);
+}
+
+void mr_model_destroy(void* model) { delete static_cast<Model*>(model); }
+
+int64_t mr_model_run(void* model, void* team, const mr_kv* kv, const mr_batch* batch,
+                     const uint8_t* wants_logits, float* logits, int64_t* likeliest,
+                     volatile int64_t* progress) {
+  return guarded([&] {
+    return static_cast<Model*>(model)->run(*static_cast<Team*>(team), kv, *batch,
+                                           StepOutput{wants_logits, logits, likeliest, progress});
+  });
+}
+
+}  // extern "C"

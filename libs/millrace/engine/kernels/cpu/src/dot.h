@@ -1,0 +1,312 @@
+// The one inner loop: a few rows of input times one panel of 32 columns.
+//
+// Every output is one accumulator that takes its products in the order of K, whatever the number of
+// rows. A token's numbers are therefore the same alone, in a batch, in a prefill and in a decode
+// step.
+#pragma once
+
+#include <array>
+#include <type_traits>
+#include <utility>
+
+#include "kinds.h"
+#include "tiles.h"
+
+namespace millrace {
+
+// R rows by N vectors of one panel, beginning at its vector `first`.
+template <class Kind, int R, int N>
+struct Block;
+
+template <int R, int N>
+struct Block<F32, R, N> {
+  static void run(const float* a, long stride, const float* b, long k, float* out, long out_stride,
+                  bool add) {
+    Vec sums[R][N];
+    for (int r = 0; r < R; ++r)
+      for (int n = 0; n < N; ++n) sums[r][n] = add ? load(out + r * out_stride + n * kLanes) : zero();
+    for (long i = 0; i < k; ++i) {
+      Vec column[N];
+      for (int n = 0; n < N; ++n) column[n] = load(b + i * kColumns + n * kLanes);
+      for (int r = 0; r < R; ++r) {
+        const Vec x = set1(a[r * stride + i]);
+        for (int n = 0; n < N; ++n) sums[r][n] = fma(x, column[n], sums[r][n]);
+      }
+    }
+    for (int r = 0; r < R; ++r)
+      for (int n = 0; n < N; ++n) store(out + r * out_stride + n * kLanes, sums[r][n]);
+  }
+};
+
+#if !defined(__AVX512BF16__)
+template <int R, int N>
+struct Block<Bf16, R, N> {
+  static void run(const float* a, long stride, const bf16* b, long k, float* out, long out_stride,
+                  bool add) {
+    Vec sums[R][N];
+    for (int r = 0; r < R; ++r)
+      for (int n = 0; n < N; ++n) sums[r][n] = add ? load(out + r * out_stride + n * kLanes) : zero();
+    for (long i = 0; i < k; i += 2) {
+      Vec even[N], odd[N];
+      for (int n = 0; n < N; ++n)
+        load_pairs(b + i * kColumns + n * kLanes * 2, even[n], odd[n]);
+      for (int r = 0; r < R; ++r) {
+        const Vec x = set1(a[r * stride + i]), y = set1(a[r * stride + i + 1]);
+        for (int n = 0; n < N; ++n) sums[r][n] = fma(y, odd[n], fma(x, even[n], sums[r][n]));
+      }
+    }
+    for (int r = 0; r < R; ++r)
+      for (int n = 0; n < N; ++n) store(out + r * out_stride + n * kLanes, sums[r][n]);
+  }
+};
+#elif !defined(MILLRACE_AMX)
+template <int R, int N>
+struct Block<Bf16, R, N> {
+  static void run(const bf16* a, long stride, const bf16* b, long k, float* out, long out_stride,
+                  bool add) {
+    Vec sums[R][N];
+    for (int r = 0; r < R; ++r)
+      for (int n = 0; n < N; ++n) sums[r][n] = add ? load(out + r * out_stride + n * kLanes) : zero();
+    for (long i = 0; i < k; i += 2) {
+      __m512bh pairs[N];
+      for (int n = 0; n < N; ++n)
+        pairs[n] = reinterpret_cast<__m512bh>(
+            _mm512_loadu_si512(static_cast<const void*>(b + i * kColumns + n * kLanes * 2)));
+      for (int r = 0; r < R; ++r) {
+        int both;
+        std::memcpy(&both, a + r * stride + i, sizeof both);
+        const __m512bh x = reinterpret_cast<__m512bh>(_mm512_set1_epi32(both));
+        for (int n = 0; n < N; ++n) sums[r][n] = _mm512_dpbf16_ps(sums[r][n], x, pairs[n]);
+      }
+    }
+    for (int r = 0; r < R; ++r)
+      for (int n = 0; n < N; ++n) store(out + r * out_stride + n * kLanes, sums[r][n]);
+  }
+};
+#endif
+
+// What Int8 knows of its rows besides their bytes: -kWeightOffset times the sum of each group.
+struct GroupOffsets {
+  const int32_t* data;
+  long stride;
+};
+
+#if !defined(MILLRACE_AMX)
+
+#if defined(__AVX512VNNI__)
+using IntVec = __m512i;
+inline IntVec int_set1(int32_t x) { return _mm512_set1_epi32(x); }
+inline IntVec load_weights(const uint8_t* p) { return _mm512_loadu_si512(p); }
+inline IntVec load_input(const int8_t* p) {
+  int four;
+  std::memcpy(&four, p, sizeof four);
+  return _mm512_set1_epi32(four);
+}
+inline IntVec multiply_add(IntVec sum, IntVec weights, IntVec input) {
+  return _mm512_dpbusd_epi32(sum, weights, input);
+}
+inline Vec join(IntVec high, IntVec low) {
+  return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high, 8), low));
+}
+#elif defined(__ARM_FEATURE_DOTPROD)
+using IntVec = int32x4_t;
+inline IntVec int_set1(int32_t x) { return vdupq_n_s32(x); }
+inline IntVec load_weights(const uint8_t* p) {
+  return vreinterpretq_s32_s8(vld1q_s8(reinterpret_cast<const int8_t*>(p)));
+}
+inline IntVec load_input(const int8_t* p) {
+  int32_t four;
+  std::memcpy(&four, p, sizeof four);
+  return vdupq_n_s32(four);
+}
+inline IntVec multiply_add(IntVec sum, IntVec weights, IntVec input) {
+  return vdotq_s32(sum, vreinterpretq_s8_s32(weights), vreinterpretq_s8_s32(input));
+}
+inline Vec join(IntVec high, IntVec low) {
+  return vcvtq_f32_s32(vaddq_s32(vshlq_n_s32(high, 8), low));
+}
+#elif defined(__AVX2__)
+using IntVec = __m256i;
+inline IntVec int_set1(int32_t x) { return _mm256_set1_epi32(x); }
+inline IntVec load_weights(const uint8_t* p) {
+  return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+}
+inline IntVec load_input(const int16_t* p) {
+  int both;
+  std::memcpy(&both, p, sizeof both);
+  return _mm256_set1_epi32(both);
+}
+inline IntVec multiply_add(IntVec sum, IntVec weights, IntVec input) {
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(weights, input));
+}
+inline Vec to_floats(IntVec x) { return _mm256_cvtepi32_ps(x); }
+#else
+using IntVec = int32x4_t;
+inline IntVec int_set1(int32_t x) { return vdupq_n_s32(x); }
+// Pairs of numbers in the halves: the first of each pair, then the second.
+inline IntVec load_weights(const uint8_t* p) {
+  const int16x8_t pairs = vmovl_s8(vld1_s8(reinterpret_cast<const int8_t*>(p)));
+  const int16x4_t low = vget_low_s16(pairs), high = vget_high_s16(pairs);
+  return vreinterpretq_s32_s16(vcombine_s16(vuzp1_s16(low, high), vuzp2_s16(low, high)));
+}
+inline IntVec load_input(const int16_t* p) {
+  return vreinterpretq_s32_s16(vcombine_s16(vdup_n_s16(p[0]), vdup_n_s16(p[1])));
+}
+inline IntVec multiply_add(IntVec sum, IntVec weights, IntVec input) {
+  const int16x8_t w = vreinterpretq_s16_s32(weights), x = vreinterpretq_s16_s32(input);
+  sum = vmlal_s16(sum, vget_low_s16(w), vget_low_s16(x));
+  return vmlal_s16(sum, vget_high_s16(w), vget_high_s16(x));
+}
+inline Vec to_floats(IntVec x) { return vcvtq_f32_s32(x); }
+#endif
+
+// Exact sums of one group after another, each scaled and added to the row's float.
+template <int R, int N>
+struct Int8Block {
+  using Input = Int8::Input;
+  static constexpr long kInputsPerGroup = Int8::kGroup * (Int8::kPack == 4 ? 2 : 1);
+  static constexpr long kVectorBytes = kLanes * Int8::kPack;
+  static constexpr long kRowBytes = kColumns * Int8::kPack;
+
+  static void run(const Input* a, long stride, const GroupOffsets& offsets, const uint8_t* b,
+                  long k, int first_column, float* out, long out_stride) {
+    Vec sums[R][N];
+    for (int r = 0; r < R; ++r)
+      for (int n = 0; n < N; ++n) sums[r][n] = zero();
+    for (long group = 0; group < k / Int8::kGroup; ++group) {
+      const uint8_t* record = b + group * Int8::kGroupBytes;
+      const uint8_t* weights = record + first_column * Int8::kPack;
+      const auto* scales =
+          reinterpret_cast<const bf16*>(record + Int8::kGroupWeightBytes) + first_column;
+      Vec totals[R][N];
+      add_group(a + group * kInputsPerGroup, stride, offsets, group, weights, totals);
+      for (int n = 0; n < N; ++n) {
+        const Vec scale = load(scales + n * kLanes);
+        for (int r = 0; r < R; ++r) sums[r][n] = fma(totals[r][n], scale, sums[r][n]);
+      }
+    }
+    for (int r = 0; r < R; ++r)
+      for (int n = 0; n < N; ++n) store(out + r * out_stride + n * kLanes, sums[r][n]);
+  }
+
+ private:
+  static inline void add_group(const Input* a, long stride, const GroupOffsets& offsets, long group,
+                               const uint8_t* weights, Vec (&totals)[R][N]) {
+    IntVec low[R][N];
+    for (int r = 0; r < R; ++r)
+      for (int n = 0; n < N; ++n) low[r][n] = int_set1(offsets.data[r * offsets.stride + group]);
+    if constexpr (Int8::kPack == 4) {
+      IntVec high[R][N];
+      for (int r = 0; r < R; ++r)
+        for (int n = 0; n < N; ++n) high[r][n] = int_set1(0);
+      for (long i = 0; i < Int8::kGroup / 4; ++i) {
+        IntVec column[N];
+        for (int n = 0; n < N; ++n)
+          column[n] = load_weights(weights + i * kRowBytes + n * kVectorBytes);
+        for (int r = 0; r < R; ++r) {
+          const IntVec x = load_input(a + r * stride + i * 4);
+          const IntVec y = load_input(a + r * stride + Int8::kGroup + i * 4);
+          for (int n = 0; n < N; ++n) {
+            high[r][n] = multiply_add(high[r][n], column[n], x);
+            low[r][n] = multiply_add(low[r][n], column[n], y);
+          }
+        }
+      }
+      for (int r = 0; r < R; ++r)
+        for (int n = 0; n < N; ++n) totals[r][n] = join(high[r][n], low[r][n]);
+    } else {
+      for (long i = 0; i < Int8::kGroup / 2; ++i) {
+        IntVec column[N];
+        for (int n = 0; n < N; ++n)
+          column[n] = load_weights(weights + i * kRowBytes + n * kVectorBytes);
+        for (int r = 0; r < R; ++r) {
+          const IntVec x = load_input(a + r * stride + i * 2);
+          for (int n = 0; n < N; ++n) low[r][n] = multiply_add(low[r][n], column[n], x);
+        }
+      }
+      for (int r = 0; r < R; ++r)
+        for (int n = 0; n < N; ++n) totals[r][n] = to_floats(low[r][n]);
+    }
+  }
+};
+
+#endif
+
+#if defined(__AVX512F__)
+constexpr int kBlockVectors = 2;
+#elif defined(__AVX2__)
+constexpr int kBlockVectors = 2;
+#else
+constexpr int kBlockVectors = 4;
+#endif
+
+template <class Kind>
+using BlockFunction = void (*)(const typename Kind::Input*, long, const typename Kind::Weight*, long,
+                               float*, long, bool);
+
+template <class Kind, int... R>
+constexpr std::array<BlockFunction<Kind>, sizeof...(R)> block_functions(
+    std::integer_sequence<int, R...>) {
+  return {&Block<Kind, R + 1, kBlockVectors>::run...};
+}
+
+// out[rows][32] (+)= a[rows][k] * panel[k][32], for up to Kind::kMaxRows rows of F32 or Bf16.
+template <class Kind>
+inline void dot(const typename Kind::Input* a, long stride, int rows,
+                const typename Kind::Weight* panel, long k, float* out, long out_stride, bool add) {
+#if defined(MILLRACE_AMX)
+  if constexpr (std::is_same_v<Kind, Bf16>) {
+    dot_tiles(a, stride, rows, panel, k, out, out_stride, add);
+    return;
+  } else
+#endif
+  {
+    static constexpr auto functions =
+        block_functions<Kind>(std::make_integer_sequence<int, Kind::kMaxRows>());
+    constexpr int width = kBlockVectors * kLanes;
+    for (int column = 0; column < kColumns; column += width)
+      functions[rows - 1](a, stride, panel + column * Kind::kPack, k, out + column, out_stride, add);
+  }
+}
+
+#if defined(MILLRACE_AMX)
+
+// One panel of Int8 as a panel of Bf16.
+inline void widen_panel(const uint8_t* panel, long k, bf16* wide) {
+  for (long group = 0; group < k / Int8::kGroup; ++group) {
+    const uint8_t* record = panel + group * Int8::kGroupBytes;
+    const auto* numbers = reinterpret_cast<const int8_t*>(record);
+    const auto* scales = reinterpret_cast<const bf16*>(record + Int8::kGroupWeightBytes);
+    // Each column's scale twice: its two numbers of a pair lie side by side.
+    alignas(64) float pairs[2 * kColumns];
+    for (int column = 0; column < kColumns; ++column)
+      pairs[2 * column] = pairs[2 * column + 1] = to_float(scales[column]);
+    for (long i = 0; i < Int8::kGroup / 2; ++i)
+      for (int n = 0; n < 2 * kColumns; n += kLanes) {
+        const long place = i * 2 * kColumns + n;
+        store(wide + group * Int8::kGroupWeightBytes + place,
+              mul(load(numbers + place), load(pairs + n)));
+      }
+  }
+}
+
+#else
+
+template <int... R>
+constexpr auto int8_functions(std::integer_sequence<int, R...>) {
+  return std::array{&Int8Block<R + 1, kBlockVectors>::run...};
+}
+
+// out[rows][32] = a[rows][k] * panel[k][32], for up to Int8::kMaxRows rows.
+inline void dot_int8(const Int8::Input* a, long stride, const GroupOffsets& offsets, int rows,
+                     const uint8_t* panel, long k, float* out, long out_stride) {
+  static constexpr auto functions =
+      int8_functions(std::make_integer_sequence<int, Int8::kMaxRows>());
+  constexpr int width = kBlockVectors * kLanes;
+  for (int column = 0; column < kColumns; column += width)
+    functions[rows - 1](a, stride, offsets, panel, k, column, out + column, out_stride);
+}
+
+#endif
+
+}  // namespace millrace

@@ -1,0 +1,87 @@
+// The paged K/V cache of a layer, in tiles of 32 tokens of one head.
+//
+// A tile is K as one panel whose 32 columns are tokens and whose K is the head's dimension, then V
+// as panels whose columns are 32 dimensions each and whose K is the 32 tokens: both products of
+// attention are then the panel product of dot.h. Dimensions are padded with zeros to 32. Int8 adds
+// the scale of each token's K and V.
+#pragma once
+
+#include "dot.h"
+#include "millrace_cpu.h"
+
+namespace millrace {
+
+constexpr int kTileTokens = kColumns;
+
+inline long pad_dim(long dim) { return round_up(dim, kColumns); }
+
+inline long kv_element_bytes(long kind) { return kind == MR_F32 ? 4 : kind == MR_BF16 ? 2 : 1; }
+
+inline long tile_bytes(long kind, long key_dim, long value_dim) {
+  const long numbers = kTileTokens * (pad_dim(key_dim) + pad_dim(value_dim));
+  const long scales = kind == MR_INT8 ? 2 * kTileTokens * static_cast<long>(sizeof(float)) : 0;
+  return numbers * kv_element_bytes(kind) + scales;
+}
+
+// Where number (token, dimension) of K, and of V, lies in its part of a tile.
+inline long key_offset(int pack, long token, long dim) {
+  return (dim / pack * kTileTokens + token) * pack + dim % pack;
+}
+inline long value_offset(int pack, long token, long dim) {
+  const long panel = dim / kColumns * kTileTokens * kColumns;
+  return panel + (token / pack * kColumns + dim % kColumns) * pack + token % pack;
+}
+
+// One head's tile. `Element` is how numbers are stored, the panels are laid out for `Kind`.
+template <class Kind, class Element>
+struct KvTile {
+  Element* keys;
+  Element* values;
+  float* key_scales;
+  float* value_scales;
+
+  KvTile(const mr_kv& kv, long tile, long head) {
+    const long keys_padded = pad_dim(kv.key_dim), values_padded = pad_dim(kv.value_dim);
+    const long bytes = tile_bytes(kv.kind, kv.key_dim, kv.value_dim);
+    keys = reinterpret_cast<Element*>(static_cast<char*>(kv.data) +
+                                      (tile * kv.num_kv_heads + head) * bytes);
+    values = keys + kTileTokens * keys_padded;
+    key_scales = reinterpret_cast<float*>(values + kTileTokens * values_padded);
+    value_scales = key_scales + kTileTokens;
+  }
+
+  // Stores a token's key and value; what is padding stays as it was cleared.
+  void put(const mr_kv& kv, long token, const float* key, const float* value) {
+    float key_inverse = 1.0f, value_inverse = 1.0f;
+    if constexpr (std::is_same_v<Element, int8_t>) {
+      key_inverse = put_scale(key_scales + token, key, kv.key_dim);
+      value_inverse = put_scale(value_scales + token, value, kv.value_dim);
+    }
+    for (long dim = 0; dim < kv.key_dim; ++dim)
+      put_number(keys + key_offset(Kind::kPack, token, dim), key[dim] * key_inverse);
+    for (long dim = 0; dim < kv.value_dim; ++dim)
+      put_number(values + value_offset(Kind::kPack, token, dim), value[dim] * value_inverse);
+  }
+
+ private:
+  static float put_scale(float* scale, const float* x, long count) {
+    float most = 0.0f;
+    for (long i = 0; i < count; ++i) most = std::max(most, std::fabs(x[i]));
+    *scale = most / 127.0f;
+    return most > 0 ? 127.0f / most : 0.0f;
+  }
+};
+
+// The row of a batch that a token belongs to, and the tile of the cache that holds a position.
+inline long row_of(const mr_batch& batch, long token) {
+  const int64_t* end = batch.cu_seqlens_q + batch.num_rows + 1;
+  return std::upper_bound(batch.cu_seqlens_q, end, token) - batch.cu_seqlens_q - 1;
+}
+
+inline long tile_of(const mr_batch& batch, long row, long position) {
+  const long tile = position / kTileTokens;
+  const long block = batch.block_tables[row * batch.table_width + tile / batch.tiles_per_block];
+  return block * batch.tiles_per_block + tile % batch.tiles_per_block;
+}
+
+}  // namespace millrace

@@ -1,0 +1,209 @@
+// Rows of input times a packed matrix, shared out over a team by panels and runs of rows.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+#include <vector>
+
+#include "dot.h"
+#include "millrace_cpu.h"
+#include "team.h"
+
+namespace millrace {
+
+// Zero-initialised memory, aligned to cache lines, that grows and is used again.
+template <class T>
+class Buffer {
+ public:
+  T* reserve(long count) {
+    if (count > static_cast<long>(data_.size() - kSlack)) data_.assign(count + kSlack, T{});
+    return data();
+  }
+  T* data() {
+    const auto address = reinterpret_cast<uintptr_t>(data_.data());
+    return reinterpret_cast<T*>((address + 63) / 64 * 64);
+  }
+
+ private:
+  static constexpr long kSlack = 64;
+  std::vector<T> data_ = std::vector<T>(kSlack);
+};
+
+// Input rows of a matrix product, `stride` numbers apart, zero beyond K. Where Int8 takes integers,
+// each row has a scale, and for each group what the offset of the weights adds.
+template <class Kind>
+struct Rows {
+  typename Kind::Input* data;
+  long stride;
+  float* scales;
+  int32_t* offsets;
+  long offset_stride;
+};
+
+template <class Kind>
+constexpr bool kTakesIntegers = std::is_integral_v<typename Kind::Input>;
+
+template <class Kind>
+class RowBuffer {
+ public:
+  Rows<Kind> reserve(long rows, long k) {
+    const long depth = round_up(k, kAlignK);
+    if constexpr (kTakesIntegers<Kind>) {
+      const long stride = depth * 2 / static_cast<long>(sizeof(typename Kind::Input));
+      const long groups = depth / Kind::kGroup;
+      return {data_.reserve(rows * stride), stride, scales_.reserve(rows),
+              offsets_.reserve(rows * groups), groups};
+    } else {
+      return {data_.reserve(rows * depth), depth, nullptr, nullptr, 0};
+    }
+  }
+
+ private:
+  Buffer<typename Kind::Input> data_;
+  Buffer<float> scales_;
+  Buffer<int32_t> offsets_;
+};
+
+inline void put(bf16* to, const float* from, long count) {
+  for (long i = 0; i < count; i += kLanes) store(to + i, load(from + i));
+}
+inline void put(float* to, const float* from, long count) {
+  std::memcpy(to, from, count * sizeof(float));
+}
+
+inline float highest_magnitude(const float* x, long count) {
+  Vec most = zero();
+  for (long i = 0; i < count; i += kLanes) most = max(most, abs(load(x + i)));
+  return highest(most);
+}
+
+// `from` [count] as integers of 16 bits in the order that the products take them.
+template <class Kind>
+inline void put_integers(const Rows<Kind>& rows, long row, const float* from, long count) {
+  const float most = highest_magnitude(from, count);
+  const float inverse = most > 0 ? Kind::kInputLimit / most : 0.0f;
+  rows.scales[row] = most / Kind::kInputLimit;
+  typename Kind::Input* to = rows.data + row * rows.stride;
+  for (long group = 0; group < count / Kind::kGroup; ++group) {
+    int32_t total = 0;
+    for (long i = 0; i < Kind::kGroup; ++i) {
+      const auto whole = static_cast<int32_t>(std::lrintf(from[group * Kind::kGroup + i] * inverse));
+      total += whole;
+      if constexpr (sizeof(*to) == 1) {
+        const int32_t high = (whole + 128) >> 8;
+        to[group * 2 * Kind::kGroup + i] = static_cast<int8_t>(high);
+        to[(group * 2 + 1) * Kind::kGroup + i] = static_cast<int8_t>(whole - high * 256);
+      } else {
+        to[group * Kind::kGroup + i] = static_cast<int16_t>(whole);
+      }
+    }
+    rows.offsets[row * rows.offset_stride + group] = -Kind::kWeightOffset * total;
+  }
+}
+
+// Makes `from` [count], a multiple of 32, row `row` of `rows`.
+template <class Kind>
+inline void put_row(const Rows<Kind>& rows, long row, const float* from, long count) {
+  if constexpr (kTakesIntegers<Kind>)
+    put_integers(rows, row, from, count);
+  else
+    put(rows.data + row * rows.stride, from, count);
+}
+
+template <class Kind>
+struct Matrix {
+  const typename Kind::Weight* panels;
+  const float* bias;
+  long columns;
+  long k;  // padded
+
+  explicit Matrix(const mr_matrix& m)
+      : panels(static_cast<const typename Kind::Weight*>(m.panels)),
+        bias(m.bias),
+        columns(m.columns),
+        k(round_up(m.k, kAlignK)) {}
+
+  long num_panels() const { return (columns + kColumns - 1) / kColumns; }
+  const typename Kind::Weight* panel(long index) const {
+    return panels + index * panel_numbers<Kind>(k);
+  }
+};
+
+// Rows that one item takes through a panel: what stays in the core's own cache beside it.
+constexpr long kRunRows = 96;
+
+// Calls dot for up to Kind::kMaxRows rows beginning at `first`; `weights` as prepare_panel left them.
+template <class Kind, class Weights>
+inline void dot_rows(const Rows<Kind>& rows, long first, int count, const Weights* weights, long k,
+                     float* out) {
+  const auto* a = rows.data + first * rows.stride;
+  if constexpr (kTakesIntegers<Kind>) {
+    const GroupOffsets offsets{rows.offsets + first * rows.offset_stride, rows.offset_stride};
+    dot_int8(a, rows.stride, offsets, count, weights, k, out, kColumns);
+  } else if constexpr (std::is_same_v<Kind, Int8>) {
+    dot<Bf16>(a, rows.stride, count, weights, k, out, kColumns, false);
+  } else {
+    dot<Kind>(a, rows.stride, count, weights, k, out, kColumns, false);
+  }
+}
+
+// The panel as dot_rows takes it: in place, or made wide in this thread's own memory.
+template <class Kind>
+inline auto prepare_panel(const Matrix<Kind>& matrix, long panel) {
+#if defined(MILLRACE_AMX)
+  if constexpr (std::is_same_v<Kind, Int8>) {
+    static thread_local Buffer<bf16> room;
+    bf16* wide = room.reserve(matrix.k * kColumns);
+    widen_panel(matrix.panel(panel), matrix.k, wide);
+    return static_cast<const bf16*>(wide);
+  } else
+#endif
+    return matrix.panel(panel);
+}
+
+// Multiplies rows [first, end) by one panel; use(row, float out[32]) gets each row's result.
+template <class Kind, class Use>
+inline void multiply_panel(const Matrix<Kind>& matrix, long panel, const Rows<Kind>& rows,
+                           long first, long end, Use&& use) {
+  alignas(64) float sums[Kind::kMaxRows * kColumns];
+  const long count = end - first;
+  const long tiles = (count + Kind::kMaxRows - 1) / Kind::kMaxRows;
+  const auto* weights = prepare_panel(matrix, panel);
+  const float* bias = matrix.bias == nullptr ? nullptr : matrix.bias + panel * kColumns;
+  for (long tile = 0; tile < tiles; ++tile) {
+    const long start = first + count * tile / tiles;
+    const int height = static_cast<int>(first + count * (tile + 1) / tiles - start);
+    dot_rows(rows, start, height, weights, matrix.k, sums);
+    for (int row = 0; row < height; ++row) {
+      float* values = sums + row * kColumns;
+      for (int n = 0; n < kColumns; n += kLanes) {
+        Vec value = load(values + n);
+        if constexpr (kTakesIntegers<Kind>) value = mul(value, set1(rows.scales[start + row]));
+        if (bias != nullptr) value = add(value, load(bias + n));
+        store(values + n, value);
+      }
+      use(start + row, values);
+    }
+  }
+}
+
+// Calls use(item's panel, first row, end row) for every panel and run of rows, over the team.
+template <class Use>
+inline void each_panel(Member& member, long num_panels, long num_rows, Use&& use) {
+  const long runs = (num_rows + kRunRows - 1) / kRunRows;
+  member.each(runs * num_panels, [&](long item) {
+    const long run = item / num_panels;
+    use(item % num_panels, num_rows * run / runs, num_rows * (run + 1) / runs);
+  });
+}
+
+// Calls use(first, end) for short runs of rows.
+template <class Use>
+inline void each_rows(Member& member, long count, Use&& use) {
+  constexpr long grain = 4;
+  member.each((count + grain - 1) / grain,
+              [&](long run) { use(run * grain, std::min(count, (run + 1) * grain)); });
+}
+
+}  // namespace millrace

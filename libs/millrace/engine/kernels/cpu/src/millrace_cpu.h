@@ -1,0 +1,121 @@
+// The C interface of the CPU kernels, called from Python through ctypes.
+//
+// All numbers of the interface are 64 bits wide or pointers, so that the Python side cannot get the
+// padding wrong. Functions that can fail return 0 or an error code; nothing is thrown through here.
+#pragma once
+
+#include <stdint.h>
+
+#define MR_API __attribute__((visibility("default")))
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { MR_F32 = 0, MR_BF16 = 1, MR_INT8 = 2 };
+enum { MR_OK = 0, MR_OUT_OF_MEMORY = 1, MR_UNSUPPORTED = 2 };
+
+// A matrix [columns, k] in panels (see kinds.h). `bias` may be null; it is padded to whole panels.
+typedef struct {
+  const void* panels;
+  const float* bias;
+  int64_t kind;
+  int64_t columns;
+  int64_t k;
+} mr_matrix;
+
+// A decoder layer. Norm weights are padded with zeros to a multiple of 64; q_norm and k_norm
+// [head_dim] may be null. The panels of gate and up alternate. `window` 0: none.
+typedef struct {
+  const float* input_norm;
+  mr_matrix qkv;
+  const float* q_norm;
+  const float* k_norm;
+  mr_matrix o;
+  const float* post_norm;
+  mr_matrix gate_up;
+  mr_matrix down;
+  int64_t window;
+} mr_layer;
+
+// `embedding` is [vocab, hidden] of kind MR_F32 or MR_BF16, `frequencies` [head_dim / 2].
+typedef struct {
+  int64_t num_layers;
+  int64_t hidden;
+  int64_t intermediate;
+  int64_t num_heads;
+  int64_t num_kv_heads;
+  int64_t head_dim;
+  int64_t vocab;
+  int64_t embedding_kind;
+  double norm_eps;
+  const void* embedding;
+  const float* frequencies;
+  const float* final_norm;
+  mr_matrix head;
+  const mr_layer* layers;
+} mr_model;
+
+// The paged K/V of one layer: [blocks of 32 tokens][kv head][bytes of a head's tile].
+typedef struct {
+  void* data;
+  int64_t kind;
+  int64_t num_kv_heads;
+  int64_t key_dim;
+  int64_t value_dim;
+} mr_kv;
+
+// A flattened batch of R rows and T tokens. Tables hold numbers of blocks of `tiles_per_block`
+// times 32 tokens.
+typedef struct {
+  int64_t num_rows;
+  int64_t num_tokens;
+  int64_t num_samples;
+  int64_t table_width;
+  int64_t tiles_per_block;
+  const int64_t* input_ids;
+  const int64_t* positions;
+  const int64_t* cu_seqlens_q;
+  const int64_t* context_lens;
+  const int64_t* block_tables;
+  const int64_t* sample_indices;
+} mr_batch;
+
+// How one layer of a model attends; `softcap` 0 and `sinks` null: none.
+typedef struct {
+  int64_t num_heads;
+  double scale;
+  int64_t window;
+  double softcap;
+  const float* sinks;
+} mr_attention;
+
+MR_API int64_t mr_abi(void);
+
+MR_API void* mr_team_create(int64_t size);
+MR_API void mr_team_destroy(void* team);
+
+MR_API int64_t mr_tile_bytes(int64_t kind, int64_t key_dim, int64_t value_dim);
+MR_API int64_t mr_panel_bytes(int64_t kind, int64_t columns, int64_t k);
+// Packs `source` [columns, k] float32.
+MR_API void mr_pack(int64_t kind, const float* source, int64_t columns, int64_t k, void* panels);
+
+// out [rows, padded columns] = in [rows, k] * matrix.
+MR_API int64_t mr_multiply(void* team, const mr_matrix* matrix, const float* in, int64_t rows, float* out);
+
+// Writes k [T, kv heads, key_dim] and v into the cache and attends; all float32, out [T, heads,
+// value_dim].
+MR_API int64_t mr_attend(void* team, const mr_kv* kv, const mr_attention* how, const mr_batch* batch,
+                  const float* q, const float* k, const float* v, float* out);
+
+MR_API void* mr_model_create(const mr_model* model);
+MR_API void mr_model_destroy(void* model);
+// One step of the whole model. `logits` [samples, padded vocab] is filled for the rows whose
+// `wants_logits` is not 0; `likeliest` [samples] for all. `progress` rises twice with every layer.
+MR_API int64_t mr_model_run(void* model, void* team, const mr_kv* kv, const mr_batch* batch,
+                     const uint8_t* wants_logits, float* logits, int64_t* likeliest,
+                     volatile int64_t* progress);
+
+#ifdef __cplusplus
+}
+#endif

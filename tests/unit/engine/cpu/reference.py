@@ -1,0 +1,143 @@
+"""What the kernels compute, in float64, over numbers rounded where the kernels round them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from millrace.engine.kernels.cpu.instruction_paths import InstructionPath
+from millrace.engine.kernels.cpu.library import BF16, F32, INT8
+
+Array = npt.NDArray[Any]
+
+# The largest relative error of rounding to the nearest: half of the distance from 1 to the next.
+FLOAT_ROUNDING = 2.0**-24
+BF16_ROUNDING = 2.0**-8
+# Numbers that share a scale in int8 weights, and the largest input of 16 bits.
+GROUP = 32
+INPUT_LIMIT = 32512
+
+
+def to_bf16(x: Array) -> Array:
+    """float32 → the nearest bfloat16, ties to even, as float32."""
+    bits = np.ascontiguousarray(x, dtype=np.float32).view(np.uint32)
+    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) & np.uint32(0xFFFF0000)
+    return rounded.astype(np.uint32).view(np.float32)
+
+
+def rounds_inputs(path: InstructionPath) -> bool:
+    """True where bfloat16 weights meet bfloat16 inputs; elsewhere inputs stay float32."""
+    return path.name in ("amx", "avx512_bf16", "amx_emulated")
+
+
+def is_tiled(path: InstructionPath) -> bool:
+    """True where products of bfloat16 tiles take the place of all others but those of float32."""
+    return path.name in ("amx", "amx_emulated")
+
+
+def quantize(x: Array, limit: int = 127) -> tuple[Array, Array]:
+    """Rows of float32 → whole numbers up to `limit` and the scale of each row."""
+    most = np.abs(x).max(axis=-1, keepdims=True).astype(np.float32)
+    inverse = np.divide(np.float32(limit), most, out=np.zeros_like(most), where=most > 0)
+    return np.rint(x * inverse).astype(np.float64), most / np.float32(limit)
+
+
+def stored(x: Array, kind: int) -> Array:
+    """Rows as a cache of `kind` holds them, in float64."""
+    if kind == BF16:
+        return to_bf16(x).astype(np.float64)
+    if kind == INT8:
+        numbers, scales = quantize(x)
+        return numbers * scales.astype(np.float64)
+    return x.astype(np.float64)
+
+
+def stored_matrix(weight: Array, kind: int, is_tiled: bool) -> Array:
+    """A matrix [columns, k] as panels of `kind` hold it, in float64.
+
+    Int8: 32 neighbours along K share a scale, the bfloat16 not below a 127th of the largest. Tiles
+    multiply what is bfloat16, so `is_tiled` rounds once more.
+    """
+    if kind != INT8:
+        return stored(weight, kind)
+    columns, k = weight.shape
+    wide = np.zeros((columns, -(-k // GROUP), GROUP), np.float32)
+    wide.reshape(columns, -1)[:, :k] = weight
+    wanted = np.abs(wide).max(axis=-1, keepdims=True) / np.float32(127)
+    scales = to_bf16(wanted)
+    above = (scales.view(np.uint32) + np.uint32(1 << 16)).view(np.float32)
+    scales = np.where(scales < wanted, above, scales)
+    inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > 0)
+    numbers = np.rint(wide * inverse)
+    assert np.abs(numbers).max() <= 127
+    exact = (numbers.astype(np.float64) * scales).reshape(columns, -1)[:, :k]
+    return to_bf16(exact).astype(np.float64) if is_tiled else exact
+
+
+def taken(x: Array, kind: int, path: InstructionPath) -> Array:
+    """Input rows as they meet a matrix of `kind`, in float64."""
+    if kind == INT8 and not is_tiled(path):
+        numbers, scales = quantize(x, INPUT_LIMIT)
+        return numbers * scales.astype(np.float64)
+    return stored(x, BF16 if kind != F32 and rounds_inputs(path) else F32)
+
+
+def multiply(
+    x: Array, weight: Array, bias: Array | None, kind: int, path: InstructionPath
+) -> tuple[Array, Array]:
+    """x [rows, k] times weight [columns, k], and how far a float32 result may be from it."""
+    rows, matrix = taken(x, kind, path), stored_matrix(weight, kind, is_tiled(path))
+    exact = rows @ matrix.T + (0.0 if bias is None else bias.astype(np.float64))
+    sizes = np.abs(rows) @ np.abs(matrix.T)
+    # Rounding errors of either sign: they grow with the root of how many there are.
+    num_sums = x.shape[1] if kind != INT8 or is_tiled(path) else x.shape[1] / GROUP
+    roundings = 8.0 + 4.0 * np.sqrt(num_sums)
+    return exact, FLOAT_ROUNDING * (roundings * sizes + 2 * np.abs(exact)) + 1e-30
+
+
+def attend(
+    q: Array,
+    k: Array,
+    v: Array,
+    kind: int,
+    rounds: bool,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks: Array | None = None,
+) -> tuple[Array, Array]:
+    """Causal attention of a whole sequence, and how far a result may be from it.
+
+    q [T, heads, D], k [T, kv heads, D], v [T, kv heads, Dv]; `kind` is that of the cache;
+    `rounds`: queries and weights are rounded to bfloat16.
+    """
+    num_tokens, num_heads, _ = q.shape
+    group = num_heads // k.shape[1]
+    rounds = rounds and kind != F32
+    queries = stored(q, BF16 if rounds else F32)
+    keys = np.repeat(stored(k, kind), group, axis=1)
+    values = np.repeat(stored(v, kind), group, axis=1)
+    by_head = [array.transpose(1, 0, 2) for array in (queries, keys, values)]
+    scores = by_head[0] @ by_head[1].transpose(0, 2, 1) * scale
+    if softcap:
+        scores = softcap * np.tanh(scores / softcap)
+    distance = np.arange(num_tokens)[:, None] - np.arange(num_tokens)[None, :]
+    unseen = (distance < 0) | (distance >= window if window else False)
+    scores[:, unseen] = -np.inf
+    top = scores.max(axis=-1, keepdims=True)
+    if sinks is not None:
+        top = np.maximum(top, sinks[:, None, None])
+    weights = np.exp(scores - top)
+    total = weights.sum(axis=-1, keepdims=True)
+    if sinks is not None:
+        total = total + np.exp(sinks[:, None, None] - top)
+    weights /= total
+    out, sizes = ((weights @ v).transpose(1, 0, 2) for v in (by_head[2], np.abs(by_head[2])))
+    # Scores come from sums of float32 products: their error moves the weights by as much.
+    lengths = np.abs(queries).sum(-1).max() * np.abs(keys).max() * scale
+    share = FLOAT_ROUNDING * (64.0 + 8.0 * lengths) + (softcap * 2e-6)
+    if rounds:
+        share += BF16_ROUNDING
+    return out, share * sizes + 1e-6 * np.abs(values).max() * (kind != F32) + 1e-30

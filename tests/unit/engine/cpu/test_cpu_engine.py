@@ -1,0 +1,174 @@
+"""The engine on the `cpu` backend: its routes, its blocks, and the same tokens in any batch."""
+
+from __future__ import annotations
+
+import pytest
+
+from millrace.core.sampling import SamplingSpec
+from millrace.core.step import Fork
+from millrace.engine.kernels.cpu.library import BF16, F32, INT8
+from millrace.engine.local import LocalGenerator, LocalRequest
+from tests.unit.engine.conftest import NEEDS_KERNELS
+
+pytestmark = NEEDS_KERNELS
+
+BOTH_ROUTES = [("llama", "native"), ("mistral-windowed", "native"), ("gemma2", "generic")]
+NATIVE = ["llama", "llama-biased", "llama-llama3", "mistral-windowed", "qwen2", "qwen3"]
+# Mixtral, GPT-OSS and GPT-2 keep weights outside of nn.Linear: plain torch multiplies them, and its
+# results depend on the number of rows.
+GENERIC = ["gpt_neox", "gemma2", "phi3", "cohere", "granite"]
+LENGTHS = (1, 31, 32, 33, 70, 100)
+LOGPROBS = SamplingSpec(temperature=0.0, top_logprobs=5)
+
+
+@pytest.mark.parametrize("name", NATIVE + GENERIC)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"dtype": "float32"},
+        {"dtype": "bfloat16"},
+        {"quantization": "int8", "dtype": "auto"},
+        {"quantization": "int8", "dtype": "auto", "kv_dtype": "int8"},
+    ],
+    ids=lambda settings: "-".join(settings.values()),
+)
+def test_answer_is_the_same_alone_in_a_crowd_and_in_chunks(engine_for, prompt, name, settings):
+    # Where torch's threads share out an activation, the ends of their shares round differently.
+    num_threads = 2 if name in NATIVE else 1
+    engine = engine_for(name, "cpu", num_threads=num_threads, **settings)
+    requests = [LocalRequest(prompt(length), 12, LOGPROBS) for length in LENGTHS]
+
+    alone = [LocalGenerator(engine).generate([request])[0] for request in requests]
+    crowd = LocalGenerator(engine).generate(requests)
+    chunked = LocalGenerator(engine, chunk_tokens=13).generate(requests[::-1])[::-1]
+
+    # Not only tokens: the logarithms of their probabilities are equal to the last bit.
+    assert crowd == alone
+    assert chunked == alone
+
+
+@pytest.mark.parametrize(("name", "route"), BOTH_ROUTES)
+def test_cached_prefix_gives_the_same_tokens(tiny, engine_for, drive, prompt, name, route):
+    driver = drive(engine_for(name, "cpu", route=route))
+    shared = prompt(70)
+    driver.start(0, shared)
+    tokens = shared[:64] + prompt(9)
+
+    blocks = driver.blocks[0][:2] + driver.take(64)
+    driver.start(1, tokens, num_cached_tokens=64, blocks=blocks)
+    for _ in range(8):
+        driver.execute()
+
+    assert driver.outputs[1] == tiny(name).greedy(tokens, 9)
+    assert driver.outputs[0] == tiny(name).greedy(shared, 9)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "phi3"])
+def test_preempted_row_continues_with_the_same_tokens(tiny, engine_for, drive, prompt, name):
+    driver = drive(engine_for(name, "cpu"))
+    tokens = prompt(35)
+    driver.start(0, tokens)
+    for _ in range(6):
+        driver.execute()
+
+    so_far = list(driver.outputs[0])
+    again = driver.admission(4, tokens + so_far, num_prompt_tokens=35)
+    driver.execute(release_rows=[0], admissions=[again], chunks=[(4, 37)])
+    driver.execute(chunks=[(4, 5)])
+    for _ in range(8):
+        driver.execute()
+
+    assert so_far + driver.outputs[4] == tiny(name).greedy(tokens, 16)
+
+
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
+def test_fork_goes_its_own_way_over_copied_blocks(engine_for, drive, prompt, kv_dtype):
+    driver = drive(engine_for("llama", "cpu", dtype="bfloat16", kv_dtype=kv_dtype))
+    spec = SamplingSpec(temperature=1.5, seed=7)
+    tokens = prompt(40)
+    driver.start(0, tokens, sampling=spec)
+    driver.start(1, tokens, sampling=spec)
+    for _ in range(3):
+        driver.execute()
+    so_far = list(driver.outputs[0])
+
+    own = driver.take(64)
+    fork = Fork(0, 2, 202, choice=1, blocks=[driver.blocks[0][0], *own])
+    driver.outputs[2] = []
+    driver.execute(copy_blocks=[(driver.blocks[0][1], own[0])], forks=[fork])
+    for _ in range(8):
+        driver.execute()
+    again = driver.admission(3, tokens + so_far, num_prompt_tokens=40, sampling=spec, choice=1)
+    driver.execute(admissions=[again], chunks=[(3, len(tokens) + 4)])
+    for _ in range(8):
+        driver.execute()
+
+    assert driver.outputs[0] == driver.outputs[1]
+    assert driver.outputs[2][:9] == driver.outputs[3]
+    assert driver.outputs[2][:9] != driver.outputs[0][4:13]
+
+
+@pytest.mark.parametrize(("name", "route"), BOTH_ROUTES)
+def test_freed_blocks_full_of_nan_do_not_leak_into_the_next_row(
+    tiny, engine_for, drive, prompt, name, route
+):
+    driver = drive(engine_for(name, "cpu", route=route))
+    for pool in driver.engine._runner.cache._pools.values():
+        pool.fill_(0xFF)
+    tokens = prompt(43)
+
+    driver.start(0, tokens)
+    for _ in range(9):
+        driver.execute()
+
+    assert driver.outputs[0] == tiny(name).greedy(tokens, 10)
+
+
+def test_progress_rises_with_every_layer(engine_for, drive, prompt):
+    driver = drive(engine_for("llama", "cpu"))
+    before = driver.engine.progress
+
+    driver.start(0, prompt(9))
+
+    assert driver.engine.progress == before + 3
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "phi3"])
+@pytest.mark.parametrize("kv_dtype", ["auto", "int8"])
+def test_int8_answers_stay_close_to_float32(engine_for, prompt, name, kv_dtype):
+    requests = [LocalRequest(prompt(length), 1, LOGPROBS) for length in range(3, 90, 3)]
+    exact = LocalGenerator(engine_for(name, "cpu")).generate(requests)
+    engine = engine_for(name, "cpu", quantization="int8", dtype="auto", kv_dtype=kv_dtype)
+
+    quantized = LocalGenerator(engine).generate(requests)
+
+    pairs = list(zip(exact, quantized, strict=True))
+    # Of a random model many tokens are about as likely as the first.
+    assert all(a.token_ids[0] in dict(b.logprobs[0].top) for a, b in pairs)
+    gaps = [abs(a.logprobs[0].chosen - b.logprobs[0].chosen) for a, b in pairs]
+    assert sum(gaps) / len(gaps) < 0.2
+    assert engine.info.quantization == ("int8+kv-int8" if kv_dtype == "int8" else "int8")
+    assert engine.info.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({"dtype": "float32"}, F32),
+        ({"dtype": "bfloat16"}, BF16),
+        ({"dtype": "bfloat16", "kv_dtype": "int8"}, INT8),
+        ({"dtype": "float32", "kv_dtype": "int8"}, INT8),
+        ({"dtype": "float32", "quantization": "int8"}, F32),
+    ],
+)
+def test_keys_and_values_are_stored_as_asked_for(engine_for, prompt, settings, kind):
+    engine = engine_for("llama", "cpu", **settings)
+    other = engine_for("llama", "cpu")
+    requests = [LocalRequest(prompt(length), 4) for length in (5, 40, 90)]
+
+    answers = LocalGenerator(engine).generate(requests)
+
+    assert {struct.kind for struct in engine._runner.cache.structs} == {kind}
+    expected = LocalGenerator(other).generate(requests)
+    same = sum(a.token_ids[:1] == b.token_ids[:1] for a, b in zip(answers, expected, strict=True))
+    assert same >= 2
