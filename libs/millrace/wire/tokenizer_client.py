@@ -28,6 +28,8 @@ AVOID_SILENT_S = 10.0
 TRY_S = 2.0
 DECODE_TRY_S = 1.0
 READY_TIMEOUT_S = 1.0
+# A try that ends sooner tells nothing of the replica, and hides what the last one told.
+MIN_TRY_S = 0.05
 
 T = TypeVar("T")
 _DecodeCall = grpc.aio.StreamStreamCall[tokenizer_pb2.DecodeRequest, tokenizer_pb2.DecodeResponse]
@@ -112,7 +114,7 @@ class TokenizerClient:
         while True:
             for num_left, replica in self._in_turn():
                 remaining_s = deadline - time.monotonic()
-                if remaining_s <= 0:
+                if remaining_s <= MIN_TRY_S:
                     raise error
                 most_s = DECODE_TRY_S if waits else TRY_S if num_left > 1 else remaining_s
                 try:
