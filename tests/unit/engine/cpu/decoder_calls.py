@@ -204,15 +204,24 @@ class Decoder:
             )
         )
 
+    def replace_head(self, head: Array) -> None:
+        """Other weights [vocab, hidden] for the logits."""
+        self.head = head.astype(np.float32)
+        self._structs = self._make_structs()
+
     def expected(self, ids: Array) -> Array:
         """Logits of every token in float64, over the weights and K/V that the kernels store."""
+        return self._times(self.hidden(ids), self.head, None)
+
+    def hidden(self, ids: Array) -> Array:
+        """What the head multiplies, of every token, in float64."""
         x = reference.stored(self.embedding, F32 if self.kind == F32 else BF16)[ids]
         for layer, window in zip(self.layers, self.sizes.windows, strict=True):
             x = x + self._attended(layer, window, _normed(x, layer.input_norm))
             wide = self._times(_normed(x, layer.post_norm), layer.gate_up, layer.gate_up_bias)
             gate, up = np.split(wide, 2, axis=1)
             x = x + self._times(gate / (1 + np.exp(-gate)) * up, layer.down, layer.down_bias)
-        return self._times(_normed(x, self.final_norm), self.head, None)
+        return _normed(x, self.final_norm)
 
     def _attended(self, layer: Layer, window: int, x: Array) -> Array:
         sizes = self.sizes

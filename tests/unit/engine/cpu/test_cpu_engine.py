@@ -124,13 +124,13 @@ def test_freed_blocks_full_of_nan_do_not_leak_into_the_next_row(
     assert driver.outputs[0] == tiny(name).greedy(tokens, 10)
 
 
-def test_progress_rises_with_every_layer(engine_for, drive, prompt):
+def test_progress_rises_twice_with_every_layer(engine_for, drive, prompt):
     driver = drive(engine_for("llama", "cpu"))
     before = driver.engine.progress
 
     driver.start(0, prompt(9))
 
-    assert driver.engine.progress == before + 3
+    assert driver.engine.progress == before + 6
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "phi3"])

@@ -79,3 +79,14 @@ def test_greedy_row_gets_its_token_and_no_logits(runner, rng):
     expected = [decoder.expected(text.ids)[-1].argmax() for text in texts]
     assert likeliest.tolist() == expected
     assert [len(text.logits) for text in texts] == [0, 0, 1, 0, 0]
+
+
+def test_padding_of_the_vocabulary_is_never_the_likeliest(runner, rng):
+    decoder = Decoder(runner, rng, F32, F32)
+    text = decoder.add(rng.integers(0, decoder.sizes.vocab, 5))
+    likes = rng.uniform(0.1, 1.0, decoder.sizes.vocab)
+    # All logits are below the zeros of the padding.
+    decoder.replace_head(-likes[:, None] * decoder.hidden(text.ids)[-1])
+
+    assert decoder.run((text, 5)).tolist() == [likes.argmin()]
+    assert text.logits[4].max() < 0
