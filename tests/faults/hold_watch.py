@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from dataclasses import dataclass, field
 
 from millrace.scheduler.service import SchedulerService
-
-LOOK_EVERY_S = 0.005
+from tests.faults.loop_clock import TURN_S, LoopClock
 
 
 @dataclass
@@ -22,7 +20,7 @@ class Hold:
 
 @dataclass(frozen=True)
 class Mark:
-    """A moment: the clock, and how many steps each worker had done."""
+    """A moment: the loop's clock, and how many steps each worker had done."""
 
     at_s: float
     num_steps: dict[str, int]
@@ -33,16 +31,18 @@ class HoldWatch:
 
     def __init__(self, service: SchedulerService) -> None:
         self._service = service
+        self._clock = LoopClock()
         self._holds: dict[int, Hold] = {}
 
     async def run(self) -> None:
         """Until cancelled."""
         while True:
+            self._clock.turn()
             self._look()
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(TURN_S)
 
     def mark(self) -> Mark:
-        return Mark(time.monotonic(), self._num_steps())
+        return Mark(self._clock.now_s, self._num_steps())
 
     def held_after(self, seed: int, mark: Mark) -> tuple[float, int]:
         """For how many seconds, and how many steps of its worker, a request was held after then."""
@@ -56,7 +56,7 @@ class HoldWatch:
         return max(0.0, hold.seen_s - mark.at_s), max(0, *steps, 0)
 
     def _look(self) -> None:
-        num_steps, now_s = self._num_steps(), time.monotonic()
+        num_steps, now_s = self._num_steps(), self._clock.now_s
         scheduler = self._service.scheduler
         seeds = {entry.request.sampling.seed for entry in self._service.ledger}
         seeds.update(r.queued.sampling.seed for r in scheduler._requests.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import pytest
@@ -11,6 +10,7 @@ from millrace.scheduler.config import SchedulerConfig
 from tests.faults.client import GrpcClient, HttpStream, Reply, check_beginning, check_replies
 from tests.faults.fault_stack import FaultStack
 from tests.faults.faulty_engine import FaultyEngine
+from tests.faults.loop_clock import LoopClock
 from tests.integration.gateway import queued_request
 
 STEP_S = 0.02
@@ -24,14 +24,14 @@ def _has_begun(reply: Reply) -> bool:
 
 async def _until_only(stack: FaultStack, engine: FaultyEngine, reply: Reply) -> float:
     """Seconds until one request has the worker to itself."""
-    began_s = time.monotonic()
 
     def is_alone() -> bool:
         is_last = stack.members("w") == [reply.request_id]
         return is_last and engine.num_taken_rows == 1
 
-    await stack.until(is_alone)
-    return time.monotonic() - began_s
+    async with LoopClock.running() as clock:
+        await stack.until(is_alone)
+    return clock.now_s
 
 
 async def test_f12_client_that_cancels_mid_stream_frees_row_and_blocks_at_once(
