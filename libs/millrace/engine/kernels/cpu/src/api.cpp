@@ -34,11 +34,11 @@ int64_t multiply(Team& team, const mr_matrix& given, const float* in, int64_t ro
         put_row(inputs, row, padded, matrix.k);
       }
     });
-    each_panel(member, matrix.num_panels(), rows, [&](long panel, long first, long end) {
-      multiply_panel(matrix, panel, inputs, first, end, [&](long row, const float* values) {
-        std::memcpy(out + row * width + panel * kColumns, values, kColumns * sizeof(float));
-      });
-    });
+    multiply_rows(member, matrix, inputs, rows, nullptr,
+                  [&](long panel, long row, const float* values) {
+                    std::memcpy(out + row * width + panel * kColumns, values,
+                                kColumns * sizeof(float));
+                  });
     release_tiles();
   });
   return MR_OK;

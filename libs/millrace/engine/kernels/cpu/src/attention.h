@@ -193,24 +193,31 @@ class Attention {
     const long end_tile = std::min(first_tile + kPieceTiles, last_position / kTileTokens + 1);
     const long num_tiles = end_tile - first_tile;
     float* scores = scratch.scores.data();
+    KvTile<Kind, Element> tiles[kPieceTiles];
+    for (long t = 0; t < num_tiles; ++t) tiles[t] = tile_at(item, first_tile + t);
     for (long t = 0; t < num_tiles; ++t) {
-      const KvTile<Kind, Element> tile(kv_, tile_of(batch_, item.row, (first_tile + t) * kTileTokens), item.kv_head);
+      const KvTile<Kind, Element>& tile = tiles[t];
       const Weight* keys = unpack(tile.keys, key_dim_, scratch.keys_unpacked.data());
+      const Element* next = t + 1 < num_tiles ? tiles[t + 1].keys : tiles[0].values;
       dot_rows(queries, key_dim_, rows, keys, key_dim_, scores + t * kTileTokens, kPieceTokens,
-               false);
+               false, next);
       if constexpr (std::is_same_v<Element, int8_t>)
         scale_columns(scores + t * kTileTokens, rows, tile.key_scales);
     }
     for (long row = 0; row < rows; ++row)
       weigh(item, piece, row, num_tiles * kTileTokens, scratch, out);
     for (long t = 0; t < num_tiles; ++t) {
-      const KvTile<Kind, Element> tile(kv_, tile_of(batch_, item.row, (first_tile + t) * kTileTokens), item.kv_head);
       Input* weights = scratch.weights.data() + t * kTileTokens;
-      const Weight* values = unpack(tile.values, value_dim_, scratch.values_unpacked.data());
+      const Weight* values = unpack(tiles[t].values, value_dim_, scratch.values_unpacked.data());
       for (long dim = 0; dim < value_dim_; dim += kColumns)
         dot_rows(weights, kPieceTokens, rows, values + dim * kTileTokens, kTileTokens,
-                 out.values + dim, value_dim_, t > 0);
+                 out.values + dim, value_dim_, t > 0,
+                 t + 1 < num_tiles ? tiles[t + 1].values + dim * kTileTokens : nullptr);
     }
+  }
+
+  KvTile<Kind, Element> tile_at(const AttentionItem& item, long tile) const {
+    return {kv_, tile_of(batch_, item.row, tile * kTileTokens), item.kv_head};
   }
 
   // Scores of one row and piece → weights 2^(score - highest), in the base that exp2 takes.
@@ -259,8 +266,8 @@ class Attention {
                              Scratch& scratch) const {
     float* weights = scratch.scores.data() + row * kPieceTokens;
     for (long t = 0; t < num_keys / kTileTokens; ++t) {
-      const KvTile<Kind, Element> tile(kv_, tile_of(batch_, item.row, piece * kPieceTokens + t * kTileTokens), item.kv_head);
-      scale_columns(weights + t * kTileTokens, 1, tile.value_scales);
+      scale_columns(weights + t * kTileTokens, 1,
+                    tile_at(item, piece * kPieceTiles + t).value_scales);
     }
   }
 
@@ -320,11 +327,11 @@ class Attention {
   }
 
   static void dot_rows(const Input* a, long stride, long rows, const Weight* panel, long k,
-                       float* out, long out_stride, bool add) {
+                       float* out, long out_stride, bool add, const void* next) {
     for (long first = 0; first < rows; first += Kind::kMaxRows) {
       const int height = static_cast<int>(std::min<long>(Kind::kMaxRows, rows - first));
       dot<Kind>(a + first * stride, stride, height, panel, k, out + first * out_stride, out_stride,
-                add);
+                add, first == 0 ? distance(panel, next) : 0);
     }
   }
 

@@ -59,7 +59,9 @@ class LlamaDecoder final : public Decoder {
       for (long layer = 0; layer < model_.num_layers; ++layer) {
         run_attention(member, layers_[layer], kv[layer], batch);
         if (member.index == 0) *out.progress = *out.progress + 1;
-        run_mlp(member, layers_[layer], batch.num_tokens);
+        const bool is_last = layer + 1 == model_.num_layers;
+        const Matrix<Kind> after(is_last ? model_.head : layers_[layer + 1].qkv);
+        run_mlp(member, layers_[layer], batch.num_tokens, after.start(member.index));
         if (member.index == 0) *out.progress = *out.progress + 1;
       }
       run_head(member, batch, out);
@@ -139,23 +141,25 @@ class LlamaDecoder final : public Decoder {
                      const mr_batch& batch) {
     const long tokens = batch.num_tokens;
     norm_rows(member, layer.input_norm, tokens);
-    const Matrix<Kind> qkv(layer.qkv);
-    each_panel(member, qkv.num_panels(), tokens, [&](long panel, long first, long end) {
-      multiply_panel(qkv, panel, normed_, first, end, [&](long row, const float* values) {
-        std::memcpy(qkv_ + row * qkv_width_ + panel * kColumns, values, kColumns * sizeof(float));
-      });
-    });
+    const Matrix<Kind> o(layer.o), gate_up(layer.gate_up);
+    multiply_rows(member, Matrix<Kind>(layer.qkv), normed_, tokens, o.start(member.index),
+                  [&](long panel, long row, const float* values) {
+                    std::memcpy(qkv_ + row * qkv_width_ + panel * kColumns, values,
+                                kColumns * sizeof(float));
+                  });
     each_rows(member, tokens, [&](long first, long end) {
       for (long token = first; token < end; ++token) place_token(layer, kv, batch, token);
     });
     attend(member, layer, kv, batch);
-    add_to_residual(member, Matrix<Kind>(layer.o), attention_rows_, tokens);
+    add_to_residual(member, o, attention_rows_, tokens, gate_up.start(2 * member.index));
   }
 
-  void run_mlp(Member& member, const mr_layer& layer, long tokens) {
+  // `after` is what is read when it is done.
+  void run_mlp(Member& member, const mr_layer& layer, long tokens, const void* after) {
+    const Matrix<Kind> down(layer.down);
     norm_rows(member, layer.post_norm, tokens);
-    run_inner(member, Matrix<Kind>(layer.gate_up), tokens);
-    add_to_residual(member, Matrix<Kind>(layer.down), inner_rows_, tokens);
+    run_inner(member, Matrix<Kind>(layer.gate_up), tokens, down.start(member.index));
+    add_to_residual(member, down, inner_rows_, tokens, after);
   }
 
   void norm_rows(Member& member, const float* weight, long count) {
@@ -239,33 +243,37 @@ class LlamaDecoder final : public Decoder {
   }
 
   // Gate and up of the same columns lie in neighbouring panels.
-  void run_inner(Member& member, const Matrix<Kind>& gate_up, long tokens) {
-    each_panel(member, gate_up.num_panels() / 2, tokens, [&](long pair, long first, long end) {
+  void run_inner(Member& member, const Matrix<Kind>& gate_up, long tokens, const void* after) {
+    each_panel(member, gate_up.num_panels() / 2, tokens, [&](const PanelRun& run) {
+      const long gate_panel = 2 * run.panel, up_panel = gate_panel + 1, first = run.first;
+      const void* next = run.next < 0 ? after : gate_up.panel(2 * run.next);
       alignas(64) float gates[kRunRows * kColumns];
-      multiply_panel(gate_up, 2 * pair, normed_, first, end, [&](long row, const float* values) {
-        std::memcpy(gates + (row - first) * kColumns, values, kColumns * sizeof(float));
-      });
-      multiply_panel(gate_up, 2 * pair + 1, normed_, first, end, [&](long row, const float* up) {
+      multiply_panel(gate_up, gate_panel, normed_, first, run.end, gate_up.panel(up_panel),
+                     [&](long row, const float* values) {
+                       std::memcpy(gates + (row - first) * kColumns, values,
+                                   kColumns * sizeof(float));
+                     });
+      multiply_panel(gate_up, up_panel, normed_, first, run.end, next, [&](long row, const float* up) {
         float* gate = gates + (row - first) * kColumns;
         for (int i = 0; i < kColumns; i += kLanes)
           store(gate + i, mul(silu(load(gate + i)), load(up + i)));
         if constexpr (kTakesIntegers<Kind>)
-          std::memcpy(wide_ + row * inner_ + pair * kColumns, gate, kColumns * sizeof(float));
+          std::memcpy(wide_ + row * inner_ + run.panel * kColumns, gate, kColumns * sizeof(float));
         else
-          put(inner_rows_.data + row * inner_rows_.stride + pair * kColumns, gate, kColumns);
+          put(inner_rows_.data + row * inner_rows_.stride + run.panel * kColumns, gate, kColumns);
       });
     });
     if constexpr (kTakesIntegers<Kind>) put_integer_rows(member, inner_rows_, inner_, tokens);
   }
 
   void add_to_residual(Member& member, const Matrix<Kind>& matrix, const Rows<Kind>& rows,
-                       long tokens) {
-    each_panel(member, matrix.num_panels(), tokens, [&](long panel, long first, long end) {
-      multiply_panel(matrix, panel, rows, first, end, [&](long row, const float* values) {
-        float* to = residual_ + row * width_ + panel * kColumns;
-        for (int i = 0; i < kColumns; i += kLanes) store(to + i, add(load(to + i), load(values + i)));
-      });
-    });
+                       long tokens, const void* after) {
+    multiply_rows(member, matrix, rows, tokens, after,
+                  [&](long panel, long row, const float* values) {
+                    float* to = residual_ + row * width_ + panel * kColumns;
+                    for (int i = 0; i < kColumns; i += kLanes)
+                      store(to + i, add(load(to + i), load(values + i)));
+                  });
   }
 
   void run_head(Member& member, const mr_batch& batch, const StepOutput& out) {
@@ -280,15 +288,13 @@ class LlamaDecoder final : public Decoder {
     const Matrix<Kind> head(model_.head);
     const long padded_vocab = head.num_panels() * kColumns;
     std::vector<Likeliest>& found = likeliest_[member.index];
-    each_panel(member, head.num_panels(), batch.num_samples, [&](long panel, long first, long end) {
+    const auto use = [&](long panel, long row, const float* values) {
       const long column = panel * kColumns;
-      const long columns = std::min<long>(kColumns, model_.vocab - column);
-      multiply_panel(head, panel, normed_, first, end, [&](long row, const float* values) {
-        if (out.wants_logits[row])
-          std::memcpy(out.logits + row * padded_vocab + column, values, kColumns * sizeof(float));
-        offer_all(found[row], values, columns, column);
-      });
-    });
+      if (out.wants_logits[row])
+        std::memcpy(out.logits + row * padded_vocab + column, values, kColumns * sizeof(float));
+      offer_all(found[row], values, std::min<long>(kColumns, model_.vocab - column), column);
+    };
+    multiply_rows(member, head, normed_, batch.num_samples, nullptr, use);
   }
 
   static void offer_all(Likeliest& best, const float* values, long count, long first_token) {

@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "ahead.h"
 #include "kinds.h"
 #include "tiles.h"
 
@@ -21,11 +22,12 @@ struct Block;
 template <int R, int N>
 struct Block<F32, R, N> {
   static void run(const float* a, long stride, const float* b, long k, float* out, long out_stride,
-                  bool add) {
+                  bool add, long ahead) {
     Vec sums[R][N];
     for (int r = 0; r < R; ++r)
       for (int n = 0; n < N; ++n) sums[r][n] = add ? load(out + r * out_stride + n * kLanes) : zero();
     for (long i = 0; i < k; ++i) {
+      fetch_ahead<N * kLanes * sizeof(float)>(b + i * kColumns, ahead);
       Vec column[N];
       for (int n = 0; n < N; ++n) column[n] = load(b + i * kColumns + n * kLanes);
       for (int r = 0; r < R; ++r) {
@@ -42,11 +44,12 @@ struct Block<F32, R, N> {
 template <int R, int N>
 struct Block<Bf16, R, N> {
   static void run(const float* a, long stride, const bf16* b, long k, float* out, long out_stride,
-                  bool add) {
+                  bool add, long ahead) {
     Vec sums[R][N];
     for (int r = 0; r < R; ++r)
       for (int n = 0; n < N; ++n) sums[r][n] = add ? load(out + r * out_stride + n * kLanes) : zero();
     for (long i = 0; i < k; i += 2) {
+      fetch_ahead<N * kLanes * 2 * sizeof(bf16)>(b + i * kColumns, ahead);
       Vec even[N], odd[N];
       for (int n = 0; n < N; ++n)
         load_pairs(b + i * kColumns + n * kLanes * 2, even[n], odd[n]);
@@ -63,11 +66,12 @@ struct Block<Bf16, R, N> {
 template <int R, int N>
 struct Block<Bf16, R, N> {
   static void run(const bf16* a, long stride, const bf16* b, long k, float* out, long out_stride,
-                  bool add) {
+                  bool add, long ahead) {
     Vec sums[R][N];
     for (int r = 0; r < R; ++r)
       for (int n = 0; n < N; ++n) sums[r][n] = add ? load(out + r * out_stride + n * kLanes) : zero();
     for (long i = 0; i < k; i += 2) {
+      fetch_ahead<N * kLanes * 2 * sizeof(bf16)>(b + i * kColumns, ahead);
       __m512bh pairs[N];
       for (int n = 0; n < N; ++n)
         pairs[n] = reinterpret_cast<__m512bh>(
@@ -105,9 +109,10 @@ inline IntVec load_input(const int8_t* p) {
 inline IntVec multiply_add(IntVec sum, IntVec weights, IntVec input) {
   return _mm512_dpbusd_epi32(sum, weights, input);
 }
-inline Vec join(IntVec high, IntVec low) {
-  return _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32(high, 8), low));
+inline IntVec times_256_plus(IntVec a, IntVec b) {
+  return _mm512_add_epi32(_mm512_slli_epi32(a, 8), b);
 }
+inline Vec to_floats(IntVec x) { return _mm512_cvtepi32_ps(x); }
 #elif defined(__ARM_FEATURE_DOTPROD)
 using IntVec = int32x4_t;
 inline IntVec int_set1(int32_t x) { return vdupq_n_s32(x); }
@@ -122,9 +127,8 @@ inline IntVec load_input(const int8_t* p) {
 inline IntVec multiply_add(IntVec sum, IntVec weights, IntVec input) {
   return vdotq_s32(sum, vreinterpretq_s8_s32(weights), vreinterpretq_s8_s32(input));
 }
-inline Vec join(IntVec high, IntVec low) {
-  return vcvtq_f32_s32(vaddq_s32(vshlq_n_s32(high, 8), low));
-}
+inline IntVec times_256_plus(IntVec a, IntVec b) { return vaddq_s32(vshlq_n_s32(a, 8), b); }
+inline Vec to_floats(IntVec x) { return vcvtq_f32_s32(x); }
 #elif defined(__AVX2__)
 using IntVec = __m256i;
 inline IntVec int_set1(int32_t x) { return _mm256_set1_epi32(x); }
@@ -164,12 +168,14 @@ inline Vec to_floats(IntVec x) { return vcvtq_f32_s32(x); }
 template <int R, int N>
 struct Int8Block {
   using Input = Int8::Input;
-  static constexpr long kInputsPerGroup = Int8::kGroup * (Int8::kPack == 4 ? 2 : 1);
+  static constexpr bool kHasBytes = Int8::kPack == 4;  // inputs in two bytes, the high ones first
+  static constexpr long kInputsPerGroup = Int8::kGroup * (kHasBytes ? 2 : 1);
   static constexpr long kVectorBytes = kLanes * Int8::kPack;
   static constexpr long kRowBytes = kColumns * Int8::kPack;
+  static constexpr long kSteps = Int8::kGroup / Int8::kPack;
 
   static void run(const Input* a, long stride, const GroupOffsets& offsets, const uint8_t* b,
-                  long k, int first_column, float* out, long out_stride) {
+                  long k, int first_column, float* out, long out_stride, long ahead) {
     Vec sums[R][N];
     for (int r = 0; r < R; ++r)
       for (int n = 0; n < N; ++n) sums[r][n] = zero();
@@ -178,11 +184,22 @@ struct Int8Block {
       const uint8_t* weights = record + first_column * Int8::kPack;
       const auto* scales =
           reinterpret_cast<const bf16*>(record + Int8::kGroupWeightBytes) + first_column;
-      Vec totals[R][N];
-      add_group(a + group * kInputsPerGroup, stride, offsets, group, weights, totals);
+      const Input* inputs = a + group * kInputsPerGroup;
+      IntVec totals[R][N];
+      for (int r = 0; r < R; ++r)
+        for (int n = 0; n < N; ++n) totals[r][n] = int_set1(0);
+      add_products<true>(inputs, stride, weights, ahead, totals);
+      fetch_ahead<1>(scales, ahead);
+      if constexpr (kHasBytes) {
+        for (int r = 0; r < R; ++r) {
+          const IntVec offset = int_set1(offsets.data[r * offsets.stride + group]);
+          for (int n = 0; n < N; ++n) totals[r][n] = times_256_plus(totals[r][n], offset);
+        }
+        add_products<false>(inputs + Int8::kGroup, stride, weights, 0, totals);
+      }
       for (int n = 0; n < N; ++n) {
         const Vec scale = load(scales + n * kLanes);
-        for (int r = 0; r < R; ++r) sums[r][n] = fma(totals[r][n], scale, sums[r][n]);
+        for (int r = 0; r < R; ++r) sums[r][n] = fma(to_floats(totals[r][n]), scale, sums[r][n]);
       }
     }
     for (int r = 0; r < R; ++r)
@@ -190,42 +207,20 @@ struct Int8Block {
   }
 
  private:
-  static inline void add_group(const Input* a, long stride, const GroupOffsets& offsets, long group,
-                               const uint8_t* weights, Vec (&totals)[R][N]) {
-    IntVec low[R][N];
-    for (int r = 0; r < R; ++r)
-      for (int n = 0; n < N; ++n) low[r][n] = int_set1(offsets.data[r * offsets.stride + group]);
-    if constexpr (Int8::kPack == 4) {
-      IntVec high[R][N];
-      for (int r = 0; r < R; ++r)
-        for (int n = 0; n < N; ++n) high[r][n] = int_set1(0);
-      for (long i = 0; i < Int8::kGroup / 4; ++i) {
-        IntVec column[N];
-        for (int n = 0; n < N; ++n)
-          column[n] = load_weights(weights + i * kRowBytes + n * kVectorBytes);
-        for (int r = 0; r < R; ++r) {
-          const IntVec x = load_input(a + r * stride + i * 4);
-          const IntVec y = load_input(a + r * stride + Int8::kGroup + i * 4);
-          for (int n = 0; n < N; ++n) {
-            high[r][n] = multiply_add(high[r][n], column[n], x);
-            low[r][n] = multiply_add(low[r][n], column[n], y);
-          }
-        }
+  template <bool fetches>
+  static inline void add_products(const Input* inputs, long stride, const uint8_t* weights,
+                                  long ahead, IntVec (&totals)[R][N]) {
+    // Unrolled, or gcc copies every sum twice a step.
+#pragma GCC unroll 16
+    for (long i = 0; i < kSteps; ++i) {
+      if constexpr (fetches) fetch_ahead<N * kVectorBytes>(weights + i * kRowBytes, ahead);
+      IntVec column[N];
+      for (int n = 0; n < N; ++n)
+        column[n] = load_weights(weights + i * kRowBytes + n * kVectorBytes);
+      for (int r = 0; r < R; ++r) {
+        const IntVec x = load_input(inputs + r * stride + i * Int8::kPack);
+        for (int n = 0; n < N; ++n) totals[r][n] = multiply_add(totals[r][n], column[n], x);
       }
-      for (int r = 0; r < R; ++r)
-        for (int n = 0; n < N; ++n) totals[r][n] = join(high[r][n], low[r][n]);
-    } else {
-      for (long i = 0; i < Int8::kGroup / 2; ++i) {
-        IntVec column[N];
-        for (int n = 0; n < N; ++n)
-          column[n] = load_weights(weights + i * kRowBytes + n * kVectorBytes);
-        for (int r = 0; r < R; ++r) {
-          const IntVec x = load_input(a + r * stride + i * 2);
-          for (int n = 0; n < N; ++n) low[r][n] = multiply_add(low[r][n], column[n], x);
-        }
-      }
-      for (int r = 0; r < R; ++r)
-        for (int n = 0; n < N; ++n) totals[r][n] = to_floats(low[r][n]);
     }
   }
 };
@@ -242,7 +237,7 @@ constexpr int kBlockVectors = 4;
 
 template <class Kind>
 using BlockFunction = void (*)(const typename Kind::Input*, long, const typename Kind::Weight*, long,
-                               float*, long, bool);
+                               float*, long, bool, long);
 
 template <class Kind, int... R>
 constexpr std::array<BlockFunction<Kind>, sizeof...(R)> block_functions(
@@ -253,10 +248,11 @@ constexpr std::array<BlockFunction<Kind>, sizeof...(R)> block_functions(
 // out[rows][32] (+)= a[rows][k] * panel[k][32], for up to Kind::kMaxRows rows of F32 or Bf16.
 template <class Kind>
 inline void dot(const typename Kind::Input* a, long stride, int rows,
-                const typename Kind::Weight* panel, long k, float* out, long out_stride, bool add) {
+                const typename Kind::Weight* panel, long k, float* out, long out_stride, bool add,
+                long ahead) {
 #if defined(MILLRACE_AMX)
   if constexpr (std::is_same_v<Kind, Bf16>) {
-    dot_tiles(a, stride, rows, panel, k, out, out_stride, add);
+    dot_tiles(a, stride, rows, panel, k, out, out_stride, add, ahead);
     return;
   } else
 #endif
@@ -265,7 +261,8 @@ inline void dot(const typename Kind::Input* a, long stride, int rows,
         block_functions<Kind>(std::make_integer_sequence<int, Kind::kMaxRows>());
     constexpr int width = kBlockVectors * kLanes;
     for (int column = 0; column < kColumns; column += width)
-      functions[rows - 1](a, stride, panel + column * Kind::kPack, k, out + column, out_stride, add);
+      functions[rows - 1](a, stride, panel + column * Kind::kPack, k, out + column, out_stride, add,
+                          ahead);
   }
 }
 
@@ -299,12 +296,12 @@ constexpr auto int8_functions(std::integer_sequence<int, R...>) {
 
 // out[rows][32] = a[rows][k] * panel[k][32], for up to Int8::kMaxRows rows.
 inline void dot_int8(const Int8::Input* a, long stride, const GroupOffsets& offsets, int rows,
-                     const uint8_t* panel, long k, float* out, long out_stride) {
+                     const uint8_t* panel, long k, float* out, long out_stride, long ahead) {
   static constexpr auto functions =
       int8_functions(std::make_integer_sequence<int, Int8::kMaxRows>());
   constexpr int width = kBlockVectors * kLanes;
   for (int column = 0; column < kColumns; column += width)
-    functions[rows - 1](a, stride, offsets, panel, k, column, out + column, out_stride);
+    functions[rows - 1](a, stride, offsets, panel, k, column, out + column, out_stride, ahead);
 }
 
 #endif

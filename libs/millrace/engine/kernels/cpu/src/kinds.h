@@ -65,7 +65,7 @@ struct Int8 {
   // An input is 256 * high + low, both signed bytes; 32 high bytes, then the 32 low bytes.
   using Input = int8_t;
   static constexpr int kPack = 4;
-  static constexpr int kMaxRows = 4;
+  static constexpr int kMaxRows = 6;
 #else
   using Input = int16_t;
   static constexpr int kPack = 2;

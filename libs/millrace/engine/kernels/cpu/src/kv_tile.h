@@ -40,6 +40,7 @@ struct KvTile {
   float* key_scales;
   float* value_scales;
 
+  KvTile() = default;
   KvTile(const mr_kv& kv, long tile, long head) {
     const long keys_padded = pad_dim(kv.key_dim), values_padded = pad_dim(kv.value_dim);
     const long bytes = tile_bytes(kv.kind, kv.key_dim, kv.value_dim);

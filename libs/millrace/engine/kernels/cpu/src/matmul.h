@@ -86,17 +86,20 @@ inline void put_integers(const Rows<Kind>& rows, long row, const float* from, lo
   rows.scales[row] = most / Kind::kInputLimit;
   typename Kind::Input* to = rows.data + row * rows.stride;
   for (long group = 0; group < count / Kind::kGroup; ++group) {
+    // Plain loops that compilers turn into vectors.
+    int32_t whole[Kind::kGroup];
     int32_t total = 0;
-    for (long i = 0; i < Kind::kGroup; ++i) {
-      const auto whole = static_cast<int32_t>(std::lrintf(from[group * Kind::kGroup + i] * inverse));
-      total += whole;
-      if constexpr (sizeof(*to) == 1) {
-        const int32_t high = (whole + 128) >> 8;
-        to[group * 2 * Kind::kGroup + i] = static_cast<int8_t>(high);
-        to[(group * 2 + 1) * Kind::kGroup + i] = static_cast<int8_t>(whole - high * 256);
-      } else {
-        to[group * Kind::kGroup + i] = static_cast<int16_t>(whole);
-      }
+    for (long i = 0; i < Kind::kGroup; ++i)
+      whole[i] = static_cast<int32_t>(std::rint(from[group * Kind::kGroup + i] * inverse));
+    for (long i = 0; i < Kind::kGroup; ++i) total += whole[i];
+    if constexpr (sizeof(*to) == 1) {
+      int8_t* high = to + group * 2 * Kind::kGroup;
+      for (long i = 0; i < Kind::kGroup; ++i) high[i] = static_cast<int8_t>((whole[i] + 128) >> 8);
+      for (long i = 0; i < Kind::kGroup; ++i)
+        high[Kind::kGroup + i] = static_cast<int8_t>(whole[i]);
+    } else {
+      for (long i = 0; i < Kind::kGroup; ++i)
+        to[group * Kind::kGroup + i] = static_cast<int16_t>(whole[i]);
     }
     rows.offsets[row * rows.offset_stride + group] = -Kind::kWeightOffset * total;
   }
@@ -128,6 +131,8 @@ struct Matrix {
   const typename Kind::Weight* panel(long index) const {
     return panels + index * panel_numbers<Kind>(k);
   }
+  // Where a member is likely to begin.
+  const void* start(int member) const { return panel(std::min<long>(member, num_panels() - 1)); }
 };
 
 // Rows that one item takes through a panel: what stays in the core's own cache beside it.
@@ -136,15 +141,15 @@ constexpr long kRunRows = 96;
 // Calls dot for up to Kind::kMaxRows rows beginning at `first`; `weights` as prepare_panel left them.
 template <class Kind, class Weights>
 inline void dot_rows(const Rows<Kind>& rows, long first, int count, const Weights* weights, long k,
-                     float* out) {
+                     float* out, long ahead) {
   const auto* a = rows.data + first * rows.stride;
   if constexpr (kTakesIntegers<Kind>) {
     const GroupOffsets offsets{rows.offsets + first * rows.offset_stride, rows.offset_stride};
-    dot_int8(a, rows.stride, offsets, count, weights, k, out, kColumns);
+    dot_int8(a, rows.stride, offsets, count, weights, k, out, kColumns, ahead);
   } else if constexpr (std::is_same_v<Kind, Int8>) {
-    dot<Bf16>(a, rows.stride, count, weights, k, out, kColumns, false);
+    dot<Bf16>(a, rows.stride, count, weights, k, out, kColumns, false, ahead);
   } else {
-    dot<Kind>(a, rows.stride, count, weights, k, out, kColumns, false);
+    dot<Kind>(a, rows.stride, count, weights, k, out, kColumns, false, ahead);
   }
 }
 
@@ -162,10 +167,11 @@ inline auto prepare_panel(const Matrix<Kind>& matrix, long panel) {
     return matrix.panel(panel);
 }
 
-// Multiplies rows [first, end) by one panel; use(row, float out[32]) gets each row's result.
+// Multiplies rows [first, end) by one panel; use(row, float out[32]) gets each row's result. `next`
+// is what this member reads after it.
 template <class Kind, class Use>
 inline void multiply_panel(const Matrix<Kind>& matrix, long panel, const Rows<Kind>& rows,
-                           long first, long end, Use&& use) {
+                           long first, long end, const void* next, Use&& use) {
   alignas(64) float sums[Kind::kMaxRows * kColumns];
   const long count = end - first;
   const long tiles = (count + Kind::kMaxRows - 1) / Kind::kMaxRows;
@@ -174,7 +180,8 @@ inline void multiply_panel(const Matrix<Kind>& matrix, long panel, const Rows<Ki
   for (long tile = 0; tile < tiles; ++tile) {
     const long start = first + count * tile / tiles;
     const int height = static_cast<int>(first + count * (tile + 1) / tiles - start);
-    dot_rows(rows, start, height, weights, matrix.k, sums);
+    const long ahead = tile == 0 ? distance(weights, next) : 0;
+    dot_rows(rows, start, height, weights, matrix.k, sums, ahead);
     for (int row = 0; row < height; ++row) {
       float* values = sums + row * kColumns;
       for (int n = 0; n < kColumns; n += kLanes) {
@@ -188,13 +195,34 @@ inline void multiply_panel(const Matrix<Kind>& matrix, long panel, const Rows<Ki
   }
 }
 
-// Calls use(item's panel, first row, end row) for every panel and run of rows, over the team.
+// Some rows of a product and one panel; `next` is the panel that this member takes after it, or -1.
+struct PanelRun {
+  long panel;
+  long first;
+  long end;
+  long next;
+};
+
+// Calls use(PanelRun) for every panel and run of rows, over the team.
 template <class Use>
 inline void each_panel(Member& member, long num_panels, long num_rows, Use&& use) {
-  const long runs = (num_rows + kRunRows - 1) / kRunRows;
-  member.each(runs * num_panels, [&](long item) {
+  const long runs = (num_rows + kRunRows - 1) / kRunRows, count = runs * num_panels;
+  member.each_ahead(count, [&](long item, long next) {
     const long run = item / num_panels;
-    use(item % num_panels, num_rows * run / runs, num_rows * (run + 1) / runs);
+    use(PanelRun{item % num_panels, num_rows * run / runs, num_rows * (run + 1) / runs,
+                 next < count ? next % num_panels : -1});
+  });
+}
+
+// Multiplies `rows` [count] by a matrix; use(panel, row, float out[32]) gets the results. `after` is
+// what is read when all panels are done.
+template <class Kind, class Use>
+inline void multiply_rows(Member& member, const Matrix<Kind>& matrix, const Rows<Kind>& rows,
+                          long count, const void* after, Use&& use) {
+  each_panel(member, matrix.num_panels(), count, [&](const PanelRun& run) {
+    const void* next = run.next < 0 ? after : matrix.panel(run.next);
+    multiply_panel(matrix, run.panel, rows, run.first, run.end, next,
+                   [&](long row, const float* values) { use(run.panel, row, values); });
   });
 }
 

@@ -4,6 +4,7 @@
 // whose core was taken away holds nobody up for longer than one item, and ends in a barrier.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <functional>
@@ -24,6 +25,10 @@ class Member {
   // Calls use(item) for this member's share of the items 0..count-1; returns when all are done.
   template <class Use>
   void each(long count, Use&& use);
+
+  // The same with use(item, next), where `next` is what this member does after it, or `count`.
+  template <class Use>
+  void each_ahead(long count, Use&& use);
 
   // Waits until every member is here.
   void barrier();
@@ -71,6 +76,15 @@ class Team {
 template <class Use>
 void Member::each(long count, Use&& use) {
   for (long item = team_.take(phase_); item < count; item = team_.take(phase_)) use(item);
+  barrier();
+}
+
+template <class Use>
+void Member::each_ahead(long count, Use&& use) {
+  for (long item = team_.take(phase_), next; item < count; item = next) {
+    next = team_.take(phase_);
+    use(item, std::min(next, count));
+  }
   barrier();
 }
 

@@ -1,6 +1,7 @@
 // AMX: matrix products of tiles of 16 rows by 64 bytes.
 #pragma once
 
+#include "ahead.h"
 #include "kinds.h"
 
 #if defined(MILLRACE_AMX)
@@ -56,7 +57,7 @@ inline void configure_tiles(int rows) {
 }
 
 inline void dot_tiles(const bf16* a, long stride, int rows, const bf16* panel, long k, float* out,
-                      long out_stride, bool add) {
+                      long out_stride, bool add, long ahead) {
   const long a_bytes = stride * static_cast<long>(sizeof(bf16));
   const long out_bytes = out_stride * static_cast<long>(sizeof(float));
   constexpr long b_bytes = kColumns * 2 * static_cast<long>(sizeof(bf16));
@@ -77,6 +78,7 @@ inline void dot_tiles(const bf16* a, long stride, int rows, const bf16* panel, l
   }
   for (long i = 0; i < k; i += kTileK) {
     const bf16* b = panel + i * kColumns;
+    if (ahead != 0) fetch_ahead<kTileK * kColumns * sizeof(bf16)>(b, ahead);
     _tile_loadd(6, b, b_bytes);
     _tile_loadd(7, b + 32, b_bytes);
     _tile_loadd(4, a + i, a_bytes);
