@@ -1,7 +1,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-all lint type proto bench trace-ui clean
+.PHONY: help setup run test test-all lint type proto bench bench-claims trace-ui clean
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-$(shell cksum < pyproject.toml | cut -d ' ' -f 1)
 
 help: ## show these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## make .venv and install everything, when pyproject.toml has changed
 
@@ -41,8 +41,11 @@ type: setup ## check types
 proto: setup ## generate the committed stubs again
 	PYTHON=$(BIN)/python scripts/protos.sh
 
-bench: setup ## measure a stack of its own, a few minutes
-	$(BIN)/python scripts/bench.py $(ARGS)
+bench: setup ## measure kernels, engine and a stack, about five minutes; ARGS="--only engine"
+	$(BIN)/python -m scripts.bench $(ARGS)
+
+bench-claims: setup ## measure what is claimed of batching and int8, about six minutes
+	$(BIN)/python -m scripts.bench.claims $(ARGS)
 
 trace-ui: setup ## start a tracing UI beside the stack
 	@exec $(BIN)/millrace trace-ui $(ARGS)

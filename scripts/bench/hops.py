@@ -124,6 +124,11 @@ def hop_medians(store: Path, request_ids: Iterable[str]) -> dict[str, float]:
     }
 
 
+def prefill_ms(store: Path, request_ids: Iterable[str]) -> list[float]:
+    """Of each request: from its plan at the worker to the end of the step that sampled."""
+    return [_prefill(_load(store, request_id)) for request_id in request_ids]
+
+
 def _load(path: Path, request_id: str) -> TraceSpans:
     """Its spans once every hop is there: they leave each process about once a second."""
     deadline = time.monotonic() + WAIT_S

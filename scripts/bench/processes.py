@@ -1,37 +1,14 @@
-"""The machine under a benchmark: read bandwidth, and memory and CPU time of processes."""
+"""The processes of a stack, and their CPU time."""
 
 from __future__ import annotations
 
 import os
 import time
 from pathlib import Path
-from statistics import median
 
-import torch
-
-from millrace.engine.machine import usable_cpus
 from millrace.testing.stack import Stack
 
-READ_BYTES = 270_000_000
-NUM_READS = 7
 PROC = Path("/proc")
-
-
-def read_gb_per_s() -> float:
-    """Median rate of summing 270 MB of float32 (what a bfloat16 decode step reads) on all cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(usable_cpus())
-    try:
-        values = torch.ones(READ_BYTES // 4, dtype=torch.float32)
-        values.sum()
-        rates = []
-        for _ in range(NUM_READS):
-            started_s = time.perf_counter()
-            values.sum()
-            rates.append(READ_BYTES / (time.perf_counter() - started_s) / 1e9)
-    finally:
-        torch.set_num_threads(before)
-    return round(median(rates), 2)
 
 
 def stack_pids(stack: Stack) -> dict[str, int]:
@@ -39,14 +16,6 @@ def stack_pids(stack: Stack) -> dict[str, int]:
     record = stack.run_file()
     named = {str(entry["name"]): int(entry["pid"]) for entry in record["processes"]}
     return {"supervisor": int(record["pid"]), **named}
-
-
-def peak_rss_mb(pid: int) -> float | None:
-    """Largest resident memory so far, megabytes; None where the system does not say."""
-    for line in _read(PROC / str(pid) / "status").splitlines():
-        if line.startswith("VmHWM:"):
-            return round(int(line.split()[1]) * 1024 / 1e6, 1)
-    return None
 
 
 def cpu_s(pid: int) -> float | None:

@@ -17,14 +17,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench_machine import cpu_s, stack_pids
-
 from millrace.cli.load.ask import Ask
 from millrace.cli.load.grpc_target import GrpcTarget
 from millrace.cli.load.prompts import Prompts
 from millrace.cli.load.runner import LoadRun
 from millrace.config.home import millrace_home
 from millrace.testing.stack import Stack, start_stack
+
+from .processes import cpu_s, stack_pids
 
 NUM_STREAMS = 32
 NUM_TOKENS = 96

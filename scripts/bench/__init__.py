@@ -1,0 +1,1 @@
+"""`make bench` and `make bench-claims`: machine, kernels, engine and stack in figures."""
