@@ -44,7 +44,7 @@ proto: setup ## generate the committed stubs again
 bench: setup ## measure kernels, engine and a stack, about five minutes; ARGS="--only engine"
 	$(BIN)/python -m scripts.bench $(ARGS)
 
-bench-claims: setup ## measure what is claimed of batching and int8, about six minutes
+bench-claims: setup ## measure what is claimed of batching and int8, about eight minutes
 	$(BIN)/python -m scripts.bench.claims $(ARGS)
 
 trace-ui: setup ## start a tracing UI beside the stack

@@ -1,7 +1,7 @@
 """`make bench-claims`: each claim about Millrace with its figure and how it was measured.
 
 Dynamic batching against one request at a time and against static batches, INT8 against FP32, and
-the size of the batch. Takes about six minutes, `--quick` one; the figures go to the terminal and
+the size of the batch. Takes about eight minutes, `--quick` one; the figures go to the terminal and
 into bench-results/claims.json.
 """
 

@@ -55,10 +55,7 @@ def engine_plot(figures: Sequence[dict[str, Any]]) -> str:
     context = max(contexts, key=contexts.count)
     chosen = [row for row in decodes if row["context"] == context]
     names = dict.fromkeys(row["weights"] for row in chosen)
-    lines = {
-        name.replace(",", ":"): _points(chosen, "weights", name, "tokens_per_s", "rows")
-        for name in names
-    }
+    lines = {name: _points(chosen, "weights", name, "tokens_per_s", "rows") for name in names}
     x = points_axis("rows that decode together", [row["rows"] for row in chosen])
     y = linear_axis("tokens per second", _values(lines))
     return line_plot(f"Engine alone: decoding with {context} tokens of context", x, y, lines)

@@ -35,7 +35,7 @@ class Scale:
     idle_s: float = 15.0
     measures_second_worker: bool = True
     claim_rounds: int = 3
-    claim_requests: int = 32
+    claim_requests: int = 24
     arrivals: int = 96
     perplexity_tokens: int = 12288
 

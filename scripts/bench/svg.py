@@ -68,9 +68,15 @@ def line_plot(title: str, x: Axis, y: Axis, lines: Mapping[str, Points]) -> str:
         if family not in families:
             families.append(family)
         dash = dashes[family] = dashes.get(family, -1) + 1
-        style = f'stroke="{COLOURS[families.index(family) % len(COLOURS)]}" stroke-width="2"'
-        style += f' stroke-dasharray="{DASHES[dash % len(DASHES)]}"'
-        body += _line(name, [_spot(x, y, point) for point in points], style, index)
+        colour = COLOURS[families.index(family) % len(COLOURS)]
+        style = (
+            f'stroke="{colour}" stroke-width="2" stroke-dasharray="{DASHES[dash % len(DASHES)]}"'
+        )
+        spots = [_spot(x, y, point) for point in points]
+        body += [
+            f'<circle cx="{at_x}" cy="{at_y}" r="3.5" fill="{colour}"/>' for at_x, at_y in spots
+        ]
+        body += _line(name, spots, style, index)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{HEIGHT}" '
         f'viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif">\n'
@@ -103,10 +109,9 @@ def _grid(x: Axis, y: Axis) -> list[str]:
 def _line(name: str, spots: Points, style: str, index: int) -> list[str]:
     path = "L".join(f"{at_x} {at_y}" for at_x, at_y in spots)
     at, key = TOP + 8 + 22 * index, WIDTH - RIGHT + 16
-    dots = [f'<circle cx="{at_x}" cy="{at_y}" r="3" fill="none" {style}/>' for at_x, at_y in spots]
     line = [f'<path d="M{path}" fill="none" {style}/>'] if spots else []
     mark = f'<path d="M{key} {at}h26" fill="none" {style}/>'
-    return [*line, *dots, mark, _text(key + 34, at + 4, name, "start")]
+    return [*line, mark, _text(key + 34, at + 4, name, "start")]
 
 
 def _text(x: float, y: float, text: str, anchor: str, size: int = 12) -> str:

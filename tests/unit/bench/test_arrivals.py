@@ -13,7 +13,7 @@ from scripts.bench.batching import static_latencies_s
 from millrace.cli.load.ask import Ask
 from millrace.cli.load.outcome import Outcome
 
-BATCH_S = 0.05
+BATCH_S = 0.2
 
 
 def test_batch_is_ready_when_its_last_request_arrives() -> None:
@@ -65,5 +65,5 @@ async def test_requests_wait_for_their_batch_and_batches_for_each_other() -> Non
     assert began_s[8] >= max(began_s[:8]) + BATCH_S
     # The first waited 0.1 s for the others; the last for the whole first batch.
     assert latencies_s[0] >= 0.1 + BATCH_S
-    assert latencies_s[0] - latencies_s[1] == pytest.approx(0.1, abs=0.02)
+    assert latencies_s[0] > latencies_s[1] + 0.05
     assert latencies_s[8] >= 2 * BATCH_S - 0.011

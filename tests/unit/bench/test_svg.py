@@ -65,11 +65,13 @@ def test_text_is_escaped() -> None:
 def test_lines_of_one_family_share_a_colour_and_differ_in_dashes() -> None:
     x, y = points_axis("x", [1, 2]), linear_axis("y", [1.0])
     lines = {"TTFT, gRPC": [(1, 1.0)], "TTFT, HTTP": [(2, 1.0)], "ITL, gRPC": [(2, 0.5)]}
-    circles = list(ElementTree.fromstring(line_plot("", x, y, lines)).iter(f"{SVG}circle"))
-    colours = [one.attrib["stroke"] for one in circles]
-    dashes = [one.attrib["stroke-dasharray"] for one in circles]
+    root = ElementTree.fromstring(line_plot("", x, y, lines))
+    colours = [one.attrib["fill"] for one in root.iter(f"{SVG}circle")]
     assert colours[0] == colours[1] != colours[2]
-    assert dashes[0] != dashes[1]
+    drawn = [one.attrib for one in root.iter(f"{SVG}path") if "stroke-dasharray" in one.attrib]
+    # Each line is drawn twice: in the frame, and as a mark beside its name.
+    assert [one["stroke"] for one in drawn[::2]] == colours
+    assert drawn[0]["stroke-dasharray"] != drawn[2]["stroke-dasharray"]
 
 
 def load(protocol: str, streams: int, tokens_per_s: float) -> dict[str, object]:
