@@ -23,7 +23,8 @@ from .ports import Tokenizer
 
 _log = logging.getLogger(__name__)
 
-RETRY_DELAYS_S = (0.05, 0.25, 1.0)
+# In all longer than a lone tokenizer takes to start again, on a busy machine too.
+RETRY_DELAYS_S = (0.05, 0.25, 1.0, 2.0, 4.0)
 
 
 @dataclass(slots=True)

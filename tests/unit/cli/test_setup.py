@@ -24,6 +24,7 @@ TARGETS = [
     "type",
     "proto",
     "bench",
+    "bench-claims",
     "trace-ui",
     "clean",
 ]
