@@ -55,6 +55,9 @@ int64_t call(const std::string& function, const std::vector<int64_t>& a) {
     return mr_attend(at<void>(a[0]), at<mr_kv>(a[1]), at<mr_attention>(a[2]), at<mr_batch>(a[3]),
                      at<float>(a[4]), at<float>(a[5]), at<float>(a[6]), at<float>(a[7]));
   if (function == "mr_model_run") return run_model(a);
+  if (function == "mr_draw_tokens")
+    return mr_draw_tokens(at<void>(a[0]), at<float>(a[1]), a[2], a[3], at<mr_draw>(a[4]), a[5],
+                          at<int64_t>(a[6]));
   std::fprintf(stderr, "no function %s\n", function.c_str());
   std::exit(2);
 }

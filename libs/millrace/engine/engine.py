@@ -42,7 +42,7 @@ class Engine:
         self.block_size = runner.cache.block_size
         self.max_num_seqs = max_num_seqs
         self._runner = runner
-        self._sampler = Sampler(runner.info.vocab_size, runner.device)
+        self._sampler = Sampler(runner.info.vocab_size, runner.device, runner.drawer)
         self._rows = RowTable(max_num_seqs)
         self._held: frozenset[int] = frozenset()
         self._plan_id = 0

@@ -35,6 +35,7 @@ from .routes import is_native, route_of
 
 if TYPE_CHECKING:
     from .kernels.cpu.library import Kernels
+    from .sampler import Drawer
 
 Report = Callable[[str], None]
 
@@ -55,10 +56,12 @@ class ModelRunner:
         backend: str,
         info: ModelInfo,
         device: torch.device,
+        drawer: Drawer | None,
     ) -> None:
         self.cache = cache
         self.info = info
         self.device = device
+        self.drawer = drawer
         self.progress = Progress()
         self._model = model
         self._backend = create_attention(backend, cache)
@@ -101,7 +104,7 @@ class ModelRunner:
             route=route,
             config_json=json.dumps(checkpoint, sort_keys=True),
         )
-        runner = ModelRunner(model, cache, config.backend, info, device)
+        runner = ModelRunner(model, cache, config.backend, info, device, _create_drawer(kernels))
         if route == "generic":
             from .models.self_check import check_cached_equals_whole
 
@@ -238,6 +241,14 @@ class _Loader:
             free, total = torch.cuda.mem_get_info(self.device)
             return free - int(total * GPU_MEMORY_RESERVE)
         return int(available_memory_bytes() * CPU_MEMORY_SHARE)
+
+
+def _create_drawer(kernels: Kernels | None) -> Drawer | None:
+    if kernels is None:
+        return None
+    from .kernels.cpu.drawer import KernelDrawer
+
+    return KernelDrawer(kernels)
 
 
 def _quantization(config: EngineConfig) -> str:

@@ -195,6 +195,20 @@ def test_flat_logits_keep_the_first_share_of_ids(top_p: float) -> None:
     assert ids.tolist() == list(range(math.ceil(top_p * vocab_size)))
 
 
+@pytest.mark.parametrize("window", [1, 128, 10_000])
+def test_order_is_by_logit_where_float64_scores_tie(
+    window: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(truncation, "NUCLEUS_WINDOW", window)
+    array = np.arange(1, 301, dtype=np.float32) * np.float32(1e-20)
+    array[0] = 2.0
+
+    ids = truncation.kept_tokens(array, 2.0, SamplingSpec(top_p=0.5))
+
+    assert ids.tolist() == [0, *range(301 - len(ids), 300)]
+    assert 100 < len(ids) < 200
+
+
 @pytest.mark.parametrize("count", [1, 20, 500, 3000, 9000])
 def test_top_floor_admits_the_likeliest(count: int) -> None:
     values = np.random.default_rng(count).normal(size=9001).astype(np.float32).round(1)

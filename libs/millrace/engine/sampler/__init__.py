@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .drawer import Drawer, DrawRequest
 from .sampler import Sampled, Sampler, SampleRow
 
-__all__ = ["SampleRow", "Sampled", "Sampler"]
+__all__ = ["DrawRequest", "Drawer", "SampleRow", "Sampled", "Sampler"]

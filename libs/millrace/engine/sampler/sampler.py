@@ -20,6 +20,7 @@ import torch
 from millrace.core.sampling import SamplingSpec
 from millrace.core.tokens import TokenLogprobs
 
+from .drawer import Drawer, DrawRequest
 from .gumbel import MAX_SHARED_TOKENS, Draw, draw_token, draw_tokens, possible_winners
 from .logprobs import token_logprobs
 from .penalties import apply_bias, apply_penalties, has_pending_stops, mask_stops
@@ -62,11 +63,15 @@ class Sampled:
 
 
 class Sampler:
-    """Draws tokens for a model with `vocab_size` logits that lie on `device`."""
+    """Draws tokens for a model with `vocab_size` logits that lie on `device`.
 
-    def __init__(self, vocab_size: int, device: torch.device) -> None:
+    `drawer` draws what it can of the rows whose logits nothing edits; no token depends on it.
+    """
+
+    def __init__(self, vocab_size: int, device: torch.device, drawer: Drawer | None = None) -> None:
         self.vocab_size = vocab_size
         self.device = device
+        self._drawer = drawer
         self._all_ids: Ids = np.arange(vocab_size)
 
     def sample(
@@ -89,14 +94,43 @@ class Sampler:
         sampled = {i: Sampled(token, None) for i, token in zip(plain, greedy, strict=True)}
         if not others:
             return list(sampled.values())
-        raw = _to_host(_select(logits, others))
+        host, places = _rows_on_host(logits, others)
         # A vanishing temperature or penalty may overflow to infinity; that is its meaning.
         with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-            results = self._sample_on_host(raw, [rows[i] for i in others])
+            results = self._sample_on_host(host, places, [rows[i] for i in others])
         sampled.update(zip(others, results, strict=True))
         return [sampled[i] for i in range(len(rows))]
 
-    def _sample_on_host(self, raw: Logits, rows: Sequence[SampleRow]) -> list[Sampled]:
+    def _sample_on_host(
+        self, host: Logits, places: Sequence[int], rows: Sequence[SampleRow]
+    ) -> list[Sampled]:
+        """One token per row; the logits of `rows[i]` are `host[places[i]]`."""
+        drawn = self._draw_quickly(host, places, rows)
+        left = [i for i in range(len(rows)) if i not in drawn]
+        exact = self._draw_exactly([host[places[i]] for i in left], [rows[i] for i in left])
+        drawn.update(zip(left, exact, strict=True))
+        return [
+            Sampled(drawn[i], _logprobs(host[places[i]], drawn[i], row.spec))
+            for i, row in enumerate(rows)
+        ]
+
+    def _draw_quickly(
+        self, host: Logits, places: Sequence[int], rows: Sequence[SampleRow]
+    ) -> dict[int, int]:
+        """The tokens, by index into `rows`, that the drawer decides."""
+        if self._drawer is None:
+            return {}
+        fit = [i for i, row in enumerate(rows) if not row.spec.is_greedy and not row.is_edited]
+        if not fit:
+            return {}
+        requests = [
+            DrawRequest(places[i], rows[i].spec, len(rows[i].token_ids), rows[i].choice)
+            for i in fit
+        ]
+        tokens = self._drawer.draw(host, requests)
+        return {i: token for i, token in zip(fit, tokens, strict=True) if token is not None}
+
+    def _draw_exactly(self, raw: Sequence[Logits], rows: Sequence[SampleRow]) -> list[int]:
         token_ids = [0] * len(rows)
         shared: dict[int, Draw] = {}
         for i, row in enumerate(rows):
@@ -109,10 +143,7 @@ class Sampler:
                 token_ids[i] = draw_token(draw)
         for i, token_id in zip(shared, draw_tokens(list(shared.values())), strict=True):
             token_ids[i] = token_id
-        return [
-            Sampled(token_id, _logprobs(raw[i], token_id, rows[i].spec))
-            for i, token_id in enumerate(token_ids)
-        ]
+        return token_ids
 
     def _prepare(self, logits: Logits, row: SampleRow) -> Draw:
         """The draw of one row over `logits` [V]; over one token where there is nothing to draw."""
@@ -158,6 +189,14 @@ def _select(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
     if len(rows) == len(logits):
         return logits
     return logits[torch.tensor(rows, dtype=torch.int64, device=logits.device)]
+
+
+def _rows_on_host(logits: torch.Tensor, rows: Sequence[int]) -> tuple[Logits, Sequence[int]]:
+    """Logits in float32 on the host, copied only if need be; and where in them `rows` are."""
+    is_there = logits.device.type == "cpu" and logits.dtype == torch.float32
+    if is_there and logits.stride(1) == 1:
+        return logits.detach().numpy(), rows
+    return _to_host(_select(logits, rows)), range(len(rows))
 
 
 def _to_host(logits: torch.Tensor) -> Logits:

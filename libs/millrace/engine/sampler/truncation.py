@@ -48,10 +48,10 @@ def kept_tokens(logits: Logits, peak: float, spec: SamplingSpec) -> Ids:
         token_ids = _top_k_tokens(logits, spec.top_k)
         if spec.top_p == 1.0 and spec.min_p == 0.0:
             return token_ids
-        return _cut(token_ids, _scores(logits[token_ids], peak, spec), spec, None)
+        return _cut(token_ids, logits[token_ids], peak, spec, None)
     if spec.top_p == 1.0:
         token_ids = np.flatnonzero(logits >= _min_p_floor(peak, spec))
-        return _cut(token_ids, _scores(logits[token_ids], peak, spec), spec, None)
+        return _cut(token_ids, logits[token_ids], peak, spec, None)
     return _nucleus(logits, peak, spec)
 
 
@@ -119,16 +119,18 @@ def _nucleus(logits: Logits, peak: float, spec: SamplingSpec) -> Ids:
     while True:
         floor = top_floor(logits, window) if window < len(logits) else lowest
         token_ids = np.flatnonzero(logits >= max(floor, lowest))
-        scores = _scores(logits[token_ids], peak, spec)
-        if floor <= lowest or np.exp(scores).sum() >= enough:
-            return _cut(token_ids, scores, spec, total)
+        values = logits[token_ids]
+        if floor <= lowest or np.exp(_scores(values, peak, spec)).sum() >= enough:
+            return _cut(token_ids, values, peak, spec, total)
         window *= NUCLEUS_WINDOW_GROWTH
 
 
-def _cut(token_ids: Ids, scores: Scores, spec: SamplingSpec, total: float | None) -> Ids:
+def _cut(
+    token_ids: Ids, logits: Logits, peak: float, spec: SamplingSpec, total: float | None
+) -> Ids:
     """top_p and min_p on tokens that hold the kept prefix; without `total` they are all of them."""
-    descending = np.sort(scores)[::-1]
-    weights = np.exp(descending)
+    descending = np.sort(logits)[::-1]
+    weights = np.exp(_scores(descending, peak, spec))
     num_kept = len(weights)
     if spec.top_p < 1.0:
         cumulated = np.cumsum(weights)
@@ -136,15 +138,18 @@ def _cut(token_ids: Ids, scores: Scores, spec: SamplingSpec, total: float | None
         num_kept = min(num_kept, int(np.searchsorted(cumulated, limit)) + 1)
     if spec.min_p > 0.0:
         num_kept = min(num_kept, int(np.count_nonzero(weights >= spec.min_p)))
-    return _first(token_ids, scores, float(descending[num_kept - 1]), num_kept)
+    return _first(token_ids, logits, float(descending[num_kept - 1]), num_kept)
 
 
-def _first(token_ids: Ids, scores: Scores, last_score: float, num_kept: int) -> Ids:
-    """The `num_kept` tokens with the highest scores, of those that tie with the last the lowest."""
-    is_kept = scores >= last_score
+def _first(token_ids: Ids, logits: Logits, last: float, num_kept: int) -> Ids:
+    """The `num_kept` tokens with the highest logits, of those that tie with the last the lowest.
+
+    Not by score: float64 may lose the difference of two logits far below the peak.
+    """
+    is_kept = logits >= last
     num_over = int(np.count_nonzero(is_kept)) - num_kept
     if num_over > 0:
-        is_kept[np.flatnonzero(scores == last_score)[-num_over:]] = False
+        is_kept[np.flatnonzero(logits == last)[-num_over:]] = False
     return token_ids[is_kept]
 
 

@@ -108,6 +108,40 @@ def test_fork_goes_its_own_way_over_copied_blocks(engine_for, drive, prompt, kv_
     assert driver.outputs[2][:9] != driver.outputs[0][4:13]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("name", "route"), BOTH_ROUTES)
+def test_kernels_draw_the_tokens_that_the_sampler_draws_alone(
+    engine_for, prompt, monkeypatch, name, route, dtype
+):
+    engine = engine_for(name, "cpu", route=route, dtype=dtype)
+    specs = [
+        SamplingSpec(seed=1),
+        SamplingSpec(seed=2, temperature=1.6, top_logprobs=3),
+        SamplingSpec(seed=3, top_p=0.8),
+        SamplingSpec(temperature=0.0),
+        SamplingSpec(seed=4, top_k=9, presence_penalty=0.4),
+        SamplingSpec(seed=5, top_k=9, min_p=0.01),
+    ]
+    requests = [LocalRequest(prompt(9 + i), 25, spec) for i, spec in enumerate(specs)]
+    drawn = []
+    drawer = engine._sampler._drawer
+
+    class Counting:
+        def draw(self, logits, asked):
+            tokens = drawer.draw(logits, asked)
+            drawn.extend(tokens)
+            return tokens
+
+    monkeypatch.setattr(engine._sampler, "_drawer", Counting())
+    with_kernels = LocalGenerator(engine).generate(requests)
+    monkeypatch.setattr(engine._sampler, "_drawer", None)
+    without = LocalGenerator(engine).generate(requests)
+
+    assert with_kernels == without
+    assert len(drawn) == 4 * 25
+    assert sum(token is None for token in drawn) <= 5
+
+
 @pytest.mark.parametrize(("name", "route"), BOTH_ROUTES)
 def test_freed_blocks_full_of_nan_do_not_leak_into_the_next_row(
     tiny, engine_for, drive, prompt, name, route

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_double, c_int64, c_void_p
+from ctypes import POINTER, c_double, c_int64, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from millrace.core.errors import ConfigError, UnsupportedModel
 
-ABI = 1
+ABI = 2
 F32, BF16, INT8 = 0, 1, 2
 KINDS = {"float32": F32, "bfloat16": BF16, "int8": INT8}
 TILE_TOKENS = 32
@@ -115,6 +115,21 @@ class AttentionStruct(ctypes.Structure):
     )
 
 
+class DrawStruct(ctypes.Structure):
+    """mr_draw"""
+
+    _fields_ = (
+        ("row", c_int64),
+        ("seed", c_uint64),
+        ("position", c_int64),
+        ("choice", c_int64),
+        ("top_k", c_int64),
+        ("temperature", c_double),
+        ("top_p", c_double),
+        ("min_p", c_double),
+    )
+
+
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "mr_abi": (c_int64, []),
     "mr_team_create": (c_void_p, [c_int64]),
@@ -138,6 +153,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "mr_model_run": (
         c_int64,
         [c_void_p, c_void_p, POINTER(KvStruct), POINTER(BatchStruct), *[c_void_p] * 4],
+    ),
+    "mr_draw_tokens": (
+        c_int64,
+        [c_void_p, c_void_p, c_int64, c_int64, POINTER(DrawStruct), c_int64, c_void_p],
     ),
 }
 

@@ -2,6 +2,7 @@
 #include <new>
 
 #include "decoder.h"
+#include "draw.h"
 #include "pack.h"
 
 namespace millrace {
@@ -91,6 +92,23 @@ int64_t attend(Team& team, const mr_kv& kv, const mr_attention& how, const mr_ba
   return MR_OK;
 }
 
+int64_t draw_tokens(Team& team, const float* logits, long stride, long vocab,
+                    const mr_draw* draws, long num_draws, int64_t* tokens) {
+  static thread_local std::vector<Buffer<float>> room;
+  room.resize(std::max<size_t>(room.size(), team.size()));
+  const bool has_top_k =
+      std::any_of(draws, draws + num_draws, [](const mr_draw& draw) { return draw.top_k > 0; });
+  for (int member = 0; has_top_k && member < team.size(); ++member) room[member].reserve(vocab);
+  std::vector<Buffer<float>>& scratch = room;
+  team.run([&](Member& member) {
+    member.each(num_draws, [&](long i) {
+      tokens[i] = draw_token(logits + draws[i].row * stride, vocab, draws[i],
+                             scratch[member.index].data());
+    });
+  });
+  return MR_OK;
+}
+
 // The decoder for these kinds of weights; K/V of the kind that the first `run` gets.
 class Model {
  public:
@@ -131,7 +149,7 @@ using namespace millrace;
 
 extern "C" {
 
-int64_t mr_abi(void) { return 1; }
+int64_t mr_abi(void) { return 2; }
 
 void* mr_team_create(int64_t size) {
   if (!prepare_tiles()) return nullptr;
@@ -199,6 +217,13 @@ int64_t mr_model_run(void* model, void* team, const mr_kv* kv, const mr_batch* b
   return guarded([&] {
     return static_cast<Model*>(model)->run(*static_cast<Team*>(team), kv, *batch,
                                            StepOutput{wants_logits, logits, likeliest, progress});
+  });
+}
+
+int64_t mr_draw_tokens(void* team, const float* logits, int64_t stride, int64_t vocab,
+                       const mr_draw* draws, int64_t num_draws, int64_t* tokens) {
+  return guarded([&] {
+    return draw_tokens(*static_cast<Team*>(team), logits, stride, vocab, draws, num_draws, tokens);
   });
 }
 

@@ -2,6 +2,9 @@
 //
 // `Vec` holds `kLanes` floats. Every function is one or two instructions, except exp2. Sums over a
 // vector have a fixed order, so that a row's result never depends on the rows beside it.
+//
+// `Words` holds `kLanes / 2` unsigned integers of 64 bits. `multiply_low` is the whole product of the
+// low halves, `low_halves` turns those of two vectors, taken in turn, into floats.
 #pragma once
 
 #include <cmath>

@@ -9,6 +9,7 @@ namespace millrace {
 
 using Vec = __m256;
 constexpr int kLanes = 8;
+using Words = __m256i;
 
 inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
 inline void store(float* p, Vec x) { _mm256_storeu_ps(p, x); }
@@ -77,6 +78,27 @@ inline void store(int8_t* p, Vec x) {
   const __m128i words =
       _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
+}
+
+inline bool any_less(Vec a, Vec b) {
+  return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ)) != 0;
+}
+
+inline Words load(const uint64_t* p) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+}
+inline Words set1_words(uint64_t x) { return _mm256_set1_epi64x(static_cast<long long>(x)); }
+inline Words add(Words a, Words b) { return _mm256_add_epi64(a, b); }
+inline Words multiply_low(Words a, Words b) { return _mm256_mul_epu32(a, b); }
+inline Words high_half(Words x) { return _mm256_srli_epi64(x, 32); }
+inline Words xor3(Words a, Words b, Words c) {
+  return _mm256_xor_si256(a, _mm256_xor_si256(b, c));
+}
+inline Vec low_halves(Words even, Words odd) {
+  const __m256i both = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+  const Vec high = _mm256_cvtepi32_ps(_mm256_srli_epi32(both, 16));
+  const Vec low = _mm256_cvtepi32_ps(_mm256_and_si256(both, _mm256_set1_epi32(0xffff)));
+  return fma(high, set1(65536.0f), low);
 }
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }

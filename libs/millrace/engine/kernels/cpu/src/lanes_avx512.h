@@ -9,6 +9,7 @@ namespace millrace {
 
 using Vec = __m512;
 constexpr int kLanes = 16;
+using Words = __m512i;
 
 inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
 inline void store(float* p, Vec x) { _mm512_storeu_ps(p, x); }
@@ -71,6 +72,19 @@ inline void store(bf16* p, Vec x) {
 // Rounds to the nearest integer in [-128, 127].
 inline void store(int8_t* p, Vec x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x)));
+}
+
+inline bool any_less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ) != 0; }
+
+inline Words load(const uint64_t* p) { return _mm512_loadu_si512(static_cast<const void*>(p)); }
+inline Words set1_words(uint64_t x) { return _mm512_set1_epi64(static_cast<long long>(x)); }
+inline Words add(Words a, Words b) { return _mm512_add_epi64(a, b); }
+inline Words multiply_low(Words a, Words b) { return _mm512_mul_epu32(a, b); }
+inline Words high_half(Words x) { return _mm512_srli_epi64(x, 32); }
+inline Words xor3(Words a, Words b, Words c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
+inline Vec low_halves(Words even, Words odd) {
+  const __m512i both = _mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
+  return _mm512_cvtepu32_ps(both);
 }
 
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }

@@ -9,6 +9,7 @@ namespace millrace {
 
 using Vec = float32x4_t;
 constexpr int kLanes = 4;
+using Words = uint64x2_t;
 
 inline Vec load(const float* p) { return vld1q_f32(p); }
 inline void store(float* p, Vec x) { vst1q_f32(p, x); }
@@ -65,6 +66,19 @@ inline void store(int8_t* p, Vec x) {
   int8_t bytes[8];
   vst1_s8(bytes, vqmovn_s16(vcombine_s16(words, words)));
   std::memcpy(p, bytes, kLanes);
+}
+
+inline bool any_less(Vec a, Vec b) { return vmaxvq_u32(vcltq_f32(a, b)) != 0; }
+
+inline Words load(const uint64_t* p) { return vld1q_u64(p); }
+inline Words set1_words(uint64_t x) { return vdupq_n_u64(x); }
+inline Words add(Words a, Words b) { return vaddq_u64(a, b); }
+inline Words multiply_low(Words a, Words b) { return vmull_u32(vmovn_u64(a), vmovn_u64(b)); }
+inline Words high_half(Words x) { return vshrq_n_u64(x, 32); }
+inline Words xor3(Words a, Words b, Words c) { return veorq_u64(a, veorq_u64(b, c)); }
+inline Vec low_halves(Words even, Words odd) {
+  const uint64x2_t both = vsliq_n_u64(even, odd, 32);
+  return vcvtq_f32_u32(vreinterpretq_u32_u64(both));
 }
 
 inline void prefetch(const void* p) { __builtin_prefetch(p); }

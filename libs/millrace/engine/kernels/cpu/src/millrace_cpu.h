@@ -90,6 +90,19 @@ typedef struct {
   const float* sinks;
 } mr_attention;
 
+// One token to draw from row `row` of the logits; top_k 0, top_p 1, min_p 0: none. Seed, position and
+// choice are as the sampler counts them.
+typedef struct {
+  int64_t row;
+  uint64_t seed;
+  int64_t position;
+  int64_t choice;
+  int64_t top_k;
+  double temperature;
+  double top_p;
+  double min_p;
+} mr_draw;
+
 MR_API int64_t mr_abi(void);
 
 MR_API void* mr_team_create(int64_t size);
@@ -115,6 +128,11 @@ MR_API void mr_model_destroy(void* model);
 MR_API int64_t mr_model_run(void* model, void* team, const mr_kv* kv, const mr_batch* batch,
                      const uint8_t* wants_logits, float* logits, int64_t* likeliest,
                      volatile int64_t* progress);
+
+// `tokens` [draws]: the token of each, or -1 where rounding could change it or logits or temperature
+// are not plain numbers. Row r of the logits begins at r * stride and has `vocab` of them.
+MR_API int64_t mr_draw_tokens(void* team, const float* logits, int64_t stride, int64_t vocab,
+                              const mr_draw* draws, int64_t num_draws, int64_t* tokens);
 
 #ifdef __cplusplus
 }
