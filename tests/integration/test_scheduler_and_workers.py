@@ -23,7 +23,7 @@ from millrace.core.tokens import FinishReason, TokenDelta, TokenFrame
 from millrace.internal.v1 import scheduler_pb2_grpc
 from millrace.internal.v1.scheduler_pb2 import AttachRequest, Hello
 from millrace.rpc.client import open_channel
-from millrace.scheduler import ownership
+from millrace.scheduler import intake, ownership
 from millrace.scheduler.config import SchedulerConfig
 from millrace.testing.model_worker import expected_output
 from millrace.testing.servers import start_nats
@@ -164,6 +164,32 @@ async def test_abort_frees_rows_and_blocks(stack: Stack) -> None:
     node.engine.gate.set()
     await stack.check_empty()
     assert not answer.is_over
+
+
+async def test_abort_that_overtakes_its_message_ends_the_request_as_it_comes(
+    config: SchedulerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "TICK_S", 60.0)
+    stack = Stack(MemoryBus(), config)
+    await stack.start()
+    try:
+        await stack.add_worker()
+        gateway = await stack.gateway()
+        early, later = queued_request(1), queued_request(2)
+        await gateway.stream.register(early.request_id)
+        await gateway.stream.abort(early.request_id, "client")
+        # On the same stream: once it runs, the abort has been heard.
+        await gateway.send(stack.bus, later)
+        await gateway.until_over()
+        await stack.bus.publish_request(early, {})
+        await gateway.send(stack.bus, queued_request(3))
+        await gateway.until_over()
+        await stack.until(lambda: not len(stack.service.ledger))
+        (worker,) = (await stack.stats()).workers
+        assert worker.num_admissions == 2
+        await stack.check_empty()
+    finally:
+        await stack.stop()
 
 
 async def test_abort_by_id_over_the_bus_tells_the_gateway(stack: Stack) -> None:

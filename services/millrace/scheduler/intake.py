@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from millrace.bus.base import Bus, HeldRequest, WorkQueue
 from millrace.core.cancellation import CancelReason
@@ -31,8 +31,9 @@ RETRY_S = 0.5
 # The queue delivers a message again after 5 s without a word.
 IN_PROGRESS_EVERY_S = 1.5
 TICK_S = 0.25
-MAX_GIVEN_UP = 4_096
+MAX_REMEMBERED = 4_096
 
+T = TypeVar("T")
 Settlement = Callable[[], Coroutine[Any, Any, None]]
 
 
@@ -70,6 +71,8 @@ class Intake:
         self._awaiting_resume: dict[str, LedgerEntry] = {}
         # The last requests that ended for want of their gateway, by id: its name.
         self._given_up: dict[str, str] = {}
+        # The last aborts of requests that were not here; an abort may overtake its message.
+        self._aborted_early: dict[str, CancelReason] = {}
         self._has_room = asyncio.Event()
         self._settling: set[asyncio.Task[None]] = set()
 
@@ -131,6 +134,8 @@ class Intake:
             self._count_abort(entry, reason)
             entry.end(Aborted.reason)
             self._let_go(entry, entry.held.acknowledge)
+        else:
+            _remember(self._aborted_early, request_id, reason)
         self._on_work()
 
     def confirmed(self, request_id: str) -> None:
@@ -183,10 +188,13 @@ class Intake:
             return
         entry = self._hold(held, request)
         gateway_id, request_id = request.gateway_id, request.request_id
+        if (reason := self._aborted_early.pop(request_id, None)) is not None:
+            self.aborted(request_id, reason)
+            return
         if held.num_delivered == 1 and self._links.is_wanted(gateway_id, request_id):
             self._admit(entry, {})
             return
-        # Nobody wants it any more, or its registration is a moment late: the next tick asks.
+        # Its registration is a moment late, or nobody wants it any more: the next tick asks.
         self._awaiting_resume[request_id] = entry
         if held.num_delivered > 1:
             self._links.send(gateway_id, ResumeQuery((request_id,)))
@@ -286,9 +294,7 @@ class Intake:
 
     def _remember_given_up(self, request: QueuedRequest) -> None:
         """For a gateway that comes back after all: its client must not wait for nothing."""
-        self._given_up[request.request_id] = request.gateway_id
-        if len(self._given_up) > MAX_GIVEN_UP:
-            del self._given_up[next(iter(self._given_up))]
+        _remember(self._given_up, request.request_id, request.gateway_id)
 
     def _let_go(self, entry: LedgerEntry, settlement: Settlement) -> None:
         self._ledger.pop(entry.request.request_id)
@@ -299,6 +305,12 @@ class Intake:
         task = asyncio.create_task(_settle(request_id, settlement))
         self._settling.add(task)
         task.add_done_callback(self._settling.discard)
+
+
+def _remember(memory: dict[str, T], request_id: str, what: T) -> None:
+    memory[request_id] = what
+    if len(memory) > MAX_REMEMBERED:
+        del memory[next(iter(memory))]
 
 
 async def _settle(request_id: str, settlement: Settlement) -> None:
