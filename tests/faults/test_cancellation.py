@@ -42,7 +42,6 @@ class Scene:
         self.edge = edge
         self.other = other
         self.others: list[Reply] = []
-        self.is_unheard_of = False
 
     @property
     def was_queued(self) -> bool:
@@ -71,7 +70,6 @@ async def in_the_queue(scene: Scene, client: GrpcClient, start: Start) -> AsyncI
     await scene.stack.until(lambda: len(scene.stack.service.ledger) == 2)
     scene.engine.gate.clear()
     await start()
-    scene.is_unheard_of = True
     yield
     scene.engine.gate.set()
 
@@ -139,21 +137,14 @@ async def _scene(stack: FaultStack) -> AsyncIterator[tuple[Scene, GrpcClient]]:
         assert not engine.was_admitted(VICTIM.prompt_token_ids)
 
 
-async def _aborted(scene: Scene, reason: str) -> str:
-    """What the scheduler counts: it may hear of the request only after its end."""
-    counted = "gone" if scene.is_unheard_of else reason
-    await scene.stack.until(lambda: scene.stack.aborted(counted) == 1)
-    return counted
-
-
 async def _late(scene: Scene, client: GrpcClient, request_id: str, reason: str) -> None:
     """Nothing changes when everybody cancels again."""
-    counted = await _aborted(scene, reason)
+    await scene.stack.until(lambda: scene.stack.aborted(reason) == 1)
     assert not await client.abort(request_id)
     for _ in range(2):
         scene.stack.service._intake.aborted(request_id)
         assert not scene.edge.gateway._pipeline.abort_here(request_id)
-    assert (scene.edge.cancelled(reason), scene.stack.aborted(counted)) == (1, 1)
+    assert (scene.edge.cancelled(reason), scene.stack.aborted(reason)) == (1, 1)
     assert scene.other.cancelled(reason) == 0
 
 
