@@ -11,12 +11,18 @@ CHUNK_MULTIPLE = 32
 class TokenBudget:
     """Prefill tokens left in a step: bounded by tokens, and by time while sequences decode.
 
-    Chunks are multiples of 32, the row height of the matrix kernels, unless they end a prompt. At
-    least one such chunk always fits, so a prompt advances however slow the machine is.
+    Chunks are multiples of 32, the row height of the matrix kernels, unless they end a prompt. The
+    first chunk of a step has at least that many, so a prompt advances however slow the machine is.
+    A token costs the more the longer its prompt is already, so late chunks are shorter.
     """
 
-    def __init__(self, num_tokens: int) -> None:
+    def __init__(
+        self, num_tokens: int, model: StepTimeModel | None = None, left_ms: float = 0.0
+    ) -> None:
         self.num_left = num_tokens
+        self._model = model
+        self._left_ms = left_ms
+        self._is_first = True
 
     @classmethod
     def for_step(
@@ -24,15 +30,23 @@ class TokenBudget:
     ) -> TokenBudget:
         """The budget of a step that decodes `num_decode_rows` rows with `kv_tokens` of context."""
         num_tokens = policy.max_num_batched_tokens - num_decode_rows
-        if num_decode_rows:
-            within = model.prefill_tokens_within(policy.target_itl_ms, num_decode_rows, kv_tokens)
-            num_tokens = min(num_tokens, max(within, CHUNK_MULTIPLE))
-        return cls(num_tokens)
+        if not num_decode_rows:
+            return cls(num_tokens)
+        decode_ms = model.predict_ms(num_decode_rows, kv_tokens)
+        limit_ms = max(policy.target_itl_ms, policy.max_itl_stretch * decode_ms)
+        return cls(num_tokens, model, limit_ms - decode_ms)
 
-    def take(self, num_wanted: int) -> int:
-        """The next chunk of a prompt with `num_wanted` tokens to go; 0 where none fits."""
-        num_tokens = num_wanted
-        if num_wanted > self.num_left:
-            num_tokens = self.num_left - self.num_left % CHUNK_MULTIPLE
+    def take(self, num_wanted: int, num_before: int = 0) -> int:
+        """The next chunk of a prompt with `num_wanted` tokens to go after `num_before`, or 0."""
+        num_tokens = min(num_wanted, self.num_left)
+        if self._model is not None:
+            within = self._model.chunk_within(self._left_ms, num_before)
+            least = CHUNK_MULTIPLE if self._is_first else 0
+            num_tokens = min(num_tokens, max(within, least))
+        if num_tokens < num_wanted:
+            num_tokens -= num_tokens % CHUNK_MULTIPLE
         self.num_left -= num_tokens
+        if self._model is not None:
+            self._left_ms -= self._model.chunk_ms(num_tokens, num_before)
+        self._is_first = False
         return num_tokens

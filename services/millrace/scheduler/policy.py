@@ -12,7 +12,8 @@ from millrace.core.errors import ConfigError
 class SchedulerPolicy:
     """Limits and preferences of one scheduler; all of them hold for every worker alike.
 
-    `target_itl_ms` bounds the predicted step while sequences decode. `ageing_share` k gives every
+    While sequences decode, prefill may lengthen a step to `target_itl_ms`, or to `max_itl_stretch`
+    times what it takes without where that is longer. `ageing_share` k gives every
     k-th admission to a lower class. A waiting sequence is overtaken at most `max_bypasses` times
     and for `max_bypass_ms`; one is left for another worker for at most `placement_patience_ms`.
     Prefixes of at least `min_awaited_prefix_tokens` that another sequence is computing are waited
@@ -24,6 +25,7 @@ class SchedulerPolicy:
     # Every step reads all weights, however small its chunk: while prompts queued on two CPU cores,
     # 100 ms gave 30 % fewer tokens/s than 250 ms.
     target_itl_ms: float = 200.0
+    max_itl_stretch: float = 2.0
     lease_steps: int = 2
     max_num_waiting: int = 1024
     max_waiting_tokens: int = 1_000_000
@@ -46,6 +48,11 @@ class SchedulerPolicy:
             raise ConfigError(
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}; the least is 64",
                 field="max_num_batched_tokens",
+            )
+        if self.max_itl_stretch < 1:
+            raise ConfigError(
+                f"max_itl_stretch is {self.max_itl_stretch}; the least is 1",
+                field="max_itl_stretch",
             )
         if self.lease_steps < 0:
             raise ConfigError(f"lease_steps is {self.lease_steps}", field="lease_steps")

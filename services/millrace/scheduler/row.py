@@ -49,6 +49,7 @@ class IssuedPlan:
 
     `first_step` is the number of steps issued before it; it may run 1 + lease_steps more.
     `num_decode_rows` counts the rows sure to decode in it; `is_next` says that none is before it.
+    `kv_tokens` is the context of those rows, `num_pairs` what its chunks add to attention.
     `is_canary`: it has nothing but a canary in it.
     """
 
@@ -59,6 +60,7 @@ class IssuedPlan:
     held: list[Row] = field(default_factory=list)
     num_decode_rows: int = 0
     kv_tokens: int = 0
+    num_pairs: int = 0
     predicted_ms: float = 0.0
     is_next: bool = False
     is_canary: bool = False

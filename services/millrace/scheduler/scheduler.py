@@ -276,7 +276,9 @@ class Scheduler:
 
     def _advance_prompts(self, worker: WorkerMirror, step: IssuedPlan, budget: TokenBudget) -> None:
         for row in list(worker.prefilling.values()):
-            num_tokens = budget.take(row.num_admitted_tokens - row.num_scheduled_tokens)
+            num_tokens = budget.take(
+                row.num_admitted_tokens - row.num_scheduled_tokens, row.num_scheduled_tokens
+            )
             if not num_tokens:
                 break
             worker.advance(step, row, num_tokens)
@@ -295,7 +297,7 @@ class Scheduler:
             if verdict is Verdict.SKIP:
                 continue
             num_cached_tokens = len(cached) * worker.blocks.block_size
-            num_tokens = budget.take(sequence.num_tokens - num_cached_tokens)
+            num_tokens = budget.take(sequence.num_tokens - num_cached_tokens, num_cached_tokens)
             if verdict is Verdict.STOP or not num_tokens:
                 break
             turn.note_admission()

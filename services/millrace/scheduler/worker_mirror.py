@@ -23,7 +23,7 @@ from .outcome import WorkerStats
 from .row import IssuedPlan, Row
 from .sequence import Sequence, SequenceStatus
 from .step_limits import StepLimits
-from .step_time import StepTimeModel
+from .step_time import StepTimeModel, chunk_pairs
 
 
 class WorkerMirror:
@@ -213,10 +213,10 @@ class WorkerMirror:
 
     def advance(self, step: IssuedPlan, row: Row, num_tokens: int) -> None:
         """Sends the next `num_tokens` of a row through prefill; with the last one it samples."""
+        step.num_pairs += chunk_pairs(num_tokens, row.num_scheduled_tokens)
         row.num_scheduled_tokens += num_tokens
         step.plan.chunks.append((row.row, num_tokens))
         step.chunks.append((row, num_tokens))
-        step.kv_tokens += row.num_scheduled_tokens
         if not row.is_prefilling:
             del self.prefilling[row.epoch]
             self.decoding[row.epoch] = row
@@ -226,7 +226,7 @@ class WorkerMirror:
     def issue(self, step: IssuedPlan) -> StepPlan:
         """Ends the making of a plan: from here on it counts as sent."""
         num_tokens = step.num_decode_rows + sum(count for _, count in step.chunks)
-        step.predicted_ms = self.step_time.predict_ms(num_tokens, step.kv_tokens)
+        step.predicted_ms = self.step_time.predict_ms(num_tokens, step.kv_tokens, step.num_pairs)
         for row in step.held:
             row.num_held += 1
         self.plans.append(step)
@@ -345,7 +345,14 @@ class WorkerMirror:
             self.limits.note_good_step()
         # The first step of a worker warms it up and says nothing about the next ones.
         if self._num_steps > 1 and result.num_tokens and result.step_ns:
-            self.step_time.observe(result.num_tokens, step.kv_tokens, result.step_ns / 1e6)
+            # A leased step repeats the rows of its plan, not the chunks.
+            has_chunks = result.num_tokens > result.num_decode_rows
+            self.step_time.observe(
+                result.num_tokens,
+                step.kv_tokens,
+                result.step_ns / 1e6,
+                num_pairs=step.num_pairs if has_chunks else 0,
+            )
 
     def _cache_blocks(self, row: Row) -> None:
         sequence, block_size = row.sequence, self.blocks.block_size

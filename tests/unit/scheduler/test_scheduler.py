@@ -64,7 +64,9 @@ def test_a_long_prompt_is_chunked_and_no_row_samples_before_its_end(simulate, ma
 
 
 def test_decodes_go_on_beside_a_long_prompt(simulate, make_request):
-    sim = simulate(max_num_batched_tokens=64, target_itl_ms=1.0, max_model_len=256)
+    sim = simulate(
+        max_num_batched_tokens=64, target_itl_ms=1.0, max_itl_stretch=1.0, max_model_len=256
+    )
     sim.add(make_request("short", [1, 2], max_tokens=20, arrival=1))
     sim.step()
     sim.add(make_request("long", [3] * 130, max_tokens=2, arrival=2))
@@ -500,6 +502,7 @@ def test_stats_count_what_happened(simulate, make_request):
     [
         {"max_num_batched_tokens": 63},
         {"target_itl_ms": 0.0},
+        {"max_itl_stretch": 0.5},
         {"lease_steps": -1},
         {"ageing_share": 0},
         {"tenant_weights": {"a": 0.0}},

@@ -65,6 +65,7 @@ def random_policy(random, lease_steps):
     return SchedulerPolicy(
         max_num_batched_tokens=random.choice((64, 96, 512)),
         target_itl_ms=random.choice((1.0, 12.0, 1000.0)),
+        max_itl_stretch=random.choice((1.0, 2.0)),
         lease_steps=lease_steps,
         min_awaited_prefix_tokens=random.choice((8, 128)),
         ageing_share=random.choice((2, 8)),

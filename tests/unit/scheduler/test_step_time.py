@@ -6,11 +6,11 @@ import pytest
 
 from millrace.scheduler.budget import TokenBudget
 from millrace.scheduler.policy import SchedulerPolicy
-from millrace.scheduler.step_time import StepTimeModel
+from millrace.scheduler.step_time import StepTimeModel, chunk_pairs
 
 
-def true_ms(num_tokens, kv_tokens, *, scale=1.0):
-    return scale * (9.0 + 0.25 * num_tokens + 0.0007 * kv_tokens)
+def true_ms(num_tokens, kv_tokens, num_pairs=0, *, scale=1.0):
+    return scale * (9.0 + 0.25 * num_tokens + 0.0007 * kv_tokens + 0.0004 * num_pairs)
 
 
 def observe_mixed(model, random, num_steps, *, scale=1.0):
@@ -26,7 +26,7 @@ def assert_predicts(model, *, scale=1.0, rel=0.1):
         assert model.predict_ms(num_tokens, kv_tokens) == pytest.approx(expected, rel=rel)
 
 
-def test_the_fit_finds_all_three_costs():
+def test_the_fit_finds_the_costs_of_decoding():
     model = StepTimeModel()
 
     observe_mixed(model, Random(1), 200)
@@ -88,9 +88,40 @@ def test_costs_are_never_negative():
 
 
 def learnt():
-    model = StepTimeModel()
-    observe_mixed(model, Random(6), 300)
+    model, random = StepTimeModel(), Random(6)
+    observe_mixed(model, random, 300)
+    for _ in range(100):
+        num_chunk, num_before = random.randrange(32, 257), random.randrange(4000)
+        num_pairs = chunk_pairs(num_chunk, num_before)
+        step_ms = random.uniform(0.97, 1.03) * true_ms(8 + num_chunk, 2400, num_pairs)
+        model.observe(8 + num_chunk, 2400, step_ms, num_pairs=num_pairs)
     return model
+
+
+def test_attention_of_chunks_is_learnt_apart_from_that_of_decodes():
+    model = learnt()
+
+    assert model.ms_per_pair == pytest.approx(0.0004, rel=0.15)
+    assert model.ms_per_kv_token == pytest.approx(0.0007, rel=0.35)
+    pairs = chunk_pairs(128, 3000)
+    assert model.predict_ms(136, 2400, pairs) == pytest.approx(true_ms(136, 2400, pairs), rel=0.1)
+
+
+def test_pairs_are_each_token_with_itself_and_all_before():
+    assert chunk_pairs(3, 5) == sum(range(6, 9))
+
+
+@pytest.mark.parametrize("num_before", [0, 100, 4000])
+@pytest.mark.parametrize("left_ms", [0.3, 7.0, 60.0])
+def test_the_longest_chunk_within_a_time_is_within_it_and_one_more_token_is_not(
+    num_before, left_ms
+):
+    model = learnt()
+
+    num_tokens = model.chunk_within(left_ms, num_before)
+
+    assert model.chunk_ms(num_tokens, num_before) <= left_ms
+    assert model.chunk_ms(num_tokens + 1, num_before) > left_ms
 
 
 def test_prompts_get_the_whole_step_while_nothing_decodes():
@@ -105,8 +136,41 @@ def test_beside_decodes_prompts_get_what_the_target_leaves():
     num_tokens = TokenBudget.for_step(policy, model, 8, 2400).take(10_000)
 
     assert num_tokens % 32 == 0
-    assert model.predict_ms(8 + num_tokens, 2400) <= 60.0
-    assert model.predict_ms(8 + num_tokens + 32, 2400) > 60.0
+    assert model.predict_ms(8, 2400) + model.chunk_ms(num_tokens, 0) <= 60.0
+    assert model.predict_ms(8, 2400) + model.chunk_ms(num_tokens + 32, 0) > 60.0
+
+
+def test_a_slow_decode_step_is_stretched_and_no_more():
+    model, policy = learnt(), SchedulerPolicy(target_itl_ms=1.0, max_itl_stretch=3.0)
+    decode_ms = model.predict_ms(64, 60_000)
+
+    num_tokens = TokenBudget.for_step(policy, model, 64, 60_000).take(10_000)
+
+    assert num_tokens > 32
+    assert 2.5 * decode_ms < decode_ms + model.chunk_ms(num_tokens, 0) <= 3 * decode_ms
+
+
+def test_the_further_a_prompt_the_shorter_its_chunks():
+    model, policy = learnt(), SchedulerPolicy(target_itl_ms=100.0)
+
+    early, late = (
+        TokenBudget.for_step(policy, model, 8, 2400).take(10_000, num_before)
+        for num_before in (0, 3000)
+    )
+
+    assert early >= 2 * late > 0
+
+
+def test_two_prompts_share_the_time_of_one_step():
+    model, policy = learnt(), SchedulerPolicy(target_itl_ms=100.0)
+    budget = TokenBudget.for_step(policy, model, 8, 2400)
+
+    first, second = budget.take(100), budget.take(10_000)
+
+    assert first == 100
+    assert second > 0
+    in_all_ms = model.predict_ms(8, 2400) + model.chunk_ms(100, 0) + model.chunk_ms(second, 0)
+    assert in_all_ms <= 100.0
 
 
 def test_a_prompt_advances_by_one_chunk_however_tight_the_target():
