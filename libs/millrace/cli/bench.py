@@ -53,7 +53,9 @@ def add_parser(subparsers: Any) -> None:
     load.add_argument("--duration", type=_positive, default=600.0, help="most seconds for all")
     load.add_argument("--timeout", type=_positive, default=600.0, help="most seconds for one")
     load.add_argument("--warmup", type=int, default=2, help="requests before, not counted")
-    load.add_argument("--input-tokens", type=positive_count, default=128)
+    load.add_argument(
+        "--input-tokens", type=_spread, default=(128, 128), help="128, or 30-700 for a spread"
+    )
     load.add_argument("--output-tokens", type=positive_count, default=64)
     load.add_argument("--natural-stop", action="store_true", help="let answers end by themselves")
     load.add_argument("--seed", type=int, help="same seed: same prompts, same arrivals")
@@ -108,6 +110,7 @@ def _protocol(args: argparse.Namespace) -> str:
 
 
 def _workload(args: argparse.Namespace) -> Workload:
+    from .load.lengths import Lengths
     from .load.workload import closed_workload, open_workload, trace_workload
 
     # A fresh seed, so that a second run finds no prompt of the first in a prefix cache.
@@ -115,7 +118,7 @@ def _workload(args: argparse.Namespace) -> Workload:
     if args.trace is not None:
         return trace_workload(args.trace, limit=args.requests, speed=args.speed, seed=seed)
     count = args.requests or DEFAULT_REQUESTS
-    lengths = (args.input_tokens, args.output_tokens)
+    lengths = Lengths(*args.input_tokens, args.output_tokens)
     if args.rate is not None:
         return open_workload(
             count, lengths, args.rate, burstiness=args.burstiness, burst=args.burst, seed=seed
@@ -194,3 +197,12 @@ def _positive(text: str) -> float:
     if not number > 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number greater than 0")
     return number
+
+
+def _spread(text: str) -> tuple[int, int]:
+    """Least and most of `128` or `30-700`. Raises argparse's error for anything else."""
+    least, dash, most = text.partition("-")
+    spread = positive_count(least), positive_count(most if dash else least)
+    if spread[0] > spread[1]:
+        raise argparse.ArgumentTypeError(f"{text!r}: {spread[0]} is more than {spread[1]}")
+    return spread

@@ -15,11 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.cli.load.arrivals import arrival_times
+from millrace.cli.load.lengths import Lengths
 from millrace.cli.load.outcome import REASON_CUT_SHORT, Load, Outcome
 from millrace.cli.load.prompts import Prompts, prompt_of_blocks
 from millrace.cli.load.slo import Slo, parse_slo
 from millrace.cli.load.statistics import load_figures, percentile
 from millrace.cli.load.trace_file import parse_trace, read_trace
+from millrace.cli.load.workload import closed_workload
 from millrace.core.errors import ConfigError
 
 FINITE = st.floats(-1e9, 1e9)
@@ -113,6 +115,19 @@ def test_prompts_have_their_length_and_differ_from_the_first_word() -> None:
 
     assert {len(text.split()) + 5 for text in texts} <= set(range(30, 701))
     assert len({text.split()[0] for text in texts}) == 20
+
+
+def test_a_spread_of_lengths_reaches_over_its_range_in_any_order() -> None:
+    workload = closed_workload(20, Lengths(30, 700, 8), 4, seed=3)
+
+    asks = list(workload.asks())
+
+    num_words = [len(ask.prompt.split()) for ask in asks]
+    assert sorted(num_words) != num_words
+    assert min(num_words) < 60
+    assert max(num_words) > 670
+    assert {ask.num_output_tokens for ask in asks} == {8}
+    assert "20 requests of 30-700+8" in workload.about
 
 
 def test_prompts_that_share_hashes_share_words() -> None:

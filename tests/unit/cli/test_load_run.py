@@ -299,3 +299,13 @@ async def test_interrupt_prints_what_was_seen() -> None:
     assert process.returncode == 130
     assert figures["was_interrupted"]
     assert figures["cut_short"] >= 1
+
+
+@pytest.mark.parametrize("text", ["0", "9-", "-9", "30-20", "1-2-3", "many"])
+def test_a_spread_that_is_none_is_refused_by_its_flag(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run_verb(["bench", f"--input-tokens={text}"])
+
+    assert "--input-tokens" in capsys.readouterr().err

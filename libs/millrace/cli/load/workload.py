@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from millrace.core.errors import Unavailable
 
 from .arrivals import arrival_times
 from .ask import Ask
+from .lengths import Lengths
 from .outcome import Load
 from .prompts import Prompts
 from .runner import Limits, LoadRun, Target
@@ -47,17 +48,15 @@ class Workload:
             raise Unavailable(f"a request to warm up failed: {next(iter(errors))}")
 
 
-def closed_workload(
-    count: int, lengths: tuple[int, int], num_streams: int, *, seed: int
-) -> Workload:
-    """`lengths` are the tokens of prompt and answer."""
-    about = f"closed loop, {num_streams} streams, {count} requests of {lengths[0]}+{lengths[1]}"
+def closed_workload(count: int, lengths: Lengths, num_streams: int, *, seed: int) -> Workload:
+    """So many streams, each with its next request when it has its answer."""
+    about = f"closed loop, {num_streams} streams, {count} requests of {lengths}"
     return Workload(about, seed, lambda: _asks([0.0] * count, lengths, seed), num_streams)
 
 
 def open_workload(
     count: int,
-    lengths: tuple[int, int],
+    lengths: Lengths,
     rate: float,
     *,
     burstiness: float,
@@ -67,9 +66,7 @@ def open_workload(
     """Raises ConfigError for rates and shapes that are not positive."""
     times_s = arrival_times(count, rate, burstiness=burstiness, burst=burst, seed=seed)
     shape = f"burstiness {burstiness:g}" if burst == 1 else f"bursts of {burst}"
-    about = (
-        f"open loop, {rate:g} requests/s, {shape}, {count} requests of {lengths[0]}+{lengths[1]}"
-    )
+    about = f"open loop, {rate:g} requests/s, {shape}, {count} requests of {lengths}"
     return Workload(about, seed, lambda: _asks(times_s, lengths, seed))
 
 
@@ -83,6 +80,6 @@ def trace_workload(path: Path, *, limit: int | None, speed: float, seed: int) ->
     )
 
 
-def _asks(times_s: Iterable[float], lengths: tuple[int, int], seed: int) -> list[Ask]:
-    prompts = Prompts(seed)
-    return [Ask(prompts.draw(lengths[0]), lengths[1], at_s) for at_s in times_s]
+def _asks(times_s: Sequence[float], lengths: Lengths, seed: int) -> list[Ask]:
+    texts = Prompts(seed).draw_spread(len(times_s), lengths.min_input, lengths.max_input)
+    return [Ask(text, lengths.output, at_s) for text, at_s in zip(texts, times_s, strict=True)]
