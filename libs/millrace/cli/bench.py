@@ -118,7 +118,8 @@ def _workload(args: argparse.Namespace) -> Workload:
     if args.trace is not None:
         return trace_workload(args.trace, limit=args.requests, speed=args.speed, seed=seed)
     count = args.requests or DEFAULT_REQUESTS
-    lengths = Lengths(*args.input_tokens, args.output_tokens)
+    least, most = args.input_tokens
+    lengths = Lengths(least, most, args.output_tokens)
     if args.rate is not None:
         return open_workload(
             count, lengths, args.rate, burstiness=args.burstiness, burst=args.burst, seed=seed

@@ -1,33 +1,74 @@
 """How long a step will take, learnt while serving.
 
-Recursive least squares with forgetting for
     step_ms = a + b * num_tokens + c * kv_tokens + d * num_pairs,
 where num_tokens is the flattened batch, kv_tokens the sum of the context lengths of the rows that
-decode, and num_pairs counts each token of a chunk with every token before it. Features are scaled
-so that one prior covariance fits all four; each variance is bounded, because steady decoding
-excites only one direction and plain forgetting would let the others grow without limit.
+decode, and num_pairs counts each token of a chunk with every token before it.
+
+Steps are averaged per kind (sizes within a factor of two), and the costs are the non-negative
+least squares of the relative errors over all kinds, each kind counting once. So hours of steady
+decoding, which tell of one kind only, do not wash out what is known of prompts, and a kind that has
+changed counts as soon as it is met again.
 """
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 
-_TOKENS_SCALE = 1 / 64
-_KV_SCALE = 1 / 4096
-_PAIRS_SCALE = 1 / 32768
 _NUM_COSTS = 4
-_FORGETTING = 0.99
-_INFLATION = _FORGETTING**-0.5
-_PRIOR_VARIANCE = (100.0, 100.0, 25.0, 100.0)
-_MAX_VARIANCE = 400.0
+_NUM_SWEEPS = 4
+_MAX_KINDS = 64
+# So few cost too little to make another kind of step.
+_SMALL_KV_TOKENS = 1024
+_SMALL_PAIRS = 4096
+# Of a kind's average, what a new step makes up, once that many have been seen.
+_NEWEST_SHARE = 0.1
+# How much the first guess counts beside one kind of steps that agrees with it.
+_PRIOR_WEIGHT = 0.01
 _NUM_WARM_UP_STEPS = 8
 _MAX_RATIO = 8.0
 _MIN_MS_PER_TOKEN = 1e-5
 _MIN_MS_PER_PAIR = 1e-12
+_Features = tuple[float, float, float, float]
+_Kind = tuple[int, int, int]
+
+
+class _KindOfStep:
+    """The average of the steps of one kind, as it counts in the fit."""
+
+    __slots__ = ("deviation_ms", "features", "num_seen", "step_ms", "weight")
+
+    def __init__(self) -> None:
+        self.features: _Features = (0.0, 0.0, 0.0, 0.0)
+        self.step_ms = 0.0
+        self.deviation_ms = 0.0
+        self.num_seen = 0
+        self.weight = 0.0
+
+    def add(self, features: _Features, step_ms: float) -> None:
+        """Takes in a step; one that was held up by something else moves the average little."""
+        self.num_seen += 1
+        share = max(1 / self.num_seen, _NEWEST_SHARE)
+        error_ms = step_ms - self.step_ms
+        if self.num_seen > _NUM_WARM_UP_STEPS:
+            limit_ms = max(4 * self.deviation_ms, 0.25 * self.step_ms)
+            self.deviation_ms += share * (min(abs(error_ms), 2 * limit_ms) - self.deviation_ms)
+            error_ms = min(max(error_ms, -limit_ms), limit_ms)
+        elif self.num_seen > 1:
+            self.deviation_ms += share * (abs(error_ms) - self.deviation_ms)
+        self.step_ms += share * error_ms
+        a, b, c, d = self.features
+        self.features = (
+            a + share * (features[0] - a),
+            b + share * (features[1] - b),
+            c + share * (features[2] - c),
+            d + share * (features[3] - d),
+        )
+        self.weight = 1 / (self.step_ms * self.step_ms)
 
 
 class StepTimeModel:
-    """Predicts milliseconds; `observe` is robust to a step that was held up by something else."""
+    """Predicts milliseconds."""
 
     def __init__(
         self,
@@ -36,38 +77,36 @@ class StepTimeModel:
         ms_per_kv_token: float = 0.0005,
         ms_per_pair: float = 0.0001,
     ) -> None:
-        self._theta = [
-            base_ms,
-            ms_per_token / _TOKENS_SCALE,
-            ms_per_kv_token / _KV_SCALE,
-            ms_per_pair / _PAIRS_SCALE,
+        prior = (base_ms, ms_per_token, ms_per_kv_token, ms_per_pair)
+        self._costs = list(prior)
+        # Normal equations of the fit; the first guess is in them for good.
+        self._gram = [
+            [_PRIOR_WEIGHT / (cost * cost) if i == j else 0.0 for j in range(_NUM_COSTS)]
+            for i, cost in enumerate(prior)
         ]
-        self._covariance = [
-            [variance if i == j else 0.0 for j in range(_NUM_COSTS)]
-            for i, variance in enumerate(_PRIOR_VARIANCE)
-        ]
-        self._deviation_ms = 0.0
+        self._moments = [_PRIOR_WEIGHT / cost for cost in prior]
+        self._kinds: OrderedDict[_Kind, _KindOfStep] = OrderedDict()
         self.num_observations = 0
 
     @property
     def base_ms(self) -> float:
         """a: what a step costs before the first token."""
-        return max(self._theta[0], 0.0)
+        return self._costs[0]
 
     @property
     def ms_per_token(self) -> float:
         """b: what one more token costs."""
-        return max(self._theta[1] * _TOKENS_SCALE, _MIN_MS_PER_TOKEN)
+        return max(self._costs[1], _MIN_MS_PER_TOKEN)
 
     @property
     def ms_per_kv_token(self) -> float:
         """c: what one more token of context costs a row that decodes."""
-        return max(self._theta[2] * _KV_SCALE, 0.0)
+        return self._costs[2]
 
     @property
     def ms_per_pair(self) -> float:
         """d: what one more token of context costs one token of a chunk."""
-        return max(self._theta[3] * _PAIRS_SCALE, _MIN_MS_PER_PAIR)
+        return max(self._costs[3], _MIN_MS_PER_PAIR)
 
     def predict_ms(self, num_tokens: int, kv_tokens: int, num_pairs: int = 0) -> float:
         """The step's expected time."""
@@ -96,36 +135,49 @@ class StepTimeModel:
         self, num_tokens: int, kv_tokens: int, step_ms: float, *, num_pairs: int = 0
     ) -> None:
         """Learns from one finished step."""
-        predicted_ms = max(self.predict_ms(num_tokens, kv_tokens, num_pairs), 1e-3)
-        step_ms = min(max(step_ms, predicted_ms / _MAX_RATIO), predicted_ms * _MAX_RATIO)
-        error_ms = step_ms - predicted_ms
-        limit_ms = max(4 * self._deviation_ms, 0.25 * predicted_ms)
-        self._deviation_ms += 0.1 * (min(abs(error_ms), 2 * limit_ms) - self._deviation_ms)
-        if self.num_observations >= _NUM_WARM_UP_STEPS:
-            error_ms = min(max(error_ms, -limit_ms), limit_ms)
         self.num_observations += 1
-        features = (
-            1.0,
-            num_tokens * _TOKENS_SCALE,
-            kv_tokens * _KV_SCALE,
-            num_pairs * _PAIRS_SCALE,
-        )
-        self._update(features, error_ms)
+        if self.num_observations > _NUM_WARM_UP_STEPS:
+            predicted_ms = max(self.predict_ms(num_tokens, kv_tokens, num_pairs), 1e-3)
+            step_ms = min(max(step_ms, predicted_ms / _MAX_RATIO), predicted_ms * _MAX_RATIO)
+        kind = self._kind(num_tokens, kv_tokens, num_pairs)
+        self._count(kind, -kind.weight)
+        kind.add((1.0, float(num_tokens), float(kv_tokens), float(num_pairs)), max(step_ms, 1e-3))
+        self._count(kind, kind.weight)
+        self._solve()
 
-    def _update(self, x: tuple[float, ...], error_ms: float) -> None:
-        p, costs = self._covariance, range(_NUM_COSTS)
-        px = [sum(map(float.__mul__, row, x)) for row in p]
-        scale = _FORGETTING + sum(map(float.__mul__, x, px))
-        for i in costs:
-            gain = px[i] / scale
-            self._theta[i] += gain * error_ms
-            for j in costs:
-                p[i][j] -= gain * px[j]
-        # A cost is forgotten only in steps that tell of it.
-        forget = [_INFLATION if x[i] and p[i][i] < _MAX_VARIANCE else 1.0 for i in costs]
-        for i in costs:
-            for j in costs:
-                p[i][j] *= forget[i] * forget[j]
+    def _kind(self, num_tokens: int, kv_tokens: int, num_pairs: int) -> _KindOfStep:
+        """The steps that are about as large as this one; those met least lately are forgotten."""
+        key = (
+            num_tokens.bit_length(),
+            (kv_tokens // _SMALL_KV_TOKENS).bit_length(),
+            (num_pairs // _SMALL_PAIRS).bit_length(),
+        )
+        kind = self._kinds.get(key)
+        if kind is None:
+            if len(self._kinds) >= _MAX_KINDS:
+                _, oldest = self._kinds.popitem(last=False)
+                self._count(oldest, -oldest.weight)
+            kind = self._kinds[key] = _KindOfStep()
+        else:
+            self._kinds.move_to_end(key)
+        return kind
+
+    def _count(self, kind: _KindOfStep, weight: float) -> None:
+        """Adds a kind to the normal equations, or takes it out with its weight negated."""
+        features = kind.features
+        for i, row in enumerate(self._gram):
+            weighted = weight * features[i]
+            self._moments[i] += weighted * kind.step_ms
+            for j in range(_NUM_COSTS):
+                row[j] += weighted * features[j]
+
+    def _solve(self) -> None:
+        """Coordinate descent, which keeps every cost at 0 or above, from the last solution on."""
+        costs = self._costs
+        for _ in range(_NUM_SWEEPS):
+            for i, row in enumerate(self._gram):
+                others = sum(map(float.__mul__, row, costs)) - row[i] * costs[i]
+                costs[i] = max(0.0, (self._moments[i] - others) / row[i])
 
 
 def chunk_pairs(num_tokens: int, num_before: int) -> int:

@@ -59,9 +59,36 @@ def test_a_lasting_change_is_followed():
     model, random = StepTimeModel(), Random(4)
     observe_mixed(model, random, 200)
 
-    observe_mixed(model, random, 400, scale=3.0)
+    observe_mixed(model, random, 1200, scale=3.0)
 
     assert_predicts(model, scale=3.0, rel=0.25)
+
+
+def test_costs_of_prompts_outlast_hours_of_decoding():
+    model = learnt()
+
+    for i in range(20_000):
+        model.observe(8, 2400, true_ms(8, 2400 + i % 7))
+
+    pairs = chunk_pairs(256, 2000)
+    assert model.predict_ms(264, 2400, pairs) == pytest.approx(true_ms(264, 2400, pairs), rel=0.1)
+
+
+def test_chunks_beside_decodes_are_learnt_from_few_steps_of_any_size():
+    """Steps as a server has them: chunks of the same size again and again, beside few rows."""
+    model, random = StepTimeModel(), Random(7)
+    for i in range(600):
+        num_rows, num_chunk = 1 + i % 8, random.choice((0, 0, 32))
+        kv_tokens, num_before = 300 * num_rows, 32 * (i % 60)
+        num_pairs = chunk_pairs(num_chunk, num_before) if num_chunk else 0
+        step_ms = random.uniform(0.9, 1.1) * true_ms(num_rows + num_chunk, kv_tokens, num_pairs)
+        model.observe(num_rows + num_chunk, kv_tokens, step_ms, num_pairs=num_pairs)
+
+    for num_rows, num_chunk, num_before in ((1, 32, 0), (8, 32, 1900), (8, 64, 500)):
+        pairs = chunk_pairs(num_chunk, num_before)
+        expected = true_ms(num_rows + num_chunk, 300 * num_rows, pairs)
+        predicted = model.predict_ms(num_rows + num_chunk, 300 * num_rows, pairs)
+        assert predicted == pytest.approx(expected, rel=0.2)
 
 
 def test_steady_decoding_does_not_blow_up_the_fit():
