@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoConfig
-
 from millrace.engine.kernels.cpu.library import KINDS, Kernels
-from millrace.engine.models.llama import LlamaSpec
+from millrace.engine.loader import read_config
+from millrace.engine.models.llama_spec import LlamaSpec
 
 from .limits import Cost
 
@@ -28,9 +27,9 @@ class ModelShapes:
     @staticmethod
     def of(folder: Path) -> ModelShapes:
         """From a checkpoint's config.json."""
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = read_config(folder)
         spec = LlamaSpec.from_config(config)
-        hidden, inner = spec.hidden_size, int(config.intermediate_size)
+        hidden, inner = spec.hidden_size, int(config["intermediate_size"])
         heads = spec.num_heads * spec.head_dim
         return ModelShapes(
             layer={
@@ -44,7 +43,7 @@ class ModelShapes:
             num_heads=spec.num_heads,
             num_kv_heads=spec.num_kv_heads,
             head_dim=spec.head_dim,
-            max_positions=int(config.max_position_embeddings),
+            max_positions=int(spec.max_positions),
         )
 
     @property

@@ -8,7 +8,6 @@ gap is never smaller than the gap of float32's top two.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import takewhile
@@ -19,13 +18,13 @@ import pytest
 import torch
 
 from millrace.testing.stack import Stack, start_stack
+from tests.e2e.ask_prompts import ask_staggered
 from tests.e2e.client import Client
 from tests.e2e.conftest import CACHE, DEFAULT_MODEL
-from tests.e2e.prompts import Prompt, Reference, load_prompts, load_references
+from tests.e2e.prompts import Reference, load_prompts, load_references
 
 PROMPTS = load_prompts()
 REFERENCES = load_references()
-STAGGER_S = 0.05
 MAX_ERRORS = 4.0
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
@@ -92,19 +91,12 @@ async def test_bfloat16_differs_from_float32_only_where_rounding_decides(
 async def _ask_all(stack: Stack) -> list[list[int]]:
     """Every prompt's tokens; all prompts are under way at once."""
     client = Client(stack)
-
-    async def ask(index: int, prompt: Prompt) -> list[int]:
-        await asyncio.sleep(index * STAGGER_S)
-        answer = await client.ask(
-            text=prompt.text, messages=prompt.messages, max_tokens=prompt.max_tokens
-        )
+    answers = await ask_staggered(client, PROMPTS)
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
         assert answer.num_prompt_tokens == len(REFERENCES[prompt.name].prompt_token_ids)
-        return answer.tokens
-
-    answers = await asyncio.gather(*(ask(*entry) for entry in enumerate(PROMPTS)))
     assert await client.num_response_cache_hits() == 0
     await client.close()
-    return answers
+    return [answer.tokens for answer in answers]
 
 
 def _num_shared(tokens: list[int], reference: Reference) -> int:

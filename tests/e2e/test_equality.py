@@ -9,29 +9,15 @@ from pathlib import Path
 import pytest
 
 from millrace.testing.stack import Stack, start_stack
+from tests.e2e.ask_prompts import ask_prompt, ask_staggered
 from tests.e2e.client import Answer, Client
 from tests.e2e.conftest import CACHE
 from tests.e2e.prompts import Prompt, Reference, load_prompts, load_references
 
 PROMPTS = load_prompts()
 REFERENCES = load_references()
-STAGGER_S = 0.05
 
 pytestmark = pytest.mark.e2e
-
-
-async def _ask(client: Client, prompt: Prompt) -> Answer:
-    return await client.ask(
-        text=prompt.text, messages=prompt.messages, max_tokens=prompt.max_tokens
-    )
-
-
-async def _ask_staggered(client: Client, prompts: list[Prompt]) -> list[Answer]:
-    async def later(index: int, prompt: Prompt) -> Answer:
-        await asyncio.sleep(index * STAGGER_S)
-        return await _ask(client, prompt)
-
-    return await asyncio.gather(*(later(*entry) for entry in enumerate(prompts)))
 
 
 def _assert_equal(answer: Answer, reference: Reference) -> None:
@@ -48,7 +34,7 @@ async def _counts(client: Client) -> tuple[int, int]:
 
 @pytest.mark.parametrize("prompt", PROMPTS, ids=lambda prompt: prompt.name)
 async def test_alone(client: Client, prompt: Prompt) -> None:
-    _assert_equal(await _ask(client, prompt), REFERENCES[prompt.name])
+    _assert_equal(await ask_prompt(client, prompt), REFERENCES[prompt.name])
 
 
 # In the second, all full blocks but the first hold the same tokens: only place tells them apart.
@@ -56,9 +42,9 @@ async def test_alone(client: Client, prompt: Prompt) -> None:
 async def test_with_prefix_hits_and_only_the_rest_is_prefilled(client: Client, name: str) -> None:
     prompt = next(prompt for prompt in PROMPTS if prompt.name == name)
     reference = REFERENCES[prompt.name]
-    _assert_equal(await _ask(client, prompt), reference)
+    _assert_equal(await ask_prompt(client, prompt), reference)
     prefill_before, cached_before = await _counts(client)
-    _assert_equal(await _ask(client, prompt), reference)
+    _assert_equal(await ask_prompt(client, prompt), reference)
     prefill, cached = await _counts(client)
     num_tokens = len(reference.prompt_token_ids)
     num_full_blocks = (num_tokens - 1) // 32
@@ -68,7 +54,7 @@ async def test_with_prefix_hits_and_only_the_rest_is_prefilled(client: Client, n
 
 async def test_thirty_two_at_once_with_staggered_arrivals(client: Client) -> None:
     prompts = [*PROMPTS, *PROMPTS[:2]]
-    answers = await _ask_staggered(client, prompts)
+    answers = await ask_staggered(client, prompts)
     for prompt, answer in zip(prompts, answers, strict=True):
         _assert_equal(answer, REFERENCES[prompt.name])
     await client.until_idle()
@@ -95,7 +81,7 @@ async def test_after_preemption_in_chunks_in_a_cache_of_64_blocks(cramped_stack:
             for number in range(48)
         )
     )
-    answers = await asyncio.gather(*(_ask(client, prompt) for prompt in PROMPTS))
+    answers = await asyncio.gather(*(ask_prompt(client, prompt) for prompt in PROMPTS))
     await crowd
     stats = await client.scheduler_stats()
     assert stats.num_preemptions > 0

@@ -31,6 +31,7 @@ from .kv_cache import (
 from .loader import Checkpoint, read_config, read_eos_token_ids
 from .machine import available_memory_bytes
 from .models.base import Logits, Model
+from .models.llama_spec import LlamaSpec
 from .routes import is_native, route_of
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class ModelRunner:
             kernels = None
         loader = _Loader(config, route, device, kernels, report)
         with torch.inference_mode():
-            model, max_positions = loader.load_model()
+            model, max_positions = loader.load_model(checkpoint)
         max_model_len = _choose_max_model_len(config.max_model_len, max_positions)
         cache = loader.create_cache(model, max_model_len)
         info = ModelInfo(
@@ -177,29 +178,34 @@ class _Loader:
     def dtype(self) -> torch.dtype:
         return TORCH_DTYPES[self.config.dtype]
 
-    def load_model(self) -> tuple[Model, int]:
-        """The model, and the number of positions it knows."""
+    def load_model(self, settings: Mapping[str, Any]) -> tuple[Model, int]:
+        """The model that config.json's content describes, and the number of positions it knows."""
+        if self.route == "generic":
+            return self._load_generic()
+        spec = LlamaSpec.from_config(settings)
+        return self._load_native(spec), spec.max_positions
+
+    def _load_generic(self) -> tuple[Model, int]:
+        from .models.generic import GenericModel
+
         folder = self.config.model_path
         parsed = _parse_config(folder)
-        return self._load(folder, parsed), _max_positions(parsed)
+        model = GenericModel(folder, parsed, self.dtype, self.device)
+        if self.kernels is not None:
+            model.pack_linears(self.kernels, weight_kind(self.config), self.report)
+        return model, _max_positions(parsed)
 
-    def _load(self, folder: Path, parsed: Any) -> Model:
-        kind = weight_kind(self.config)
-        if self.route == "generic":
-            from .models.generic import GenericModel
-
-            model = GenericModel(folder, parsed, self.dtype, self.device)
-            if self.kernels is not None:
-                model.pack_linears(self.kernels, kind, self.report)
-            return model
-        from .models.llama import LlamaModel, LlamaSpec
-
-        spec = LlamaSpec.from_config(parsed)
+    def _load_native(self, spec: LlamaSpec) -> Model:
+        folder = self.config.model_path
         if self.kernels is not None:
             from .models.cpu_llama import CpuLlama
 
-            cache_dir = self.config.cache_dir or default_cache_dir()
-            return CpuLlama(folder, spec, self.kernels, kind, cache_dir, self.report)
+            kind, cache_dir = weight_kind(self.config), self.config.cache_dir
+            return CpuLlama(
+                folder, spec, self.kernels, kind, cache_dir or default_cache_dir(), self.report
+            )
+        from .models.llama import LlamaModel
+
         with Checkpoint(folder, self.dtype, self.device) as checkpoint:
             return LlamaModel(spec, checkpoint)
 

@@ -19,7 +19,7 @@ from .entry import ModelEntry, read_config
 from .model_shape import DTYPE_BYTES, STORED_DTYPES, shape_of
 from .safetensors_file import tensor_headers
 
-REPORTED_DTYPES = ("float32", "bfloat16")
+REPORTED_DTYPES = ("float32", "bfloat16", "int8")
 SHORT_SEQUENCE = 2048
 # Python, torch, transformers and the service around them, before any weight; measured on Linux
 # x86_64 with CPU builds of torch 2.13.
@@ -187,6 +187,7 @@ def check_fit(
     max_model_len: int = 0,
     max_num_batched_tokens: int = 2048,
     num_workers: int = 1,
+    quantization: str = "none",
 ) -> FitReport:
     """What `entry` needs, against `memory_bytes` (0: what is available now) for all workers.
 
@@ -201,7 +202,7 @@ def check_fit(
     length = max_model_len or entry.max_model_len or _DEFAULT_LEN
 
     def is_stored_as(dtype: str) -> bool:
-        return all(tensor.dtype == STORED_DTYPES[dtype] for tensor in tensors)
+        return all(tensor.dtype == STORED_DTYPES.get(dtype) for tensor in tensors)
 
     def row(dtype: str, length: int) -> DtypeFit:
         return DtypeFit(
@@ -222,7 +223,7 @@ def check_fit(
             max_model_len=length,
         )
 
-    dtype = _resolved_dtype(dtype, config)
+    dtype = "int8" if quantization == "int8" else _resolved_dtype(dtype, config)
     asked = row(dtype, length)
     return FitReport(
         model=entry.name,
@@ -243,6 +244,8 @@ def _suggestion(asked: DtypeFit, num_workers: int, row: Any) -> str:
     for dtype in reversed(dtypes):
         if dtype != asked.dtype and row(dtype, asked.max_model_len).fits:
             return f"fits with dtype {dtype} (--dtype {dtype}, or MILLRACE_WORKER_DTYPE={dtype})"
+    if asked.dtype != "int8" and row("int8", asked.max_model_len).fits:
+        return "fits with 8-bit weights (--quantization int8, or MILLRACE_WORKER_QUANTIZATION=int8)"
     for dtype in dtypes:
         length = _longest_that_fits(dtype, asked.max_model_len, row)
         if length:

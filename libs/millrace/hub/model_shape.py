@@ -10,7 +10,10 @@ from millrace.core.errors import UnsupportedModel
 
 from .safetensors_file import TensorHeader
 
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Of numbers in activations and K/V; "int8" stands for 8-bit matrices beside bfloat16.
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 2}
+# Groups of 32 weights share a scale of two bytes.
+_INT8_BYTES = 1 + 2 / 32
 STORED_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 # The native route joins these into two matrices per layer.
 _MERGED = ("q_proj.", "k_proj.", "v_proj.", "gate_proj.", "up_proj.")
@@ -31,10 +34,15 @@ class ModelShape:
     hidden_size: int
     intermediate_size: int
     vocab_size: int
+    is_tied: bool
 
     def weight_bytes(self, dtype: str) -> int:
-        """All tensors in `dtype`."""
-        return self.num_parameters * DTYPE_BYTES[dtype]
+        """All tensors in `dtype`; embeddings stay in 16 bits, a tied head is an 8-bit copy."""
+        if dtype != "int8":
+            return self.num_parameters * DTYPE_BYTES[dtype]
+        embedding = self.vocab_size * self.hidden_size
+        in_matrices = self.num_parameters - (0 if self.is_tied else embedding)
+        return int(embedding * DTYPE_BYTES[dtype] + in_matrices * _INT8_BYTES)
 
     def merged_bytes(self, dtype: str) -> int:
         """The tensors that the native route copies to join them."""
@@ -100,4 +108,5 @@ def shape_of(config: Mapping[str, Any], tensors: list[TensorHeader]) -> ModelSha
         hidden_size=hidden_size,
         intermediate_size=int(text.get("intermediate_size") or 4 * hidden_size),
         vocab_size=number("vocab_size"),
+        is_tied=is_tied,
     )

@@ -80,6 +80,14 @@ def test_the_fit_check_asks_for_what_the_worker_is_set_to(
     environ = {"MILLRACE_HOME": str(tmp_path), "MILLRACE_WORKER_MAX_NUM_SEQS": "5"}
 
     with pytest.raises(ConfigError, match="does not fit"):
-        require_fit(ENTRY, UpConfig(workers=2, dtype="float32"), environ)
+        require_fit(ENTRY, UpConfig(workers=2, dtype="float32", quantization="int8"), environ)
 
-    assert asked == [{"dtype": "float32", "max_num_seqs": 5, "max_model_len": 0, "num_workers": 2}]
+    assert asked == [
+        {
+            "dtype": "float32",
+            "max_num_seqs": 5,
+            "max_model_len": 0,
+            "num_workers": 2,
+            "quantization": "int8",
+        }
+    ]

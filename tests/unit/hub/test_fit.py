@@ -30,6 +30,32 @@ def test_parameters_and_kv_are_counted_from_the_files(tiny_model: Path) -> None:
     assert shape.kv_bytes_per_token("bfloat16") == shape.kv_bytes_per_token("float32") // 2
 
 
+def test_matrices_of_8_bits_share_a_scale_and_embeddings_keep_16(tiny_model: Path) -> None:
+    config, tensors = read_config(tiny_model), tensor_headers(tiny_model)
+    embedding, matrices = 32 * 16, 2 * 24 * 16
+
+    tied = shape_of(config | {"tie_word_embeddings": True}, tensors)
+    untied = shape_of(config | {"tie_word_embeddings": False}, tensors)
+
+    assert untied.weight_bytes("int8") == 2 * embedding + matrices * 34 // 32
+    assert tied.weight_bytes("int8") == 2 * embedding + (matrices + embedding) * 34 // 32
+    assert tied.kv_bytes_per_token("int8") == tied.kv_bytes_per_token("bfloat16")
+
+
+def test_8_bit_weights_are_asked_for_and_suggested(
+    make_model: Callable[..., Path], home: Home
+) -> None:
+    entry = resolve_model(str(make_model("short", max_position_embeddings=256)), home)
+    rows = {row.dtype: row for row in check_fit(entry, GB).rows}
+    memory = (rows["int8"].needed_bytes + rows["bfloat16"].needed_bytes) // 2
+
+    refused = check_fit(entry, memory, "bfloat16")
+
+    assert not refused.fits
+    assert "--quantization int8" in refused.suggestion
+    assert check_fit(entry, memory, "bfloat16", quantization="int8").fits
+
+
 def test_tied_head_is_not_counted_twice(tiny_model: Path) -> None:
     head = tiny_model / "head.safetensors"
     write_safetensors(head, [("lm_head.weight", "BF16", (32, 16))], [bytes(1024)])
@@ -112,12 +138,12 @@ def test_missing_number_is_named(tiny_model: Path) -> None:
         shape_of(config, [])
 
 
-def test_report_lists_both_dtypes(tiny_model: Path, home: Home) -> None:
+def test_report_lists_every_way_to_store_weights(tiny_model: Path, home: Home) -> None:
     report = check_fit(resolve_model(str(tiny_model), home), 24 * GB)
 
     lines = report.lines()
     assert lines[0].startswith("tiny in 24.0 GB")
-    assert [line.split()[0] for line in lines[2:4]] == ["float32", "bfloat16"]
+    assert [line.split()[0] for line in lines[2:5]] == ["float32", "bfloat16", "int8"]
     assert json.loads(json.dumps(report.to_json()))["fits"] is True
 
 

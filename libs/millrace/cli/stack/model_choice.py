@@ -46,6 +46,7 @@ def require_fit(entry: ModelEntry, config: UpConfig, environ: Mapping[str, str])
         max_num_seqs=int(worker["max_num_seqs"].value),
         max_model_len=int(worker["max_model_len"].value),
         num_workers=config.workers,
+        quantization=config.quantization or str(worker["quantization"].value),
     ).require()
 
 

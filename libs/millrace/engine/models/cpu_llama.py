@@ -39,7 +39,7 @@ from millrace.engine.kv_cache import LayerShape
 from millrace.engine.loader import Checkpoint
 
 from .base import Logits
-from .llama import LlamaSpec
+from .llama_spec import LlamaSpec
 from .rope import inverse_frequencies
 
 MATRICES = ("qkv", "o", "gate_up", "down")

@@ -5,9 +5,7 @@ Q, K and V are one matrix, gate and up another; logits are computed only for row
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch.nn import functional
@@ -19,43 +17,8 @@ from millrace.engine.kv_cache import LayerShape
 from millrace.engine.loader import Checkpoint
 
 from .base import Logits
+from .llama_spec import LlamaSpec
 from .rope import inverse_frequencies, rotate, rotation
-
-
-@dataclass(frozen=True, slots=True)
-class LlamaSpec:
-    """The numbers of a checkpoint's config that shape the computation."""
-
-    vocab_size: int
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    norm_eps: float
-    rope: Mapping[str, Any]
-    windows: tuple[int | None, ...]
-    tied: bool
-    has_qk_norm: bool
-
-    @staticmethod
-    def from_config(config: Any) -> LlamaSpec:
-        """Reads a transformers configuration object."""
-        num_heads = int(config.num_attention_heads)
-        num_layers = int(config.num_hidden_layers)
-        return LlamaSpec(
-            vocab_size=int(config.vocab_size),
-            hidden_size=int(config.hidden_size),
-            num_layers=num_layers,
-            num_heads=num_heads,
-            num_kv_heads=int(config.num_key_value_heads or num_heads),
-            head_dim=int(getattr(config, "head_dim", None) or config.hidden_size // num_heads),
-            norm_eps=float(config.rms_norm_eps),
-            rope=dict(config.rope_parameters),
-            windows=_windows(config, num_layers),
-            tied=bool(config.tie_word_embeddings),
-            has_qk_norm=config.model_type == "qwen3",
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,11 +138,3 @@ def _load_layer(checkpoint: Checkpoint, index: int, spec: LlamaSpec) -> LayerWei
         down=checkpoint.get(f"{mlp}.down_proj.weight"),
         down_bias=checkpoint.try_get(f"{mlp}.down_proj.bias"),
     )
-
-
-def _windows(config: Any, num_layers: int) -> tuple[int | None, ...]:
-    window = getattr(config, "sliding_window", None)
-    kinds = getattr(config, "layer_types", None)
-    if kinds is None:
-        return (window,) * num_layers
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
