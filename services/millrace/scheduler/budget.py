@@ -26,14 +26,25 @@ class TokenBudget:
 
     @classmethod
     def for_step(
-        cls, policy: SchedulerPolicy, model: StepTimeModel, num_decode_rows: int, kv_tokens: int
+        cls,
+        policy: SchedulerPolicy,
+        model: StepTimeModel,
+        num_decode_rows: int,
+        kv_tokens: int,
+        num_waiting: int = 0,
     ) -> TokenBudget:
-        """The budget of a step that decodes `num_decode_rows` rows with `kv_tokens` of context."""
+        """The budget of a step that decodes `num_decode_rows` rows with `kv_tokens` of context.
+
+        `num_waiting` sequences have no token yet. The more they are beside those that decode, the
+        longer a step may take: up to twice the target, or rows would stay empty while many wait.
+        """
         num_tokens = policy.max_num_batched_tokens - num_decode_rows
         if not num_decode_rows:
             return cls(num_tokens)
         decode_ms = model.predict_ms(num_decode_rows, kv_tokens)
-        limit_ms = max(policy.target_itl_ms, policy.max_itl_stretch * decode_ms)
+        pressure = min(1.0, num_waiting / num_decode_rows)
+        target_ms = policy.target_itl_ms * (1 + pressure)
+        limit_ms = max(target_ms, policy.max_itl_stretch * decode_ms)
         return cls(num_tokens, model, limit_ms - decode_ms)
 
     def take(self, num_wanted: int, num_before: int = 0) -> int:

@@ -12,19 +12,17 @@ from millrace.core.errors import ConfigError
 class SchedulerPolicy:
     """Limits and preferences of one scheduler; all of them hold for every worker alike.
 
-    While sequences decode, prefill may lengthen a step to `target_itl_ms`, or to `max_itl_stretch`
-    times what it takes without where that is longer. `ageing_share` k gives every
-    k-th admission to a lower class. A waiting sequence is overtaken at most `max_bypasses` times
-    and for `max_bypass_ms`; one is left for another worker for at most `placement_patience_ms`.
-    Prefixes of at least `min_awaited_prefix_tokens` that another sequence is computing are waited
-    for. A worker takes requests after its first canary, and owes one after `canary_every_s` without
-    anything to do; 0: no canaries.
+    While sequences decode, prefill may lengthen a step to `target_itl_ms`, to up to twice that
+    where many wait, or to `max_itl_stretch` times what it takes without where that is longer.
+    `ageing_share` k gives every k-th admission to a lower class. A waiting sequence is overtaken at
+    most `max_bypasses` times and for `max_bypass_ms`; one is left for another worker for at most
+    `placement_patience_ms`. Prefixes of at least `min_awaited_prefix_tokens` that another sequence
+    is computing are waited for. A worker takes requests after its first canary, and owes one after
+    `canary_every_s` without anything to do; 0: no canaries.
     """
 
     max_num_batched_tokens: int = 2048
-    # Every step reads all weights, however small its chunk: while prompts queued on two CPU cores,
-    # 100 ms gave 30 % fewer tokens/s than 250 ms.
-    target_itl_ms: float = 200.0
+    target_itl_ms: float = 50.0
     max_itl_stretch: float = 2.0
     lease_steps: int = 2
     max_num_waiting: int = 1024

@@ -198,7 +198,11 @@ class Scheduler:
             return worker.issue(step)
         self._num_preemptions += grant_blocks(worker, step, self._policy.lease_steps)
         budget = TokenBudget.for_step(
-            self._policy, worker.step_time, step.num_decode_rows, step.kv_tokens
+            self._policy,
+            worker.step_time,
+            step.num_decode_rows,
+            step.kv_tokens,
+            len(self._waiting) + len(worker.prefilling),
         )
         budget.num_left = min(budget.num_left, worker.limits.max_prefill_tokens)
         self._advance_prompts(worker, step, budget)

@@ -188,6 +188,20 @@ def test_the_further_a_prompt_the_shorter_its_chunks():
     assert early >= 2 * late > 0
 
 
+@pytest.mark.parametrize(
+    ("num_waiting", "limit_ms"), [(0, 60.0), (2, 75.0), (8, 120.0), (99, 120.0)]
+)
+def test_the_more_wait_the_longer_a_step_may_take_up_to_twice_the_target(num_waiting, limit_ms):
+    model, policy = learnt(), SchedulerPolicy(target_itl_ms=60.0)
+
+    budget = TokenBudget.for_step(policy, model, 8, 2400, num_waiting)
+
+    num_tokens = budget.take(10_000)
+    decode_ms = model.predict_ms(8, 2400)
+    assert decode_ms + model.chunk_ms(num_tokens, 0) <= limit_ms
+    assert decode_ms + model.chunk_ms(num_tokens + 32, 0) > limit_ms
+
+
 def test_two_prompts_share_the_time_of_one_step():
     model, policy = learnt(), SchedulerPolicy(target_itl_ms=100.0)
     budget = TokenBudget.for_step(policy, model, 8, 2400)
