@@ -18,6 +18,16 @@ async def ask_prompt(client: Client, prompt: Prompt) -> Answer:
     )
 
 
+async def ask_crowd(client: Client) -> list[Answer]:
+    """Many small requests at once: each row begins with one block and grows into a third."""
+    return await asyncio.gather(
+        *(
+            client.ask(text=f"{number} wheels turn", max_tokens=64, ignore_eos=True)
+            for number in range(48)
+        )
+    )
+
+
 async def ask_staggered(client: Client, prompts: Sequence[Prompt]) -> list[Answer]:
     """All answers; one prompt after another comes while the earlier ones run."""
 

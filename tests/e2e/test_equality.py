@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from millrace.testing.stack import Stack, start_stack
-from tests.e2e.ask_prompts import ask_prompt, ask_staggered
+from tests.e2e.ask_prompts import ask_crowd, ask_prompt, ask_staggered
 from tests.e2e.client import Answer, Client
 from tests.e2e.conftest import CACHE
 from tests.e2e.prompts import Prompt, Reference, load_prompts, load_references
@@ -74,13 +74,7 @@ def cramped_stack(models: Path) -> Iterator[Stack]:
 
 async def test_after_preemption_in_chunks_in_a_cache_of_64_blocks(cramped_stack: Stack) -> None:
     client = Client(cramped_stack)
-    # Every row of the crowd begins with one block and grows into a third.
-    crowd = asyncio.gather(
-        *(
-            client.ask(text=f"{number} wheels turn", max_tokens=64, ignore_eos=True)
-            for number in range(48)
-        )
-    )
+    crowd = asyncio.create_task(ask_crowd(client))
     answers = await asyncio.gather(*(ask_prompt(client, prompt) for prompt in PROMPTS))
     await crowd
     stats = await client.scheduler_stats()

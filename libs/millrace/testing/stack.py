@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from millrace.config.home import millrace_home
+
 from .servers import free_port
 
 READY_TIMEOUT_S = 240.0
@@ -69,9 +71,15 @@ def start_stack(
     *flags: str,
     settings: Mapping[str, str] | None = None,
     timeout_s: float = READY_TIMEOUT_S,
+    builds_kernels: bool = False,
 ) -> Iterator[Stack]:
-    """`millrace up` with `settings` as variables; raises RuntimeError, with its log, on failure."""
+    """`millrace up` with `settings` as variables; raises RuntimeError, with its log, on failure.
+
+    Takes the kernels that set-up has built, unless the stack is to build its own.
+    """
     _prepare_home(home, models)
+    if not builds_kernels:
+        _link(home / "cache" / "kernels", millrace_home().cache / "kernels")
     http_port, grpc_port = free_port(), free_port()
     command = [sys.executable, "-m", "millrace.cli", "up", "--first-answer", "false"]
     command += ["--http-port", str(http_port), "--grpc-port", str(grpc_port), *flags]
@@ -94,10 +102,14 @@ def start_stack(
 
 def _prepare_home(home: Path, models: Path) -> None:
     home.mkdir(parents=True, exist_ok=True)
-    models.mkdir(parents=True, exist_ok=True)
-    link = home / "models"
+    _link(home / "models", models)
+
+
+def _link(link: Path, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    link.parent.mkdir(parents=True, exist_ok=True)
     if not link.exists():
-        link.symlink_to(models.resolve(), target_is_directory=True)
+        link.symlink_to(folder.resolve(), target_is_directory=True)
 
 
 def _clean_environment() -> dict[str, str]:

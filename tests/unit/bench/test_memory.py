@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
+import sys
 from pathlib import Path
 
 from scripts.bench.memory import memory_mb
@@ -42,7 +43,15 @@ def test_process_that_ended_has_no_figures(tmp_path: Path) -> None:
     assert memory_mb(7, tmp_path) == {}
 
 
-def test_own_process_has_figures() -> None:
-    figures = memory_mb(os.getpid())
+def test_a_process_without_weights_has_figures() -> None:
+    code = "print('ready', flush=True); input()"
+    command = [sys.executable, "-c", code]
+    waiting = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert waiting.stdout is not None
+    try:
+        assert waiting.stdout.readline() == b"ready\n"
+        figures = memory_mb(waiting.pid)
+    finally:
+        waiting.communicate(b"\n")
     assert 1 < figures["private"] <= figures["rss"] <= figures["peak_rss"]
     assert figures["weights"] == 0
