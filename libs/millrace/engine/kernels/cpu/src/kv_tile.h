@@ -3,7 +3,8 @@
 // A tile is K as one panel whose 32 columns are tokens and whose K is the head's dimension, then V
 // as panels whose columns are 32 dimensions each and whose K is the 32 tokens: both products of
 // attention are then the panel product of dot.h. Dimensions are padded with zeros to 32. Int8 adds
-// the scale of each token's K and V.
+// the scale of each token's K and V; its numbers are moved up where the instruction wants them
+// unsigned (kinds.h), and a cleared byte counts for nothing, for it only meets inputs of zero.
 #pragma once
 
 #include "dot.h"
@@ -59,12 +60,20 @@ struct KvTile {
       value_inverse = put_scale(value_scales + token, value, kv.value_dim);
     }
     for (long dim = 0; dim < kv.key_dim; ++dim)
-      put_number(keys + key_offset(Kind::kPack, token, dim), key[dim] * key_inverse);
+      put_element(keys + key_offset(Kind::kPack, token, dim), key[dim] * key_inverse);
     for (long dim = 0; dim < kv.value_dim; ++dim)
-      put_number(values + value_offset(Kind::kPack, token, dim), value[dim] * value_inverse);
+      put_element(values + value_offset(Kind::kPack, token, dim), value[dim] * value_inverse);
   }
 
  private:
+  static void put_element(Element* to, float x) {
+    if constexpr (kTakesIntegers<Kind>)
+      *reinterpret_cast<uint8_t*>(to) =
+          static_cast<uint8_t>(std::lrintf(x) + Kind::kWeightOffset);
+    else
+      put_number(to, x);
+  }
+
   static float put_scale(float* scale, const float* x, long count) {
     float most = 0.0f;
     for (long i = 0; i < count; ++i) most = std::max(most, std::fabs(x[i]));

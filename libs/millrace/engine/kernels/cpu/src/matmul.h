@@ -42,9 +42,6 @@ struct Rows {
 };
 
 template <class Kind>
-constexpr bool kTakesIntegers = std::is_integral_v<typename Kind::Input>;
-
-template <class Kind>
 class RowBuffer {
  public:
   Rows<Kind> reserve(long rows, long k) {
@@ -78,29 +75,35 @@ inline float highest_magnitude(const float* x, long count) {
   return highest(most);
 }
 
+// `from` [32] times `inverse` as integers of 16 bits, in two bytes or in one number at `high`; returns
+// their sum.
+template <class Input>
+inline int32_t put_group(const float* from, float inverse, Input* high, Input* low) {
+  // Plain loops that compilers turn into vectors.
+  int32_t whole[Int8::kGroup];
+  int32_t total = 0;
+  for (long i = 0; i < Int8::kGroup; ++i)
+    whole[i] = static_cast<int32_t>(std::rint(from[i] * inverse));
+  for (long i = 0; i < Int8::kGroup; ++i) total += whole[i];
+  if constexpr (sizeof(Input) == 1) {
+    for (long i = 0; i < Int8::kGroup; ++i) high[i] = static_cast<int8_t>((whole[i] + 128) >> 8);
+    for (long i = 0; i < Int8::kGroup; ++i) low[i] = static_cast<int8_t>(whole[i]);
+  } else {
+    for (long i = 0; i < Int8::kGroup; ++i) high[i] = static_cast<int16_t>(whole[i]);
+  }
+  return total;
+}
+
 // `from` [count] as integers of 16 bits in the order that the products take them.
 template <class Kind>
 inline void put_integers(const Rows<Kind>& rows, long row, const float* from, long count) {
   const float most = highest_magnitude(from, count);
   const float inverse = most > 0 ? Kind::kInputLimit / most : 0.0f;
   rows.scales[row] = most / Kind::kInputLimit;
+  constexpr long width = Kind::kGroup * 2 / static_cast<long>(sizeof(typename Kind::Input));
   typename Kind::Input* to = rows.data + row * rows.stride;
-  for (long group = 0; group < count / Kind::kGroup; ++group) {
-    // Plain loops that compilers turn into vectors.
-    int32_t whole[Kind::kGroup];
-    int32_t total = 0;
-    for (long i = 0; i < Kind::kGroup; ++i)
-      whole[i] = static_cast<int32_t>(std::rint(from[group * Kind::kGroup + i] * inverse));
-    for (long i = 0; i < Kind::kGroup; ++i) total += whole[i];
-    if constexpr (sizeof(*to) == 1) {
-      int8_t* high = to + group * 2 * Kind::kGroup;
-      for (long i = 0; i < Kind::kGroup; ++i) high[i] = static_cast<int8_t>((whole[i] + 128) >> 8);
-      for (long i = 0; i < Kind::kGroup; ++i)
-        high[Kind::kGroup + i] = static_cast<int8_t>(whole[i]);
-    } else {
-      for (long i = 0; i < Kind::kGroup; ++i)
-        to[group * Kind::kGroup + i] = static_cast<int16_t>(whole[i]);
-    }
+  for (long group = 0; group < count / Kind::kGroup; ++group, to += width) {
+    const int32_t total = put_group(from + group * Kind::kGroup, inverse, to, to + Kind::kGroup);
     rows.offsets[row * rows.offset_stride + group] = -Kind::kWeightOffset * total;
   }
 }
@@ -147,9 +150,11 @@ inline void dot_rows(const Rows<Kind>& rows, long first, int count, const Weight
     const GroupOffsets offsets{rows.offsets + first * rows.offset_stride, rows.offset_stride};
     dot_int8(a, rows.stride, offsets, count, weights, k, out, kColumns, ahead);
   } else if constexpr (std::is_same_v<Kind, Int8>) {
-    dot<Bf16>(a, rows.stride, count, weights, k, out, kColumns, false, ahead);
+    const Part<bf16> whole{weights, ahead};
+    dot<Bf16>(a, rows.stride, count, &whole, 1, k, out, kColumns);
   } else {
-    dot<Kind>(a, rows.stride, count, weights, k, out, kColumns, false, ahead);
+    const Part<typename Kind::Weight> whole{weights, ahead};
+    dot<Kind>(a, rows.stride, count, &whole, 1, k, out, kColumns);
   }
 }
 
