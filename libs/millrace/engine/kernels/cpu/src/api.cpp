@@ -69,6 +69,7 @@ int64_t attend(Team& team, const mr_kv& kv, const mr_attention& how, const mr_ba
   const long num_items = static_cast<long>(items.size());
   team.run([&](Member& member) {
     each_rows(member, batch.num_tokens, [&](long first, long end) {
+      fetch_places<Kind, Element>(kv, batch, first, end);
       for (long token = first; token < end; ++token) {
         const long position = batch.positions[token];
         const long tile = tile_of(batch, row_of(batch, token), position);
@@ -77,7 +78,7 @@ int64_t attend(Team& team, const mr_kv& kv, const mr_attention& how, const mr_ba
               .put(kv, position % kTileTokens, k + (token * kv.num_kv_heads + head) * kv.key_dim,
                    v + (token * kv.num_kv_heads + head) * kv.value_dim);
       }
-    });
+    }, tokens_per_put(batch));
     member.each_ahead(num_items, [&](long item, long next) {
       attention.run(items[item], next < num_items ? &items[next] : nullptr, queries,
                     scratch[member.index], partials, use);

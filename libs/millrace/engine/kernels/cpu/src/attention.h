@@ -5,7 +5,8 @@
 // the pieces (attention_plan.h).
 //
 // Memory is read ahead by half a piece: while the keys of a tile are multiplied its values are
-// fetched, and while values are, the keys of the next piece.
+// fetched, and then the keys of the next piece: some tiles while weights are computed, so that memory
+// does not rest then, the others while values are multiplied.
 #pragma once
 
 #include <algorithm>
@@ -15,6 +16,9 @@
 #include "partial.h"
 
 namespace millrace {
+
+// So many tiles of the next piece are fetched while weights are computed, one with each row.
+constexpr long kTilesFetchedByWeights = 3;
 
 // Query rows: those of a token begin at token * stride, [heads][key dim] each.
 struct Queries {
@@ -108,18 +112,17 @@ class Attention {
     find(item, item.first_piece, piece);
     const bool is_part = item.partial >= 0;
     const Partial whole{scratch.values.data(), scratch.highest, scratch.sums};
-    const Partial out = is_part ? partial(partials, item.partial, rows)
-                                : Partial{scratch.piece_values.data(), scratch.piece_highest,
-                                          scratch.piece_sums};
-    if (!is_part) whole.clear(rows, value_dim_);
+    const Partial part{scratch.piece_values.data(), scratch.piece_highest, scratch.piece_sums};
     for (long number = item.first_piece; number < item.end_piece; ++number) {
       after.num_tiles = 0;
       if (number + 1 < item.end_piece)
         find(item, number + 1, after);
       else if (next != nullptr)
         find(*next, next->first_piece, after);
-      run_piece(item, piece, after, queries, rows, scratch, out);
-      if (!is_part) whole.merge(out, rows, value_dim_);
+      const bool is_first = number == item.first_piece;
+      run_piece(item, piece, after, queries, rows, scratch,
+                is_part ? partial(partials, item.partial, rows) : is_first ? whole : part);
+      if (!is_first) whole.merge(part, rows, value_dim_);
       std::swap(piece, after);
     }
     if (!is_part) finish(item, whole, rows, use);
@@ -141,6 +144,12 @@ class Attention {
     long first_key;
     long num_tiles = 0;
     Tile tiles[kPieceTiles];
+  };
+
+  // Of the K/V of a piece, side by side.
+  struct Scales {
+    alignas(64) float keys[kPieceTokens];
+    alignas(64) float values[kPieceTokens];
   };
 
   // What one run of rows multiplies a piece with.
@@ -175,13 +184,20 @@ class Attention {
   static void put_integers(const Rows<Kind>& rows, long row, const float* from, long count,
                            float most, float limit) {
     // The inverse of less than that might not be finite.
-    const float inverse = most > 1e-30f ? limit / most : 0.0f;
+    const Vec inverse = set1(most > 1e-30f ? limit / most : 0.0f);
     Input* high = rows.data + row * rows.stride;
-    int32_t total = 0;
-    for (long i = 0; i < count; i += Int8::kGroup)
-      total += put_group(from + i, inverse, high + i, high + count + i);
+    // Exact in floats: fewer than 2^24.
+    Vec total = zero();
+    for (long i = 0; i < count; i += kLanes) {
+      const Vec whole = round(mul(load(from + i), inverse));
+      total = add(total, whole);
+      if constexpr (sizeof(Input) == 1)
+        store_bytes(high + i, high + count + i, whole);
+      else
+        store(high + i, whole);
+    }
     rows.scales[row] = most / limit;
-    rows.offsets[row] = -Int8::kWeightOffset * total;
+    rows.offsets[row] = -Int8::kWeightOffset * static_cast<int32_t>(sum(total));
   }
 
   void find(const AttentionItem& item, long number, Piece& piece) const {
@@ -196,7 +212,10 @@ class Attention {
 
   void run_piece(const AttentionItem& item, const Piece& piece, const Piece& after,
                  const Rows<Kind>& queries, long rows, Scratch& scratch, const Partial& out) const {
-    Panels panels = panels_of(piece, after, scratch);
+    const long fetched = std::min({kTilesFetchedByWeights, rows, after.num_tiles});
+    Panels panels = panels_of(piece, after, fetched, scratch);
+    Scales scales;
+    if constexpr (kHasScales) gather_scales(piece, after, scales);
     const Rows<Kind> weights{scratch.weights.data(), kPieceTokens * kInputsPerNumber,
                              scratch.weight_scales, scratch.weight_offsets, 1};
     for (long first = 0; first < rows; first += Kind::kMaxRows) {
@@ -207,12 +226,14 @@ class Attention {
         dot_rows(queries, first, height, panels.keys + t, 1, key_dim_, scores + t * kTileTokens,
                  kPieceTokens);
       for (long row = 0; row < height; ++row)
-        weigh(item, piece, first + row, row, queries, weights, scores + row * kPieceTokens, out);
+        weigh(item, piece, scales, first + row, row, queries, weights, scores + row * kPieceTokens,
+              first + row < fetched ? after.tiles[row].keys : nullptr, out);
       sum_values(panels, piece.num_tiles, weights, height, out.values + first * value_dim_);
     }
   }
 
-  Panels panels_of(const Piece& piece, const Piece& after, Scratch& scratch) const {
+  // `fetched` tiles of the next piece need not be fetched while values are multiplied.
+  Panels panels_of(const Piece& piece, const Piece& after, long fetched, Scratch& scratch) const {
     Panels panels;
     for (long t = 0; t < piece.num_tiles; ++t) {
       const Tile& tile = piece.tiles[t];
@@ -225,7 +246,7 @@ class Attention {
                           distance(tile.keys, tile.values)};
         panels.values[t] = reinterpret_cast<const Weight*>(tile.values);
         panels.values_ahead[t] =
-            t < after.num_tiles ? distance(tile.values, after.tiles[t].keys) : 0;
+            t >= fetched && t < after.num_tiles ? distance(tile.values, after.tiles[t].keys) : 0;
       }
     }
     return panels;
@@ -235,16 +256,26 @@ class Attention {
     for (long t = 0; t < kPieceTiles; ++t) panels.keys[t].ahead = panels.values_ahead[t] = 0;
   }
 
+  static void gather_scales(const Piece& piece, const Piece& after, Scales& scales) {
+    constexpr long bytes = kTileTokens * sizeof(float);
+    for (long t = 0; t < after.num_tiles; ++t) fetch_ahead<2 * bytes>(after.tiles[t].key_scales, 0);
+    for (long t = 0; t < piece.num_tiles; ++t) {
+      std::memcpy(scales.keys + t * kTileTokens, piece.tiles[t].key_scales, bytes);
+      std::memcpy(scales.values + t * kTileTokens, piece.tiles[t].value_scales, bytes);
+    }
+  }
+
   static const Weight* widen(const Element* stored, long dim, long tile, Weight* room) {
     Weight* to = room + tile * dim * kTileTokens;
     for (long i = 0; i < dim * kTileTokens; i += kLanes) store(to + i, load(stored + i));
     return to;
   }
 
-  // Products of row `row` of the item with the keys → weights 2^(score - highest) at `place`.
-  void weigh(const AttentionItem& item, const Piece& piece, long row, long place,
-             const Rows<Kind>& queries, const Rows<Kind>& weights, float* products,
-             const Partial& out) const {
+  // Products of row `row` of the item with the keys → weights 2^(score - highest) at `place`. Fetches
+  // the keys of the tile `next`, unless it is null.
+  void weigh(const AttentionItem& item, const Piece& piece, const Scales& scales, long row,
+             long place, const Rows<Kind>& queries, const Rows<Kind>& weights, float* products,
+             const Element* next, const Partial& out) const {
     const long position = batch_.positions[item.first_token + row / group_];
     const long count = piece.num_tiles * kTileTokens;
     const SeenKeys seen{how_.window > 0 ? position + 1 - how_.window - piece.first_key : 0,
@@ -257,7 +288,7 @@ class Attention {
     // In the base that exp2 takes.
     const auto score = [&](long i) {
       Vec x = mul(load(products + i), factor);
-      if constexpr (kHasScales) x = mul(x, load(key_scales(piece, i)));
+      if constexpr (kHasScales) x = mul(x, load(scales.keys + i));
       return is_capped ? mul(tanh(x), cap) : x;
     };
     Vec most = set1(kMasked);
@@ -279,10 +310,14 @@ class Attention {
       return;
     }
     Vec total = zero(), heaviest = zero();
+    const long next_bytes = key_dim_ / kPieceTiles * static_cast<long>(sizeof(Element));
     const auto put_weight = [&](long i, Vec score) {
+      if (next != nullptr)
+        for (long byte = i * next_bytes; byte < (i + kLanes) * next_bytes; byte += kLineBytes)
+          prefetch(reinterpret_cast<const char*>(next) + byte);
       Vec weight = exp2(sub(score, set1(top)));
       total = add(total, weight);
-      if constexpr (kHasScales) weight = mul(weight, load(value_scales(piece, i)));
+      if constexpr (kHasScales) weight = mul(weight, load(scales.values + i));
       if constexpr (kTakesIntegers<Kind>) {
         heaviest = max(heaviest, weight);
         store(products + i, weight);
@@ -297,13 +332,6 @@ class Attention {
       std::fill(products + count, products + kPieceTokens, 0.0f);
       put_integers(weights, place, products, kPieceTokens, highest(heaviest), Int8::kInputLimit);
     }
-  }
-
-  static const float* key_scales(const Piece& piece, long key) {
-    return piece.tiles[key / kTileTokens].key_scales + key % kTileTokens;
-  }
-  static const float* value_scales(const Piece& piece, long key) {
-    return piece.tiles[key / kTileTokens].value_scales + key % kTileTokens;
   }
 
   void sum_values(const Panels& panels, long num_tiles, const Rows<Kind>& weights, int height,

@@ -145,8 +145,9 @@ class LlamaDecoder final : public Decoder {
                                 kColumns * sizeof(float));
                   });
     each_rows(member, tokens, [&](long first, long end) {
+      fetch_places<KvKind, Element>(kv, batch, first, end);
       for (long token = first; token < end; ++token) place_token(layer, kv, batch, token);
-    });
+    }, tokens_per_put(batch));
     attend(member, layer, kv, batch);
     add_to_residual(member, o, attention_rows_, tokens, gate_up.start(2 * member.index));
   }

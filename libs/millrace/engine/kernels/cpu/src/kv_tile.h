@@ -24,10 +24,7 @@ inline long tile_bytes(long kind, long key_dim, long value_dim) {
   return numbers * kv_element_bytes(kind) + scales;
 }
 
-// Where number (token, dimension) of K, and of V, lies in its part of a tile.
-inline long key_offset(int pack, long token, long dim) {
-  return (dim / pack * kTileTokens + token) * pack + dim % pack;
-}
+// Where number (token, dimension) of V lies in its part of a tile.
 inline long value_offset(int pack, long token, long dim) {
   const long panel = dim / kColumns * kTileTokens * kColumns;
   return panel + (token / pack * kColumns + dim % kColumns) * pack + token % pack;
@@ -52,6 +49,19 @@ struct KvTile {
     value_scales = key_scales + kTileTokens;
   }
 
+  // Fetches all lines that `put` writes: it would wait for one after the other.
+  void fetch_place(const mr_kv& kv, long token) const {
+    for (long dim = 0; dim < kv.key_dim; dim += Kind::kPack)
+      prefetch(keys + dim * kTileTokens + token * Kind::kPack);
+    for (long dim = 0; dim < kv.value_dim; dim += kColumns)
+      fetch_ahead<kRowNumbers * sizeof(Element)>(
+          values + value_offset(Kind::kPack, token / Kind::kPack * Kind::kPack, dim), 0);
+    if constexpr (std::is_same_v<Element, int8_t>) {
+      prefetch(key_scales + token);
+      prefetch(value_scales + token);
+    }
+  }
+
   // Stores a token's key and value; what is padding stays as it was cleared.
   void put(const mr_kv& kv, long token, const float* key, const float* value) {
     float key_inverse = 1.0f, value_inverse = 1.0f;
@@ -59,19 +69,38 @@ struct KvTile {
       key_inverse = put_scale(key_scales + token, key, kv.key_dim);
       value_inverse = put_scale(value_scales + token, value, kv.value_dim);
     }
-    for (long dim = 0; dim < kv.key_dim; ++dim)
-      put_element(keys + key_offset(Kind::kPack, token, dim), key[dim] * key_inverse);
-    for (long dim = 0; dim < kv.value_dim; ++dim)
-      put_element(values + value_offset(Kind::kPack, token, dim), value[dim] * value_inverse);
+    // Neighbours of a key lie side by side, `kPack` of them; those of a value are far apart.
+    Element* to = keys + token * Kind::kPack;
+    each_rounded(key, kv.key_dim, key_inverse, [&](long dim, const Element* rounded, long count) {
+      for (long i = 0; i < count; ++i)
+        to[(dim + i) / Kind::kPack * kRowNumbers + (dim + i) % Kind::kPack] = rounded[i];
+    });
+    each_rounded(value, kv.value_dim, value_inverse,
+                 [&](long dim, const Element* rounded, long count) {
+                   Element* place = values + value_offset(Kind::kPack, token, dim);
+                   for (long i = 0; i < count; ++i) place[i * Kind::kPack] = rounded[i];
+                 });
   }
 
  private:
-  static void put_element(Element* to, float x) {
-    if constexpr (kTakesIntegers<Kind>)
-      *reinterpret_cast<uint8_t*>(to) =
-          static_cast<uint8_t>(std::lrintf(x) + Kind::kWeightOffset);
-    else
-      put_number(to, x);
+  static constexpr long kRowNumbers = kTileTokens * Kind::kPack;
+
+  // use(dim, rounded, count) gets numbers of `x` as they are stored, in short runs of one panel.
+  template <class Use>
+  static void each_rounded(const float* x, long dims, float inverse, Use&& use) {
+    Element rounded[kLanes];
+    for (long dim = 0; dim < dims; dim += kLanes) {
+      const long count = std::min<long>(kLanes, dims - dim);
+      float numbers[kLanes] = {};
+      std::memcpy(numbers, x + dim, count * sizeof(float));
+      store(rounded, mul(load(numbers), set1(inverse)));
+      if constexpr (kTakesIntegers<Kind>)
+        for (Element& number : rounded) number = static_cast<Element>(number + Kind::kWeightOffset);
+      if (count == kLanes)
+        use(dim, rounded, kLanes);
+      else
+        use(dim, rounded, count);
+    }
   }
 
   static float put_scale(float* scale, const float* x, long count) {
@@ -92,6 +121,23 @@ inline long tile_of(const mr_batch& batch, long row, long position) {
   const long tile = position / kTileTokens;
   const long block = batch.block_tables[row * batch.table_width + tile / batch.tiles_per_block];
   return block * batch.tiles_per_block + tile % batch.tiles_per_block;
+}
+
+// Calls fetch_place for tokens [first, end) of a batch and all heads.
+template <class Kind, class Element>
+inline void fetch_places(const mr_kv& kv, const mr_batch& batch, long first, long end) {
+  for (long token = first; token < end; ++token) {
+    const long position = batch.positions[token];
+    const long tile = tile_of(batch, row_of(batch, token), position);
+    for (long head = 0; head < kv.num_kv_heads; ++head)
+      KvTile<Kind, Element>(kv, tile, head).fetch_place(kv, position % kTileTokens);
+  }
+}
+
+// Tokens that one member puts into tiles at a time. Of a prefill all that share a cache line, for
+// members that write the same line wait for each other: a line of keys holds 16 tokens of any kind.
+inline long tokens_per_put(const mr_batch& batch) {
+  return batch.num_tokens > batch.num_rows ? 16 : 4;
 }
 
 }  // namespace millrace

@@ -75,35 +75,29 @@ inline float highest_magnitude(const float* x, long count) {
   return highest(most);
 }
 
-// `from` [32] times `inverse` as integers of 16 bits, in two bytes or in one number at `high`; returns
-// their sum.
-template <class Input>
-inline int32_t put_group(const float* from, float inverse, Input* high, Input* low) {
-  // Plain loops that compilers turn into vectors.
-  int32_t whole[Int8::kGroup];
-  int32_t total = 0;
-  for (long i = 0; i < Int8::kGroup; ++i)
-    whole[i] = static_cast<int32_t>(std::rint(from[i] * inverse));
-  for (long i = 0; i < Int8::kGroup; ++i) total += whole[i];
-  if constexpr (sizeof(Input) == 1) {
-    for (long i = 0; i < Int8::kGroup; ++i) high[i] = static_cast<int8_t>((whole[i] + 128) >> 8);
-    for (long i = 0; i < Int8::kGroup; ++i) low[i] = static_cast<int8_t>(whole[i]);
-  } else {
-    for (long i = 0; i < Int8::kGroup; ++i) high[i] = static_cast<int16_t>(whole[i]);
-  }
-  return total;
-}
-
 // `from` [count] as integers of 16 bits in the order that the products take them.
 template <class Kind>
 inline void put_integers(const Rows<Kind>& rows, long row, const float* from, long count) {
   const float most = highest_magnitude(from, count);
   const float inverse = most > 0 ? Kind::kInputLimit / most : 0.0f;
   rows.scales[row] = most / Kind::kInputLimit;
-  constexpr long width = Kind::kGroup * 2 / static_cast<long>(sizeof(typename Kind::Input));
   typename Kind::Input* to = rows.data + row * rows.stride;
-  for (long group = 0; group < count / Kind::kGroup; ++group, to += width) {
-    const int32_t total = put_group(from + group * Kind::kGroup, inverse, to, to + Kind::kGroup);
+  for (long group = 0; group < count / Kind::kGroup; ++group) {
+    // Plain loops that compilers turn into vectors.
+    int32_t whole[Kind::kGroup];
+    int32_t total = 0;
+    for (long i = 0; i < Kind::kGroup; ++i)
+      whole[i] = static_cast<int32_t>(std::rint(from[group * Kind::kGroup + i] * inverse));
+    for (long i = 0; i < Kind::kGroup; ++i) total += whole[i];
+    if constexpr (sizeof(*to) == 1) {
+      int8_t* high = to + group * 2 * Kind::kGroup;
+      for (long i = 0; i < Kind::kGroup; ++i) high[i] = static_cast<int8_t>((whole[i] + 128) >> 8);
+      for (long i = 0; i < Kind::kGroup; ++i)
+        high[Kind::kGroup + i] = static_cast<int8_t>(whole[i]);
+    } else {
+      for (long i = 0; i < Kind::kGroup; ++i)
+        to[group * Kind::kGroup + i] = static_cast<int16_t>(whole[i]);
+    }
     rows.offsets[row * rows.offset_stride + group] = -Kind::kWeightOffset * total;
   }
 }
@@ -233,8 +227,7 @@ inline void multiply_rows(Member& member, const Matrix<Kind>& matrix, const Rows
 
 // Calls use(first, end) for short runs of rows.
 template <class Use>
-inline void each_rows(Member& member, long count, Use&& use) {
-  constexpr long grain = 4;
+inline void each_rows(Member& member, long count, Use&& use, long grain = 4) {
   member.each((count + grain - 1) / grain,
               [&](long run) { use(run * grain, std::min(count, (run + 1) * grain)); });
 }
