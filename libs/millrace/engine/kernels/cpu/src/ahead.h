@@ -29,4 +29,9 @@ inline void fetch_ahead(const void* used, long ahead) {
     prefetch(static_cast<const char*>(used) + ahead + line);
 }
 
+inline void fetch_range(const void* from, long begin, long end) {
+  for (long byte = begin; byte < end; byte += kLineBytes)
+    prefetch(static_cast<const char*>(from) + byte);
+}
+
 }  // namespace millrace

@@ -14,6 +14,7 @@
 #include "attention_plan.h"
 #include "matmul.h"
 #include "partial.h"
+#include "softmax.h"
 
 namespace millrace {
 
@@ -24,27 +25,6 @@ constexpr long kTilesFetchedByWeights = 3;
 struct Queries {
   const float* data;
   long stride;
-};
-
-// The keys of a piece that a row sees are [begin, end) of `count`; the rest is padding to whole tiles
-// and other rows' keys.
-struct SeenKeys {
-  long begin;
-  long end;
-  long count;
-
-  // Calls edge(i) for the vectors of keys that are not all seen, full(i) for the others; all of them
-  // are edge vectors where `is_plain` is false.
-  template <class Edge, class Full>
-  void each(bool is_plain, Edge&& edge, Full&& full) const {
-    const long from = std::clamp((begin + kLanes - 1) / kLanes * kLanes, 0L, count);
-    const long to = is_plain ? std::max(from, end / kLanes * kLanes) : from;
-    for (long i = from; i < to; i += kLanes) full(i);
-    for (long i = 0; i < count; i += kLanes) {
-      if (i == from) i = to;
-      if (i < count) edge(i);
-    }
-  }
 };
 
 // The attention of one layer: queries in `Kind`'s input numbers, K/V stored as `Element`.
@@ -146,12 +126,6 @@ class Attention {
     Tile tiles[kPieceTiles];
   };
 
-  // Of the K/V of a piece, side by side.
-  struct Scales {
-    alignas(64) float keys[kPieceTokens];
-    alignas(64) float values[kPieceTokens];
-  };
-
   // What one run of rows multiplies a piece with.
   struct Panels {
     Part<Weight> keys[kPieceTiles];
@@ -180,7 +154,8 @@ class Attention {
     }
   }
 
-  // Rows of 16-bit integers whose largest magnitude is `most`; its place is taken by `limit`.
+  // A row of 16-bit integers whose largest magnitude is `most`; its place is taken by `limit`. Low
+  // bytes fill the second half of the row, whatever the count.
   static void put_integers(const Rows<Kind>& rows, long row, const float* from, long count,
                            float most, float limit) {
     // The inverse of less than that might not be finite.
@@ -192,7 +167,7 @@ class Attention {
       const Vec whole = round(mul(load(from + i), inverse));
       total = add(total, whole);
       if constexpr (sizeof(Input) == 1)
-        store_bytes(high + i, high + count + i, whole);
+        store_bytes(high + i, high + rows.stride / 2 + i, whole);
       else
         store(high + i, whole);
     }
@@ -214,7 +189,7 @@ class Attention {
                  const Rows<Kind>& queries, long rows, Scratch& scratch, const Partial& out) const {
     const long fetched = std::min({kTilesFetchedByWeights, rows, after.num_tiles});
     Panels panels = panels_of(piece, after, fetched, scratch);
-    Scales scales;
+    KvScales scales;
     if constexpr (kHasScales) gather_scales(piece, after, scales);
     const Rows<Kind> weights{scratch.weights.data(), kPieceTokens * kInputsPerNumber,
                              scratch.weight_scales, scratch.weight_offsets, 1};
@@ -256,7 +231,7 @@ class Attention {
     for (long t = 0; t < kPieceTiles; ++t) panels.keys[t].ahead = panels.values_ahead[t] = 0;
   }
 
-  static void gather_scales(const Piece& piece, const Piece& after, Scales& scales) {
+  static void gather_scales(const Piece& piece, const Piece& after, KvScales& scales) {
     constexpr long bytes = kTileTokens * sizeof(float);
     for (long t = 0; t < after.num_tiles; ++t) fetch_ahead<2 * bytes>(after.tiles[t].key_scales, 0);
     for (long t = 0; t < piece.num_tiles; ++t) {
@@ -271,67 +246,42 @@ class Attention {
     return to;
   }
 
-  // Products of row `row` of the item with the keys → weights 2^(score - highest) at `place`. Fetches
-  // the keys of the tile `next`, unless it is null.
-  void weigh(const AttentionItem& item, const Piece& piece, const Scales& scales, long row,
+  // Products of row `row` of the item with the keys → its weights, at `place`. Fetches the keys of the
+  // tile `next` meanwhile, unless it is null.
+  void weigh(const AttentionItem& item, const Piece& piece, const KvScales& scales, long row,
              long place, const Rows<Kind>& queries, const Rows<Kind>& weights, float* products,
              const Element* next, const Partial& out) const {
     const long position = batch_.positions[item.first_token + row / group_];
     const long count = piece.num_tiles * kTileTokens;
     const SeenKeys seen{how_.window > 0 ? position + 1 - how_.window - piece.first_key : 0,
                         std::min(count, position + 1 - piece.first_key), count};
-    const bool is_capped = how_.softcap > 0.0;
     float unit = static_cast<float>(how_.scale);
     if constexpr (kTakesIntegers<Kind>) unit *= queries.scales[row];
-    const Vec factor = set1(is_capped ? unit / static_cast<float>(how_.softcap) : unit * kLog2e);
-    const Vec cap = set1(static_cast<float>(how_.softcap) * kLog2e);
-    // In the base that exp2 takes.
-    const auto score = [&](long i) {
-      Vec x = mul(load(products + i), factor);
-      if constexpr (kHasScales) x = mul(x, load(scales.keys + i));
-      return is_capped ? mul(tanh(x), cap) : x;
-    };
-    Vec most = set1(kMasked);
-    const auto hide = [&](long i) {
-      store(products + i, score(i));
-      for (long key = i; key < i + kLanes; ++key)
-        if (key < seen.begin || key >= seen.end) products[key] = kMasked;
-      most = max(most, load(products + i));
-    };
-    seen.each(!is_capped, hide, [&](long i) { most = max(most, score(i)); });
-    const float top = highest(most);
+    const RowSoftmax<kHasScales> softmax(products, seen, scales, unit,
+                                         static_cast<float>(how_.softcap));
+    Input* to = weights.data + place * weights.stride;
+    const float top = softmax.highest_score();
     out.highest[row] = top;
     if (top <= kMasked) {
       // It sees no key of this piece; all differences are 0 and would weigh 1.
-      std::fill_n(weights.data + place * weights.stride, weights.stride, Input{});
-      weights.scales[place] = 0.0f;
-      weights.offsets[place] = 0;
+      std::fill_n(to, weights.stride, Input{});
+      if constexpr (kTakesIntegers<Kind>) weights.scales[place] = weights.offsets[place] = 0;
       out.sums[row] = 0.0f;
       return;
     }
-    Vec total = zero(), heaviest = zero();
     const long next_bytes = key_dim_ / kPieceTiles * static_cast<long>(sizeof(Element));
-    const auto put_weight = [&](long i, Vec score) {
-      if (next != nullptr)
-        for (long byte = i * next_bytes; byte < (i + kLanes) * next_bytes; byte += kLineBytes)
-          prefetch(reinterpret_cast<const char*>(next) + byte);
-      Vec weight = exp2(sub(score, set1(top)));
-      total = add(total, weight);
-      if constexpr (kHasScales) weight = mul(weight, load(scales.values + i));
+    Vec heaviest = zero();
+    out.sums[row] = softmax.each_weight(top, [&](long i, Vec weight) {
+      if (next != nullptr) fetch_range(next, i * next_bytes, (i + kLanes) * next_bytes);
       if constexpr (kTakesIntegers<Kind>) {
         heaviest = max(heaviest, weight);
         store(products + i, weight);
       } else {
-        store(weights.data + place * weights.stride + i, weight);
+        store(to + i, weight);
       }
-    };
-    seen.each(!is_capped, [&](long i) { put_weight(i, load(products + i)); },
-              [&](long i) { put_weight(i, score(i)); });
-    out.sums[row] = sum(total);
-    if constexpr (kTakesIntegers<Kind>) {
-      std::fill(products + count, products + kPieceTokens, 0.0f);
-      put_integers(weights, place, products, kPieceTokens, highest(heaviest), Int8::kInputLimit);
-    }
+    });
+    if constexpr (kTakesIntegers<Kind>)
+      put_integers(weights, place, products, count, highest(heaviest), Int8::kInputLimit);
   }
 
   void sum_values(const Panels& panels, long num_tiles, const Rows<Kind>& weights, int height,

@@ -62,7 +62,7 @@ struct KvTile {
     }
   }
 
-  // Stores a token's key and value; what is padding stays as it was cleared.
+  // Stores a token's key and value.
   void put(const mr_kv& kv, long token, const float* key, const float* value) {
     float key_inverse = 1.0f, value_inverse = 1.0f;
     if constexpr (std::is_same_v<Element, int8_t>) {
@@ -70,10 +70,10 @@ struct KvTile {
       value_inverse = put_scale(value_scales + token, value, kv.value_dim);
     }
     // Neighbours of a key lie side by side, `kPack` of them; those of a value are far apart.
-    Element* to = keys + token * Kind::kPack;
     each_rounded(key, kv.key_dim, key_inverse, [&](long dim, const Element* rounded, long count) {
-      for (long i = 0; i < count; ++i)
-        to[(dim + i) / Kind::kPack * kRowNumbers + (dim + i) % Kind::kPack] = rounded[i];
+      Element* place = keys + dim * kTileTokens + token * Kind::kPack;
+      for (long i = 0; i < count; i += Kind::kPack)
+        std::memcpy(place + i * kTileTokens, rounded + i, Kind::kPack * sizeof(Element));
     });
     each_rounded(value, kv.value_dim, value_inverse,
                  [&](long dim, const Element* rounded, long count) {
@@ -89,23 +89,31 @@ struct KvTile {
   template <class Use>
   static void each_rounded(const float* x, long dims, float inverse, Use&& use) {
     Element rounded[kLanes];
-    for (long dim = 0; dim < dims; dim += kLanes) {
-      const long count = std::min<long>(kLanes, dims - dim);
-      float numbers[kLanes] = {};
-      std::memcpy(numbers, x + dim, count * sizeof(float));
-      store(rounded, mul(load(numbers), set1(inverse)));
-      if constexpr (kTakesIntegers<Kind>)
-        for (Element& number : rounded) number = static_cast<Element>(number + Kind::kWeightOffset);
-      if (count == kLanes)
-        use(dim, rounded, kLanes);
-      else
-        use(dim, rounded, count);
+    long dim = 0;
+    for (; dim + kLanes <= dims; dim += kLanes) {
+      put_rounded(load(x + dim), inverse, rounded);
+      use(dim, rounded, kLanes);
     }
+    if (dim == dims) return;
+    float rest[kLanes] = {};
+    for (long i = 0; dim + i < dims; ++i) rest[i] = x[dim + i];
+    put_rounded(load(rest), inverse, rounded);
+    use(dim, rounded, dims - dim);
+  }
+
+  static void put_rounded(Vec x, float inverse, Element* rounded) {
+    store(rounded, mul(x, set1(inverse)));
+    if constexpr (kTakesIntegers<Kind>)
+      for (int i = 0; i < kLanes; ++i)
+        rounded[i] = static_cast<Element>(rounded[i] + Kind::kWeightOffset);
   }
 
   static float put_scale(float* scale, const float* x, long count) {
-    float most = 0.0f;
-    for (long i = 0; i < count; ++i) most = std::max(most, std::fabs(x[i]));
+    Vec largest = zero();
+    long i = 0;
+    for (; i + kLanes <= count; i += kLanes) largest = max(largest, abs(load(x + i)));
+    float most = highest(largest);
+    for (; i < count; ++i) most = std::max(most, std::fabs(x[i]));
     *scale = most / 127.0f;
     return most > 0 ? 127.0f / most : 0.0f;
   }
