@@ -1,4 +1,4 @@
-"""The kernel table, paged attention of one layer: rows that decode, and one prefill."""
+"""The kernel table, paged attention of one layer: rows that decode, and chunks of a prefill."""
 
 from __future__ import annotations
 
@@ -51,11 +51,12 @@ class Case:
         return self.num_rows * -(-self.context // TILE_TOKENS)
 
 
-def cases_of(scale: Scale, prefill_tokens: int = FILL_TOKENS) -> list[Case]:
-    """Decode at every number of rows and context, then one prefill."""
+def cases_of(scale: Scale) -> list[Case]:
+    """Decode at every number of rows and context, then chunks of a prefill."""
     grid = itertools.product(scale.attention_contexts, scale.attention_rows)
     decodes = [Case("decode", rows, 1, context) for context, rows in grid]
-    return [*decodes, Case("prefill", 1, prefill_tokens, prefill_tokens)]
+    chunks = [Case("prefill", 1, num_new, context) for num_new, context in scale.attention_chunks]
+    return [*decodes, *chunks]
 
 
 def measure_attention(
@@ -75,6 +76,7 @@ def measure_attention(
                     "what": case.what,
                     "kv": kind,
                     "rows": case.num_rows,
+                    "new": case.num_new,
                     "context": case.context,
                     "us": round(took_s * 1e6, 1),
                     **speed_figures(_cost(kernels, shapes, kind, case), took_s, rates),

@@ -28,6 +28,7 @@ ATTENTION = {
     "what": "step",
     "kv": "K/V",
     "rows": "rows",
+    "new": "new tokens",
     "context": "context",
     "us": "µs",
     **SPEED,

@@ -9,15 +9,23 @@ from dataclasses import dataclass
 class Scale:
     """Numbers of rounds, rows and requests; times in seconds.
 
-    `decode_cases` are (rows, tokens of context). `round_s` is how long one case may take in one
-    round, at the least one call.
+    `decode_cases` are (rows, tokens of context), `attention_chunks` (new tokens, context).
+    `round_s` is how long one case may take in one round, at the least one call.
     """
 
     rounds: int = 5
     round_s: float = 0.25
     kernel_rows: tuple[int, ...] = (1, 4, 8, 32, 128)
-    attention_rows: tuple[int, ...] = (1, 8, 32)
-    attention_contexts: tuple[int, ...] = (128, 512, 2048, 4096)
+    attention_rows: tuple[int, ...] = (1, 2, 8, 32)
+    attention_contexts: tuple[int, ...] = (128, 512, 2048, 8192)
+    attention_chunks: tuple[tuple[int, int], ...] = (
+        (32, 32),
+        (128, 128),
+        (512, 512),
+        (32, 2048),
+        (128, 2048),
+        (512, 4096),
+    )
     kernel_round_s: float = 0.03
     decode_cases: tuple[tuple[int, int], ...] = (
         (1, 300),
@@ -47,6 +55,7 @@ QUICK = Scale(
     kernel_rows=(1, 32),
     attention_rows=(1, 8),
     attention_contexts=(128, 512),
+    attention_chunks=((128, 128), (32, 512)),
     kernel_round_s=0.01,
     decode_cases=((1, 300), (8, 300)),
     prefill_tokens=128,

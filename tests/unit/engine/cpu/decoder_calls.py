@@ -229,7 +229,7 @@ class Decoder:
         qkv = self._times(x, layer.qkv, layer.qkv_bias).reshape(len(x), -1, sizes.head_dim)
         q, k, v = np.split(qkv, [heads, heads + kv_heads], axis=1)
         q, k = self._turned(q, layer.q_norm), self._turned(k, layer.k_norm)
-        out, _ = reference.attend(q, k, v, self.kv_kind, False, sizes.head_dim**-0.5, window)
+        out, _ = reference.attend(q, k, v, self.kv_kind, F32, sizes.head_dim**-0.5, window)
         return self._times(out.reshape(len(x), -1), layer.o, layer.o_bias)
 
     def _turned(self, heads: Array, norm: Array | None) -> Array:

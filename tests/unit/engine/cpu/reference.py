@@ -97,12 +97,19 @@ def multiply(
     return exact, FLOAT_ROUNDING * (roundings * sizes + 2 * np.abs(exact)) + 1e-30
 
 
+def attention_inputs(kind: int, path: InstructionPath) -> int:
+    """What queries and weights are rounded to where they meet K/V of `kind`; INT8: to 16 bits."""
+    if kind == INT8 and not is_tiled(path):
+        return INT8
+    return BF16 if kind != F32 and rounds_inputs(path) else F32
+
+
 def attend(
     q: Array,
     k: Array,
     v: Array,
     kind: int,
-    rounds: bool,
+    inputs: int,
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
@@ -110,13 +117,13 @@ def attend(
 ) -> tuple[Array, Array]:
     """Causal attention of a whole sequence, and how far a result may be from it.
 
-    q [T, heads, D], k [T, kv heads, D], v [T, kv heads, Dv]; `kind` is that of the cache;
-    `rounds`: queries and weights are rounded to bfloat16.
+    q [T, heads, D], k [T, kv heads, D], v [T, kv heads, Dv]; `kind` is that of the cache,
+    `inputs` as by `attention_inputs`.
     """
     num_tokens, num_heads, _ = q.shape
     group = num_heads // k.shape[1]
-    rounds = rounds and kind != F32
-    queries = stored(q, BF16 if rounds else F32)
+    numbers, scales = quantize(q, INPUT_LIMIT)
+    queries = numbers * scales.astype(np.float64) if inputs == INT8 else stored(q, inputs)
     keys = np.repeat(stored(k, kind), group, axis=1)
     values = np.repeat(stored(v, kind), group, axis=1)
     by_head = [array.transpose(1, 0, 2) for array in (queries, keys, values)]
@@ -138,6 +145,22 @@ def attend(
     # Scores come from sums of float32 products: their error moves the weights by as much.
     lengths = np.abs(queries).sum(-1).max() * np.abs(keys).max() * scale
     share = FLOAT_ROUNDING * (64.0 + 8.0 * lengths) + (softcap * 2e-6)
-    if rounds:
+    if inputs == BF16:
         share += BF16_ROUNDING
-    return out, share * sizes + 1e-6 * np.abs(values).max() * (kind != F32) + 1e-30
+    allowed = share * sizes + 1e-6 * np.abs(values).max() * (kind != F32) + 1e-30
+    if inputs == INT8:
+        allowed += _rounding_of_weights(v, weights, group)
+    return out, allowed
+
+
+def _rounding_of_weights(v: Array, weights: Array, group: int) -> Array:
+    """[T, heads, Dv]: seven standard deviations of what weights [heads, T, T] of 16 bits cost.
+
+    A weight times the scale of its value is rounded to a 32512th of the largest in its row.
+    """
+    numbers, scales = quantize(v)
+    squares = np.repeat(numbers * numbers, group, axis=1).transpose(1, 0, 2)
+    by_key = np.repeat(scales[..., 0].astype(np.float64), group, axis=1).T[:, None, :]
+    steps = (weights * by_key).max(axis=-1, keepdims=True) / INPUT_LIMIT
+    cost: Array = 7 * 12**-0.5 * steps * np.sqrt((weights > 0) @ squares)
+    return cost.transpose(1, 0, 2)

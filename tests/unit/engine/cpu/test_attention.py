@@ -45,7 +45,7 @@ def expected_of(tokens, shape, kind, path):
         tokens.k,
         tokens.v,
         kind,
-        reference.rounds_inputs(path),
+        reference.attention_inputs(kind, path),
         shape.scale,
         shape.window,
         shape.softcap,

@@ -49,30 +49,28 @@ template <class Kind, class Element>
 int64_t attend(Team& team, const mr_kv& kv, const mr_attention& how, const mr_batch& batch,
                const float* q, const float* k, const float* v, float* out) {
   using Attend = Attention<Kind, Element>;
-  const long group = how.num_heads / kv.num_kv_heads;
-  const long padded = pad_dim(kv.key_dim);
+  // Kept from call to call: to clear them anew takes as long as attention does for one row.
+  static thread_local std::vector<typename Attend::Scratch> scratch_room;
+  static thread_local Buffer<float> partials_room;
   AttentionPlan plan;
   plan.build(batch, how.num_heads, kv.num_kv_heads, how.window, team.size());
-  Buffer<typename Kind::Input> queries_room;
-  Buffer<float> partials_room;
-  auto* queries = queries_room.reserve(batch.num_tokens * how.num_heads * padded);
+  scratch_room.resize(std::max<size_t>(scratch_room.size(), team.size()));
+  for (auto& one : scratch_room) one.reserve(kv.key_dim, kv.value_dim);
+  auto& scratch = scratch_room;
   float* partials =
-      partials_room.reserve(plan.num_partials() * Attend::partial_floats(group, kv.value_dim));
-  std::vector<typename Attend::Scratch> scratch(team.size());
-  for (auto& one : scratch) one.reserve(kv.key_dim, kv.value_dim);
+      partials_room.reserve(plan.num_partial_rows() * Attend::partial_floats(kv.value_dim));
   const Attend attention(kv, how, batch);
+  const Queries queries{q, how.num_heads * kv.key_dim};
   const auto use = [&](long token, long head, const float* values) {
     std::memcpy(out + (token * how.num_heads + head) * kv.value_dim, values,
                 kv.value_dim * sizeof(float));
   };
+  const auto& items = plan.items();
+  const long num_items = static_cast<long>(items.size());
   team.run([&](Member& member) {
     each_rows(member, batch.num_tokens, [&](long first, long end) {
+      fetch_places<Kind, Element>(kv, batch, first, end);
       for (long token = first; token < end; ++token) {
-        for (long head = 0; head < how.num_heads; ++head) {
-          auto* to = queries + (token * how.num_heads + head) * padded;
-          const float* from = q + (token * how.num_heads + head) * kv.key_dim;
-          for (long i = 0; i < kv.key_dim; ++i) put_number(to + i, from[i]);
-        }
         const long position = batch.positions[token];
         const long tile = tile_of(batch, row_of(batch, token), position);
         for (long head = 0; head < kv.num_kv_heads; ++head)
@@ -80,9 +78,10 @@ int64_t attend(Team& team, const mr_kv& kv, const mr_attention& how, const mr_ba
               .put(kv, position % kTileTokens, k + (token * kv.num_kv_heads + head) * kv.key_dim,
                    v + (token * kv.num_kv_heads + head) * kv.value_dim);
       }
-    });
-    member.each(static_cast<long>(plan.items().size()), [&](long item) {
-      attention.run(plan.items()[item], queries, scratch[member.index], partials, use);
+    }, tokens_per_put(batch));
+    member.each_ahead(num_items, [&](long item, long next) {
+      attention.run(items[item], next < num_items ? &items[next] : nullptr, queries,
+                    scratch[member.index], partials, use);
     });
     member.each(static_cast<long>(plan.merges().size()), [&](long item) {
       attention.run_merge(plan.merges()[item], scratch[member.index], partials, use);
@@ -124,7 +123,7 @@ class Model {
  private:
   template <class Kind>
   std::unique_ptr<Decoder> create_for(int64_t kv_kind) const {
-    if (kv_kind == MR_INT8) return std::make_unique<LlamaDecoder<Kind, Bf16, int8_t>>(model_);
+    if (kv_kind == MR_INT8) return std::make_unique<LlamaDecoder<Kind, Int8Kv, int8_t>>(model_);
     if constexpr (!std::is_same_v<Kind, Bf16>)
       if (kv_kind == MR_F32) return std::make_unique<LlamaDecoder<Kind, F32, float>>(model_);
     if constexpr (!std::is_same_v<Kind, F32>)
@@ -200,7 +199,7 @@ int64_t mr_attend(void* team, const mr_kv* kv, const mr_attention* how, const mr
   return guarded([&] {
     if (kv->kind == MR_F32) return attend<F32, float>(members, *kv, *how, *batch, q, k, v, out);
     if (kv->kind == MR_BF16) return attend<Bf16, bf16>(members, *kv, *how, *batch, q, k, v, out);
-    return attend<Bf16, int8_t>(members, *kv, *how, *batch, q, k, v, out);
+    return attend<Int8Kv, int8_t>(members, *kv, *how, *batch, q, k, v, out);
   });
 }
 

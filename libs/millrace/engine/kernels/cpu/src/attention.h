@@ -1,125 +1,67 @@
 // Paged attention of a flattened batch, prefill and decode rows alike.
 //
-// An item is one K/V head of up to kMaxTileRows query rows: the heads that share the K/V head, times
-// the tokens of one sequence. Keys are taken in pieces of a fixed length that begin at multiples of
-// it; each piece is softmaxed by itself and merged into the row's result in order (online softmax:
-// Milakov and Gimelshein, arXiv 1805.02867). A row's result depends on its own keys alone: not on
-// the other rows of its item, and not on which members took the pieces.
+// A piece of keys is softmaxed by itself and merged into the row's result in order. A row's result
+// depends on its own keys alone: not on the other rows of its item, and not on which members took
+// the pieces (attention_plan.h).
+//
+// Memory is read ahead by half a piece: while the keys of a tile are multiplied its values are
+// fetched, and then the keys of the next piece: some tiles while weights are computed, so that memory
+// does not rest then, the others while values are multiplied.
 #pragma once
 
 #include <algorithm>
 
-#include "kv_tile.h"
+#include "attention_plan.h"
 #include "matmul.h"
+#include "partial.h"
+#include "softmax.h"
 
 namespace millrace {
 
-constexpr long kPieceTiles = 8;
-constexpr long kPieceTokens = kPieceTiles * kTileTokens;
-constexpr long kMaxTileRows = 48;
-// Masked scores; far from the float limits, so that differences of two stay finite.
-constexpr float kMasked = -1e30f;
-// With fewer items than this per member, the pieces of a row are shared out too.
-constexpr long kItemsPerMember = 3;
+// So many tiles of the next piece are fetched while weights are computed, one with each row.
+constexpr long kTilesFetchedByWeights = 3;
 
-struct AttentionItem {
-  long row;
-  long kv_head;
-  long first_token;  // in the flattened batch
-  long num_tokens;
-  long first_piece;
-  long end_piece;
-  long partial;  // number of the first piece's partial result, or -1 where one item does it all
+// Query rows: those of a token begin at token * stride, [heads][key dim] each.
+struct Queries {
+  const float* data;
+  long stride;
 };
 
-// One online-softmax state per query row: weighted values, highest score, sum of weights.
-struct Partial {
-  float* values;  // [rows][padded value dim]
-  float* highest;
-  float* sums;
-};
-
-// What all layers of a step share.
-class AttentionPlan {
- public:
-  void build(const mr_batch& batch, long num_heads, long num_kv_heads, long window, int team_size) {
-    items_.clear();
-    merges_.clear();
-    num_partials_ = 0;
-    const long group = num_heads / num_kv_heads;
-    const long tokens = std::max(1L, kMaxTileRows / group);
-    long whole = 0;
-    for (long row = 0; row < batch.num_rows; ++row) {
-      const long length = batch.cu_seqlens_q[row + 1] - batch.cu_seqlens_q[row];
-      whole += (length + tokens - 1) / tokens * num_kv_heads;
-    }
-    const bool split = team_size > 1 && whole < kItemsPerMember * team_size;
-    // The last tokens of a row see the most keys: the longest items go first.
-    for (long row = 0; row < batch.num_rows; ++row) {
-      const long start = batch.cu_seqlens_q[row], end = batch.cu_seqlens_q[row + 1];
-      const long tiles = (end - start + tokens - 1) / tokens;
-      for (long tile = tiles - 1; tile >= 0; --tile) {
-        const long first = start + tile * tokens;
-        add(batch, row, first, std::min(tokens, end - first), num_kv_heads, window, split);
-      }
-    }
-  }
-
-  const std::vector<AttentionItem>& items() const { return items_; }
-  const std::vector<AttentionItem>& merges() const { return merges_; }
-  long num_partials() const { return num_partials_; }
-
- private:
-  void add(const mr_batch& batch, long row, long first, long count, long num_kv_heads, long window,
-           bool split) {
-    const long from = batch.positions[first], to = batch.positions[first + count - 1];
-    const long low = window > 0 ? std::max(0L, from - window + 1) : 0;
-    const long first_piece = low / kPieceTokens, end_piece = to / kPieceTokens + 1;
-    for (long head = 0; head < num_kv_heads; ++head) {
-      AttentionItem item{row, head, first, count, first_piece, end_piece, -1};
-      if (!split || end_piece - first_piece == 1) {
-        items_.push_back(item);
-        continue;
-      }
-      item.partial = num_partials_;
-      merges_.push_back(item);
-      for (long piece = first_piece; piece < end_piece; ++piece) {
-        item.first_piece = piece;
-        item.end_piece = piece + 1;
-        item.partial = num_partials_++;
-        items_.push_back(item);
-      }
-    }
-  }
-
-  std::vector<AttentionItem> items_;
-  std::vector<AttentionItem> merges_;
-  long num_partials_ = 0;
-};
-
-// The attention of one layer: query rows in `Kind`'s input numbers, K/V stored as `Element`.
+// The attention of one layer: queries in `Kind`'s input numbers, K/V stored as `Element`.
 template <class Kind, class Element>
 class Attention {
   using Input = typename Kind::Input;
   using Weight = typename Kind::Weight;
+  using Tile = KvTile<Kind, Element>;
+
+  static constexpr bool kHasScales = std::is_same_v<Element, int8_t>;
+  // K/V of 8 bits that are multiplied as such have inputs of two bytes each, or of 16 bits.
+  static constexpr long kInputsPerNumber =
+      kTakesIntegers<Kind> ? 2 / static_cast<long>(sizeof(Input)) : 1;
+  // K/V of 8 bits where only wider numbers can be multiplied.
+  static constexpr bool kWidens = kHasScales && !kTakesIntegers<Kind>;
 
  public:
   // Memory for one member; made before the step, so that nothing is allocated inside it.
   struct Scratch {
     Buffer<Input> queries, weights;
-    Buffer<float> scores, piece_values, values;
-    Buffer<Weight> keys_unpacked, values_unpacked;
+    Buffer<float> scores, padded, piece_values, values;
+    Buffer<Weight> keys_widened, values_widened;
     float piece_highest[kMaxTileRows], piece_sums[kMaxTileRows];
     float highest[kMaxTileRows], sums[kMaxTileRows];
+    float query_scales[kMaxTileRows], weight_scales[Kind::kMaxRows];
+    int32_t query_offsets[kMaxTileRows], weight_offsets[Kind::kMaxRows];
 
     void reserve(long key_dim, long value_dim) {
-      queries.reserve(kMaxTileRows * pad_dim(key_dim));
-      weights.reserve(kMaxTileRows * kPieceTokens);
-      scores.reserve(kMaxTileRows * kPieceTokens);
+      queries.reserve(kMaxTileRows * pad_dim(key_dim) * kInputsPerNumber);
+      weights.reserve(Kind::kMaxRows * kPieceTokens * kInputsPerNumber);
+      scores.reserve(Kind::kMaxRows * kPieceTokens);
+      padded.reserve(pad_dim(key_dim));
       piece_values.reserve(kMaxTileRows * pad_dim(value_dim));
       values.reserve(kMaxTileRows * pad_dim(value_dim));
-      keys_unpacked.reserve(kTileTokens * pad_dim(key_dim));
-      values_unpacked.reserve(kTileTokens * pad_dim(value_dim));
+      if (!kWidens) return;
+      keys_widened.reserve(kPieceTokens * pad_dim(key_dim));
+      values_widened.reserve(kPieceTokens * pad_dim(value_dim));
     }
   };
 
@@ -129,172 +71,233 @@ class Attention {
         batch_(batch),
         group_(how.num_heads / kv.num_kv_heads),
         key_dim_(pad_dim(kv.key_dim)),
-        value_dim_(pad_dim(kv.value_dim)) {}
+        value_dim_(pad_dim(kv.value_dim)),
+        // Sums of products of 8 and 16 bits must fit into 32.
+        query_limit_(std::min(Int8::kInputLimit,
+                              static_cast<float>(0x7fffff00 / 128 / key_dim_))) {}
 
-  static long partial_floats(long group, long value_dim) {
-    return rows_of_item(group) * (pad_dim(value_dim) + 2);
-  }
+  // Floats that one row of partial results takes.
+  static long partial_floats(long value_dim) { return pad_dim(value_dim) + 2; }
 
-  // q [T][heads][padded key dim]; use(token, head, float values[padded value dim]) takes results.
+  // use(token, head, float values[padded value dim]) takes results; `next` is what this member does
+  // after it, or null.
   template <class Use>
-  void run(const AttentionItem& item, const Input* q, Scratch& scratch, float* partials,
-           Use&& use) const {
+  void run(const AttentionItem& item, const AttentionItem* next, const Queries& from,
+           Scratch& scratch, float* partials, Use&& use) const {
     const long rows = item.num_tokens * group_;
-    Input* queries = scratch.queries.data();
-    for (long token = 0; token < item.num_tokens; ++token)
-      std::memcpy(queries + token * group_ * key_dim_,
-                  q + ((item.first_token + token) * how_.num_heads + item.kv_head * group_) *
-                          key_dim_,
-                  group_ * key_dim_ * sizeof(Input));
-    if (item.partial >= 0) {
-      run_piece(item, item.first_piece, queries, rows, scratch, partial(partials, item.partial));
-      return;
-    }
-    Partial whole{scratch.values.data(), scratch.highest, scratch.sums};
-    Partial piece{scratch.piece_values.data(), scratch.piece_highest, scratch.piece_sums};
-    begin(whole, rows);
+    const Rows<Kind> queries{scratch.queries.data(), key_dim_ * kInputsPerNumber,
+                             scratch.query_scales, scratch.query_offsets, 1};
+    put_queries(item, from, queries, scratch.padded.data());
+    Piece piece, after;
+    find(item, item.first_piece, piece);
+    const bool is_part = item.partial >= 0;
+    const Partial whole{scratch.values.data(), scratch.highest, scratch.sums};
+    const Partial part{scratch.piece_values.data(), scratch.piece_highest, scratch.piece_sums};
     for (long number = item.first_piece; number < item.end_piece; ++number) {
-      run_piece(item, number, queries, rows, scratch, piece);
-      merge(whole, piece, rows);
+      after.num_tiles = 0;
+      if (number + 1 < item.end_piece)
+        find(item, number + 1, after);
+      else if (next != nullptr)
+        find(*next, next->first_piece, after);
+      const bool is_first = number == item.first_piece;
+      run_piece(item, piece, after, queries, rows, scratch,
+                is_part ? partial(partials, item.partial, rows) : is_first ? whole : part);
+      if (!is_first) whole.merge(part, rows, value_dim_);
+      std::swap(piece, after);
     }
-    finish(item, whole, rows, use);
+    if (!is_part) finish(item, whole, rows, use);
   }
 
   // Puts the pieces of a split item together.
   template <class Use>
   void run_merge(const AttentionItem& item, Scratch& scratch, float* partials, Use&& use) const {
     const long rows = item.num_tokens * group_;
-    Partial whole{scratch.values.data(), scratch.highest, scratch.sums};
-    begin(whole, rows);
-    for (long number = item.first_piece; number < item.end_piece; ++number)
-      merge(whole, partial(partials, item.partial + number - item.first_piece), rows);
+    const Partial whole{scratch.values.data(), scratch.highest, scratch.sums};
+    whole.clear(rows, value_dim_);
+    for (long number = 0; number < item.end_piece - item.first_piece; ++number)
+      whole.merge(partial(partials, item.partial + number * rows, rows), rows, value_dim_);
     finish(item, whole, rows, use);
   }
 
  private:
-  static long rows_of_item(long group) { return std::max(1L, kMaxTileRows / group) * group; }
+  struct Piece {
+    long first_key;
+    long num_tiles = 0;
+    Tile tiles[kPieceTiles];
+  };
 
-  Partial partial(float* partials, long number) const {
-    float* base = partials + number * partial_floats(group_, kv_.value_dim);
-    const long rows = rows_of_item(group_);
+  // What one run of rows multiplies a piece with.
+  struct Panels {
+    Part<Weight> keys[kPieceTiles];
+    const Weight* values[kPieceTiles];
+    long values_ahead[kPieceTiles];
+  };
+
+  Partial partial(float* partials, long first_row, long rows) const {
+    float* base = partials + first_row * partial_floats(kv_.value_dim);
     return {base, base + rows * value_dim_, base + rows * (value_dim_ + 1)};
   }
 
-  void begin(const Partial& whole, long rows) const {
-    std::fill_n(whole.values, rows * value_dim_, 0.0f);
-    std::fill_n(whole.highest, rows, kMasked);
-    std::fill_n(whole.sums, rows, 0.0f);
-  }
-
-  void run_piece(const AttentionItem& item, long piece, const Input* queries, long rows,
-                 Scratch& scratch, const Partial& out) const {
-    const long first_tile = piece * kPieceTiles;
-    const long last_position = batch_.positions[item.first_token + item.num_tokens - 1];
-    const long end_tile = std::min(first_tile + kPieceTiles, last_position / kTileTokens + 1);
-    const long num_tiles = end_tile - first_tile;
-    float* scores = scratch.scores.data();
-    KvTile<Kind, Element> tiles[kPieceTiles];
-    for (long t = 0; t < num_tiles; ++t) tiles[t] = tile_at(item, first_tile + t);
-    for (long t = 0; t < num_tiles; ++t) {
-      const KvTile<Kind, Element>& tile = tiles[t];
-      const Weight* keys = unpack(tile.keys, key_dim_, scratch.keys_unpacked.data());
-      const Element* next = t + 1 < num_tiles ? tiles[t + 1].keys : tiles[0].values;
-      dot_rows(queries, key_dim_, rows, keys, key_dim_, scores + t * kTileTokens, kPieceTokens,
-               false, next);
-      if constexpr (std::is_same_v<Element, int8_t>)
-        scale_columns(scores + t * kTileTokens, rows, tile.key_scales);
-    }
-    for (long row = 0; row < rows; ++row)
-      weigh(item, piece, row, num_tiles * kTileTokens, scratch, out);
-    for (long t = 0; t < num_tiles; ++t) {
-      Input* weights = scratch.weights.data() + t * kTileTokens;
-      const Weight* values = unpack(tiles[t].values, value_dim_, scratch.values_unpacked.data());
-      for (long dim = 0; dim < value_dim_; dim += kColumns)
-        dot_rows(weights, kPieceTokens, rows, values + dim * kTileTokens, kTileTokens,
-                 out.values + dim, value_dim_, t > 0,
-                 t + 1 < num_tiles ? tiles[t + 1].values + dim * kTileTokens : nullptr);
+  void put_queries(const AttentionItem& item, const Queries& from, const Rows<Kind>& queries,
+                   float* padded) const {
+    std::fill(padded + kv_.key_dim, padded + key_dim_, 0.0f);
+    for (long row = 0; row < item.num_tokens * group_; ++row) {
+      const long token = item.first_token + row / group_;
+      const long head = item.kv_head * group_ + row % group_;
+      std::memcpy(padded, from.data + token * from.stride + head * kv_.key_dim,
+                  kv_.key_dim * sizeof(float));
+      if constexpr (kTakesIntegers<Kind>)
+        put_integers(queries, row, padded, key_dim_, highest_magnitude(padded, key_dim_),
+                     query_limit_);
+      else
+        put(queries.data + row * queries.stride, padded, key_dim_);
     }
   }
 
-  KvTile<Kind, Element> tile_at(const AttentionItem& item, long tile) const {
-    return {kv_, tile_of(batch_, item.row, tile * kTileTokens), item.kv_head};
-  }
-
-  // Scores of one row and piece → weights 2^(score - highest), in the base that exp2 takes.
-  void weigh(const AttentionItem& item, long piece, long row, long num_keys, Scratch& scratch,
-             const Partial& out) const {
-    float* scores = scratch.scores.data() + row * kPieceTokens;
-    const long position = batch_.positions[item.first_token + row / group_];
-    const long first_key = piece * kPieceTokens;
-    const long end = std::min(num_keys, position + 1 - first_key);
-    const long begin = how_.window > 0 ? position + 1 - how_.window - first_key : 0;
-    const Vec scale = set1(static_cast<float>(how_.scale) * kLog2e);
-    const float cap = static_cast<float>(how_.softcap);
-    Vec most = set1(kMasked);
-    for (long i = 0; i < num_keys; i += kLanes) {
-      Vec score = load(scores + i);
-      if (cap > 0.0f) {
-        const Vec bent = tanh(mul(score, set1(static_cast<float>(how_.scale) / cap)));
-        score = mul(bent, set1(cap * kLog2e));
-      } else {
-        score = mul(score, scale);
-      }
-      store(scores + i, score);
-      if (i < begin || i + kLanes > end) {
-        for (long key = i; key < i + kLanes; ++key)
-          if (key < begin || key >= end) scores[key] = kMasked;
-        score = load(scores + i);
-      }
-      most = max(most, score);
-    }
-    const float top = highest(most);
+  // A row of 16-bit integers whose largest magnitude is `most`; its place is taken by `limit`. Low
+  // bytes fill the second half of the row, whatever the count.
+  static void put_integers(const Rows<Kind>& rows, long row, const float* from, long count,
+                           float most, float limit) {
+    // The inverse of less than that might not be finite.
+    const Vec inverse = set1(most > 1e-30f ? limit / most : 0.0f);
+    Input* high = rows.data + row * rows.stride;
+    // Exact in floats: fewer than 2^24.
     Vec total = zero();
-    for (long i = 0; i < num_keys; i += kLanes) {
-      Vec weight = exp2(sub(load(scores + i), set1(top)));
-      // Where the row sees no key of this piece, all differences are 0 and would weigh 1.
-      if (top <= kMasked) weight = zero();
-      total = add(total, weight);
-      store(scores + i, weight);
+    for (long i = 0; i < count; i += kLanes) {
+      const Vec whole = round(mul(load(from + i), inverse));
+      total = add(total, whole);
+      if constexpr (sizeof(Input) == 1)
+        store_bytes(high + i, high + rows.stride / 2 + i, whole);
+      else
+        store(high + i, whole);
     }
-    if constexpr (std::is_same_v<Element, int8_t>) scale_by_value_scales(item, piece, row, num_keys, scratch);
-    put(scratch.weights.data() + row * kPieceTokens, scores, num_keys);
-    out.highest[row] = top;
-    out.sums[row] = sum(total);
+    rows.scales[row] = most / limit;
+    rows.offsets[row] = -Int8::kWeightOffset * static_cast<int32_t>(sum(total));
   }
 
-  void scale_by_value_scales(const AttentionItem& item, long piece, long row, long num_keys,
-                             Scratch& scratch) const {
-    float* weights = scratch.scores.data() + row * kPieceTokens;
-    for (long t = 0; t < num_keys / kTileTokens; ++t) {
-      scale_columns(weights + t * kTileTokens, 1,
-                    tile_at(item, piece * kPieceTiles + t).value_scales);
+  void find(const AttentionItem& item, long number, Piece& piece) const {
+    const long first_tile = number * kPieceTiles;
+    const long last_position = batch_.positions[item.first_token + item.num_tokens - 1];
+    piece.first_key = first_tile * kTileTokens;
+    piece.num_tiles = std::min(kPieceTiles, last_position / kTileTokens + 1 - first_tile);
+    for (long t = 0; t < piece.num_tiles; ++t)
+      piece.tiles[t] = Tile(kv_, tile_of(batch_, item.row, (first_tile + t) * kTileTokens),
+                            item.kv_head);
+  }
+
+  void run_piece(const AttentionItem& item, const Piece& piece, const Piece& after,
+                 const Rows<Kind>& queries, long rows, Scratch& scratch, const Partial& out) const {
+    const long fetched = std::min({kTilesFetchedByWeights, rows, after.num_tiles});
+    Panels panels = panels_of(piece, after, fetched, scratch);
+    KvScales scales;
+    if constexpr (kHasScales) gather_scales(piece, after, scales);
+    const Rows<Kind> weights{scratch.weights.data(), kPieceTokens * kInputsPerNumber,
+                             scratch.weight_scales, scratch.weight_offsets, 1};
+    for (long first = 0; first < rows; first += Kind::kMaxRows) {
+      const int height = static_cast<int>(std::min<long>(Kind::kMaxRows, rows - first));
+      if (first == Kind::kMaxRows) stop_fetching(panels);
+      float* scores = scratch.scores.data();
+      for (long t = 0; t < piece.num_tiles; ++t)
+        dot_rows(queries, first, height, panels.keys + t, 1, key_dim_, scores + t * kTileTokens,
+                 kPieceTokens);
+      for (long row = 0; row < height; ++row)
+        weigh(item, piece, scales, first + row, row, queries, weights, scores + row * kPieceTokens,
+              first + row < fetched ? after.tiles[row].keys : nullptr, out);
+      sum_values(panels, piece.num_tiles, weights, height, out.values + first * value_dim_);
     }
   }
 
-  static void scale_columns(float* numbers, long rows, const float* scales) {
-    for (long row = 0; row < rows; ++row)
-      for (int i = 0; i < kTileTokens; i += kLanes) {
-        float* place = numbers + row * kPieceTokens + i;
-        store(place, mul(load(place), load(scales + i)));
+  // `fetched` tiles of the next piece need not be fetched while values are multiplied.
+  Panels panels_of(const Piece& piece, const Piece& after, long fetched, Scratch& scratch) const {
+    Panels panels;
+    for (long t = 0; t < piece.num_tiles; ++t) {
+      const Tile& tile = piece.tiles[t];
+      if constexpr (kWidens) {
+        panels.keys[t] = {widen(tile.keys, key_dim_, t, scratch.keys_widened.data()), 0};
+        panels.values[t] = widen(tile.values, value_dim_, t, scratch.values_widened.data());
+        panels.values_ahead[t] = 0;
+      } else {
+        panels.keys[t] = {reinterpret_cast<const Weight*>(tile.keys),
+                          distance(tile.keys, tile.values)};
+        panels.values[t] = reinterpret_cast<const Weight*>(tile.values);
+        panels.values_ahead[t] =
+            t >= fetched && t < after.num_tiles ? distance(tile.values, after.tiles[t].keys) : 0;
       }
+    }
+    return panels;
   }
 
-  static void merge(const Partial& whole, const Partial& piece, long rows, long value_dim) {
-    for (long row = 0; row < rows; ++row) {
-      const float top = std::max(whole.highest[row], piece.highest[row]);
-      float factors[kLanes * 2] = {whole.highest[row] - top, piece.highest[row] - top};
-      store(factors, exp2(load(factors)));
-      const Vec old_factor = set1(factors[0]), new_factor = set1(factors[1]);
-      whole.highest[row] = top;
-      whole.sums[row] = whole.sums[row] * factors[0] + piece.sums[row] * factors[1];
-      float* to = whole.values + row * value_dim;
-      const float* from = piece.values + row * value_dim;
-      for (long dim = 0; dim < value_dim; dim += kLanes)
-        store(to + dim, fma(load(from + dim), new_factor, mul(load(to + dim), old_factor)));
+  static void stop_fetching(Panels& panels) {
+    for (long t = 0; t < kPieceTiles; ++t) panels.keys[t].ahead = panels.values_ahead[t] = 0;
+  }
+
+  static void gather_scales(const Piece& piece, const Piece& after, KvScales& scales) {
+    constexpr long bytes = kTileTokens * sizeof(float);
+    for (long t = 0; t < after.num_tiles; ++t) fetch_ahead<2 * bytes>(after.tiles[t].key_scales, 0);
+    for (long t = 0; t < piece.num_tiles; ++t) {
+      std::memcpy(scales.keys + t * kTileTokens, piece.tiles[t].key_scales, bytes);
+      std::memcpy(scales.values + t * kTileTokens, piece.tiles[t].value_scales, bytes);
     }
   }
-  void merge(const Partial& whole, const Partial& piece, long rows) const {
-    merge(whole, piece, rows, value_dim_);
+
+  static const Weight* widen(const Element* stored, long dim, long tile, Weight* room) {
+    Weight* to = room + tile * dim * kTileTokens;
+    for (long i = 0; i < dim * kTileTokens; i += kLanes) store(to + i, load(stored + i));
+    return to;
+  }
+
+  // Products of row `row` of the item with the keys → its weights, at `place`. Fetches the keys of the
+  // tile `next` meanwhile, unless it is null.
+  void weigh(const AttentionItem& item, const Piece& piece, const KvScales& scales, long row,
+             long place, const Rows<Kind>& queries, const Rows<Kind>& weights, float* products,
+             const Element* next, const Partial& out) const {
+    const long position = batch_.positions[item.first_token + row / group_];
+    const long count = piece.num_tiles * kTileTokens;
+    const SeenKeys seen{how_.window > 0 ? position + 1 - how_.window - piece.first_key : 0,
+                        std::min(count, position + 1 - piece.first_key), count};
+    float unit = static_cast<float>(how_.scale);
+    if constexpr (kTakesIntegers<Kind>) unit *= queries.scales[row];
+    const RowSoftmax<kHasScales> softmax(products, seen, scales, unit,
+                                         static_cast<float>(how_.softcap));
+    Input* to = weights.data + place * weights.stride;
+    const float top = softmax.highest_score();
+    out.highest[row] = top;
+    if (top <= kMasked) {
+      // It sees no key of this piece; all differences are 0 and would weigh 1.
+      std::fill_n(to, weights.stride, Input{});
+      if constexpr (kTakesIntegers<Kind>) weights.scales[place] = weights.offsets[place] = 0;
+      out.sums[row] = 0.0f;
+      return;
+    }
+    const long next_bytes = key_dim_ / kPieceTiles * static_cast<long>(sizeof(Element));
+    Vec heaviest = zero();
+    out.sums[row] = softmax.each_weight(top, [&](long i, Vec weight) {
+      if (next != nullptr) fetch_range(next, i * next_bytes, (i + kLanes) * next_bytes);
+      if constexpr (kTakesIntegers<Kind>) {
+        heaviest = max(heaviest, weight);
+        store(products + i, weight);
+      } else {
+        store(to + i, weight);
+      }
+    });
+    if constexpr (kTakesIntegers<Kind>)
+      put_integers(weights, place, products, count, highest(heaviest), Int8::kInputLimit);
+  }
+
+  void sum_values(const Panels& panels, long num_tiles, const Rows<Kind>& weights, int height,
+                  float* out) const {
+    for (long dim = 0; dim < value_dim_; dim += kColumns) {
+      Part<Weight> parts[kPieceTiles];
+      for (long t = 0; t < num_tiles; ++t)
+        parts[t] = {panels.values[t] + dim * kTileTokens, panels.values_ahead[t]};
+      dot_rows(weights, 0, height, parts, num_tiles, kTileTokens, out + dim, value_dim_);
+    }
+    if constexpr (kTakesIntegers<Kind>)
+      for (long row = 0; row < height; ++row)
+        for (long dim = 0; dim < value_dim_; dim += kLanes) {
+          float* place = out + row * value_dim_ + dim;
+          store(place, mul(load(place), set1(weights.scales[row])));
+        }
   }
 
   template <class Use>
@@ -316,23 +319,14 @@ class Attention {
     }
   }
 
-  // The panels to multiply with: as stored, or int8 made wide.
-  static const Weight* unpack(const Element* stored, long dim, Weight* room) {
-    if constexpr (std::is_same_v<Element, int8_t>) {
-      for (long i = 0; i < dim * kTileTokens; i += kLanes) store(room + i, load(stored + i));
-      return room;
-    } else {
-      return stored;
-    }
-  }
-
-  static void dot_rows(const Input* a, long stride, long rows, const Weight* panel, long k,
-                       float* out, long out_stride, bool add, const void* next) {
-    for (long first = 0; first < rows; first += Kind::kMaxRows) {
-      const int height = static_cast<int>(std::min<long>(Kind::kMaxRows, rows - first));
-      dot<Kind>(a + first * stride, stride, height, panel, k, out + first * out_stride, out_stride,
-                add, first == 0 ? distance(panel, next) : 0);
-    }
+  static void dot_rows(const Rows<Kind>& rows, long first, int height, const Part<Weight>* parts,
+                       long num_parts, long k, float* out, long out_stride) {
+    const Input* a = rows.data + first * rows.stride;
+    if constexpr (kTakesIntegers<Kind>)
+      dot_int8_kv(a, rows.stride, rows.offsets + first, height, parts, num_parts, k, out,
+                  out_stride);
+    else
+      dot<Kind>(a, rows.stride, height, parts, num_parts, k, out, out_stride);
   }
 
   const mr_kv& kv_;
@@ -341,6 +335,7 @@ class Attention {
   const long group_;
   const long key_dim_;
   const long value_dim_;
+  const float query_limit_;
 };
 
 }  // namespace millrace

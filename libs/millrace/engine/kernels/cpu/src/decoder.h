@@ -49,7 +49,6 @@ class LlamaDecoder final : public Decoder {
         layers_(model.layers, model.layers + model.num_layers),
         width_(round_up(model.hidden, kAlignK)),
         inner_(round_up(model.intermediate, kColumns)),
-        group_(model.num_heads / model.num_kv_heads),
         attended_(model.num_heads * model.head_dim) {}
 
   void run(Team& team, const mr_kv* kv, const mr_batch& batch, const StepOutput& out) override {
@@ -82,7 +81,6 @@ class LlamaDecoder final : public Decoder {
     normed_ = normed_room_.reserve(tokens, width_);
     qkv_width_ = round_up(layers_[0].qkv.columns, kColumns);
     qkv_ = qkv_room_.reserve(tokens * qkv_width_);
-    queries_ = queries_room_.reserve(tokens * model_.num_heads * pad_dim(model_.head_dim));
     attention_rows_ = attention_room_.reserve(tokens, attended_);
     inner_rows_ = inner_room_.reserve(tokens, inner_);
     if constexpr (kTakesIntegers<Kind>)
@@ -107,10 +105,9 @@ class LlamaDecoder final : public Decoder {
       plans_.emplace_back(layer.window, AttentionPlan{});
       plans_.back().second.build(batch, model_.num_heads, model_.num_kv_heads, layer.window,
                                  team.size());
-      partials = std::max(partials, plans_.back().second.num_partials());
+      partials = std::max(partials, plans_.back().second.num_partial_rows());
     }
-    partials_ =
-        partials_room_.reserve(partials * Attend::partial_floats(group_, model_.head_dim));
+    partials_ = partials_room_.reserve(partials * Attend::partial_floats(model_.head_dim));
   }
 
   const AttentionPlan* find_plan(long window) const {
@@ -148,8 +145,9 @@ class LlamaDecoder final : public Decoder {
                                 kColumns * sizeof(float));
                   });
     each_rows(member, tokens, [&](long first, long end) {
+      fetch_places<KvKind, Element>(kv, batch, first, end);
       for (long token = first; token < end; ++token) place_token(layer, kv, batch, token);
-    });
+    }, tokens_per_put(batch));
     attend(member, layer, kv, batch);
     add_to_residual(member, o, attention_rows_, tokens, gate_up.start(2 * member.index));
   }
@@ -173,9 +171,9 @@ class LlamaDecoder final : public Decoder {
     });
   }
 
-  // A token's heads: norm, rotation, the query to its place, K and V into the cache.
+  // A token's heads: norm and rotation in place, K and V into the cache.
   void place_token(const mr_layer& layer, const mr_kv& kv, const mr_batch& batch, long token) {
-    const long dim = model_.head_dim, half = dim / 2, padded = pad_dim(dim);
+    const long dim = model_.head_dim, half = dim / 2;
     float* heads = qkv_ + token * qkv_width_;
     const float* turns = turns_ + token * dim;
     for (long head = 0; head < model_.num_heads + model_.num_kv_heads; ++head) {
@@ -189,9 +187,6 @@ class LlamaDecoder final : public Decoder {
         for (long i = 0; i < dim; ++i) values[i] *= scale * norm[i];
       }
       rotate(values, turns, turns + half, half);
-      if (head >= model_.num_heads) continue;
-      typename KvKind::Input* to = queries_ + (token * model_.num_heads + head) * padded;
-      for (long i = 0; i < dim; ++i) put_number(to + i, values[i]);
     }
     const long row = row_of(batch, token);
     const long place = batch.positions[token];
@@ -218,8 +213,11 @@ class LlamaDecoder final : public Decoder {
         for (long i = 0; i < dim; ++i) put_number(to + i, values[i]);
       }
     };
-    member.each(static_cast<long>(plan.items().size()), [&](long item) {
-      attention.run(plan.items()[item], queries_, scratch, partials_, use);
+    const auto& items = plan.items();
+    const Queries queries{qkv_, qkv_width_};
+    member.each_ahead(static_cast<long>(items.size()), [&](long item, long next) {
+      attention.run(items[item], next < static_cast<long>(items.size()) ? &items[next] : nullptr,
+                    queries, scratch, partials_, use);
     });
     if (!plan.merges().empty())
       member.each(static_cast<long>(plan.merges().size()), [&](long item) {
@@ -310,16 +308,13 @@ class LlamaDecoder final : public Decoder {
   const std::vector<mr_layer> layers_;
   const long width_;     // hidden, padded
   const long inner_;     // intermediate, padded
-  const long group_;     // query heads per K/V head
   const long attended_;  // heads * head_dim
   long qkv_width_ = 0;
 
   Buffer<float> residual_room_, qkv_room_, wide_room_, turns_room_, partials_room_;
-  Buffer<typename KvKind::Input> queries_room_;
   RowBuffer<Kind> normed_room_, attention_room_, inner_room_;
   float *residual_ = nullptr, *qkv_ = nullptr, *wide_ = nullptr, *turns_ = nullptr,
         *partials_ = nullptr;
-  typename KvKind::Input* queries_ = nullptr;
   Rows<Kind> normed_{}, attention_rows_{}, inner_rows_{};
   std::vector<std::pair<long, AttentionPlan>> plans_;
   std::vector<typename Attend::Scratch> scratch_;

@@ -15,17 +15,15 @@
 
 namespace millrace {
 
-// R rows by N vectors of one panel, beginning at its vector `first`.
-template <class Kind, int R, int N>
-struct Block;
+// Adds a stretch of `k` products to the sums of R rows by N vectors of a panel.
+template <class Kind>
+struct Products;
 
-template <int R, int N>
-struct Block<F32, R, N> {
-  static void run(const float* a, long stride, const float* b, long k, float* out, long out_stride,
-                  bool add, long ahead) {
-    Vec sums[R][N];
-    for (int r = 0; r < R; ++r)
-      for (int n = 0; n < N; ++n) sums[r][n] = add ? load(out + r * out_stride + n * kLanes) : zero();
+template <>
+struct Products<F32> {
+  template <int R, int N>
+  static inline void add(Vec (&sums)[R][N], const float* a, long stride, const float* b, long k,
+                         long ahead) {
     for (long i = 0; i < k; ++i) {
       fetch_ahead<N * kLanes * sizeof(float)>(b + i * kColumns, ahead);
       Vec column[N];
@@ -35,19 +33,15 @@ struct Block<F32, R, N> {
         for (int n = 0; n < N; ++n) sums[r][n] = fma(x, column[n], sums[r][n]);
       }
     }
-    for (int r = 0; r < R; ++r)
-      for (int n = 0; n < N; ++n) store(out + r * out_stride + n * kLanes, sums[r][n]);
   }
 };
 
 #if !defined(__AVX512BF16__)
-template <int R, int N>
-struct Block<Bf16, R, N> {
-  static void run(const float* a, long stride, const bf16* b, long k, float* out, long out_stride,
-                  bool add, long ahead) {
-    Vec sums[R][N];
-    for (int r = 0; r < R; ++r)
-      for (int n = 0; n < N; ++n) sums[r][n] = add ? load(out + r * out_stride + n * kLanes) : zero();
+template <>
+struct Products<Bf16> {
+  template <int R, int N>
+  static inline void add(Vec (&sums)[R][N], const float* a, long stride, const bf16* b, long k,
+                         long ahead) {
     for (long i = 0; i < k; i += 2) {
       fetch_ahead<N * kLanes * 2 * sizeof(bf16)>(b + i * kColumns, ahead);
       Vec even[N], odd[N];
@@ -58,18 +52,14 @@ struct Block<Bf16, R, N> {
         for (int n = 0; n < N; ++n) sums[r][n] = fma(y, odd[n], fma(x, even[n], sums[r][n]));
       }
     }
-    for (int r = 0; r < R; ++r)
-      for (int n = 0; n < N; ++n) store(out + r * out_stride + n * kLanes, sums[r][n]);
   }
 };
 #elif !defined(MILLRACE_AMX)
-template <int R, int N>
-struct Block<Bf16, R, N> {
-  static void run(const bf16* a, long stride, const bf16* b, long k, float* out, long out_stride,
-                  bool add, long ahead) {
-    Vec sums[R][N];
-    for (int r = 0; r < R; ++r)
-      for (int n = 0; n < N; ++n) sums[r][n] = add ? load(out + r * out_stride + n * kLanes) : zero();
+template <>
+struct Products<Bf16> {
+  template <int R, int N>
+  static inline void add(Vec (&sums)[R][N], const bf16* a, long stride, const bf16* b, long k,
+                         long ahead) {
     for (long i = 0; i < k; i += 2) {
       fetch_ahead<N * kLanes * 2 * sizeof(bf16)>(b + i * kColumns, ahead);
       __m512bh pairs[N];
@@ -83,11 +73,26 @@ struct Block<Bf16, R, N> {
         for (int n = 0; n < N; ++n) sums[r][n] = _mm512_dpbf16_ps(sums[r][n], x, pairs[n]);
       }
     }
+  }
+};
+#endif
+
+// R rows times N vectors of a matrix whose K is `num_parts` stretches of `k`, from `column` on.
+template <class Kind, int R, int N>
+struct Block {
+  static void run(const typename Kind::Input* a, long stride,
+                  const Part<typename Kind::Weight>* parts, long num_parts, long k, int column,
+                  float* out, long out_stride) {
+    Vec sums[R][N];
+    for (int r = 0; r < R; ++r)
+      for (int n = 0; n < N; ++n) sums[r][n] = zero();
+    for (long part = 0; part < num_parts; ++part)
+      Products<Kind>::add(sums, a + part * k, stride, parts[part].panel + column * Kind::kPack, k,
+                          parts[part].ahead);
     for (int r = 0; r < R; ++r)
       for (int n = 0; n < N; ++n) store(out + r * out_stride + n * kLanes, sums[r][n]);
   }
 };
-#endif
 
 // What Int8 knows of its rows besides their bytes: -kWeightOffset times the sum of each group.
 struct GroupOffsets {
@@ -164,15 +169,32 @@ inline IntVec multiply_add(IntVec sum, IntVec weights, IntVec input) {
 inline Vec to_floats(IntVec x) { return vcvtq_f32_s32(x); }
 #endif
 
+// Inputs of integers lie in two bytes, all high ones of a stretch first, or in one number of 16 bits.
+constexpr bool kHasBytes = Int8::kPack == 4;
+
+// Adds the products of one group of K.
+template <bool fetches, int R, int N>
+inline void add_integers(IntVec (&totals)[R][N], const Int8::Input* inputs, long stride,
+                         const uint8_t* weights, long ahead) {
+  constexpr long vector_bytes = kLanes * Int8::kPack, row_bytes = kColumns * Int8::kPack;
+  // Unrolled, or gcc copies every sum twice a step.
+#pragma GCC unroll 16
+  for (long i = 0; i < Int8::kGroup / Int8::kPack; ++i) {
+    if constexpr (fetches) fetch_ahead<N * vector_bytes>(weights + i * row_bytes, ahead);
+    IntVec column[N];
+    for (int n = 0; n < N; ++n) column[n] = load_weights(weights + i * row_bytes + n * vector_bytes);
+    for (int r = 0; r < R; ++r) {
+      const IntVec x = load_input(inputs + r * stride + i * Int8::kPack);
+      for (int n = 0; n < N; ++n) totals[r][n] = multiply_add(totals[r][n], column[n], x);
+    }
+  }
+}
+
 // Exact sums of one group after another, each scaled and added to the row's float.
 template <int R, int N>
 struct Int8Block {
   using Input = Int8::Input;
-  static constexpr bool kHasBytes = Int8::kPack == 4;  // inputs in two bytes, the high ones first
   static constexpr long kInputsPerGroup = Int8::kGroup * (kHasBytes ? 2 : 1);
-  static constexpr long kVectorBytes = kLanes * Int8::kPack;
-  static constexpr long kRowBytes = kColumns * Int8::kPack;
-  static constexpr long kSteps = Int8::kGroup / Int8::kPack;
 
   static void run(const Input* a, long stride, const GroupOffsets& offsets, const uint8_t* b,
                   long k, int first_column, float* out, long out_stride, long ahead) {
@@ -188,14 +210,14 @@ struct Int8Block {
       IntVec totals[R][N];
       for (int r = 0; r < R; ++r)
         for (int n = 0; n < N; ++n) totals[r][n] = int_set1(0);
-      add_products<true>(inputs, stride, weights, ahead, totals);
+      add_integers<true>(totals, inputs, stride, weights, ahead);
       fetch_ahead<1>(scales, ahead);
       if constexpr (kHasBytes) {
         for (int r = 0; r < R; ++r) {
           const IntVec offset = int_set1(offsets.data[r * offsets.stride + group]);
           for (int n = 0; n < N; ++n) totals[r][n] = times_256_plus(totals[r][n], offset);
         }
-        add_products<false>(inputs + Int8::kGroup, stride, weights, 0, totals);
+        add_integers<false>(totals, inputs + Int8::kGroup, stride, weights, 0);
       }
       for (int n = 0; n < N; ++n) {
         const Vec scale = load(scales + n * kLanes);
@@ -205,23 +227,39 @@ struct Int8Block {
     for (int r = 0; r < R; ++r)
       for (int n = 0; n < N; ++n) store(out + r * out_stride + n * kLanes, sums[r][n]);
   }
+};
+
+// The same over K/V, whose scales are not its business: exact sums as floats. High bytes fill the
+// first half of a row of inputs, low bytes the second; `offsets` has one number per row.
+template <int R, int N>
+struct Int8KvBlock {
+  static void run(const Int8::Input* a, long stride, const int32_t* offsets,
+                  const Part<uint8_t>* parts, long num_parts, long k, int column, float* out,
+                  long out_stride) {
+    IntVec totals[R][N];
+    for (int r = 0; r < R; ++r)
+      for (int n = 0; n < N; ++n) totals[r][n] = int_set1(0);
+    add<true>(totals, a, stride, parts, num_parts, k, column);
+    if constexpr (kHasBytes) {
+      for (int r = 0; r < R; ++r)
+        for (int n = 0; n < N; ++n)
+          totals[r][n] = times_256_plus(totals[r][n], int_set1(offsets[r]));
+      add<false>(totals, a + stride / 2, stride, parts, num_parts, k, column);
+    }
+    for (int r = 0; r < R; ++r)
+      for (int n = 0; n < N; ++n)
+        store(out + r * out_stride + n * kLanes, to_floats(totals[r][n]));
+  }
 
  private:
   template <bool fetches>
-  static inline void add_products(const Input* inputs, long stride, const uint8_t* weights,
-                                  long ahead, IntVec (&totals)[R][N]) {
-    // Unrolled, or gcc copies every sum twice a step.
-#pragma GCC unroll 16
-    for (long i = 0; i < kSteps; ++i) {
-      if constexpr (fetches) fetch_ahead<N * kVectorBytes>(weights + i * kRowBytes, ahead);
-      IntVec column[N];
-      for (int n = 0; n < N; ++n)
-        column[n] = load_weights(weights + i * kRowBytes + n * kVectorBytes);
-      for (int r = 0; r < R; ++r) {
-        const IntVec x = load_input(inputs + r * stride + i * Int8::kPack);
-        for (int n = 0; n < N; ++n) totals[r][n] = multiply_add(totals[r][n], column[n], x);
-      }
-    }
+  static inline void add(IntVec (&totals)[R][N], const Int8::Input* a, long stride,
+                         const Part<uint8_t>* parts, long num_parts, long k, int column) {
+    for (long part = 0; part < num_parts; ++part)
+      for (long i = 0; i < k; i += Int8::kGroup)
+        add_integers<fetches>(totals, a + part * k + i, stride,
+                              parts[part].panel + i * kColumns + column * Int8::kPack,
+                              parts[part].ahead);
   }
 };
 
@@ -236,8 +274,8 @@ constexpr int kBlockVectors = 4;
 #endif
 
 template <class Kind>
-using BlockFunction = void (*)(const typename Kind::Input*, long, const typename Kind::Weight*, long,
-                               float*, long, bool, long);
+using BlockFunction = void (*)(const typename Kind::Input*, long,
+                               const Part<typename Kind::Weight>*, long, long, int, float*, long);
 
 template <class Kind, int... R>
 constexpr std::array<BlockFunction<Kind>, sizeof...(R)> block_functions(
@@ -245,14 +283,15 @@ constexpr std::array<BlockFunction<Kind>, sizeof...(R)> block_functions(
   return {&Block<Kind, R + 1, kBlockVectors>::run...};
 }
 
-// out[rows][32] (+)= a[rows][k] * panel[k][32], for up to Kind::kMaxRows rows of F32 or Bf16.
+// out[rows][32] = a[rows][num_parts * k] * the panels of `parts`, [k][32] each, for up to
+// Kind::kMaxRows rows of F32 or Bf16.
 template <class Kind>
 inline void dot(const typename Kind::Input* a, long stride, int rows,
-                const typename Kind::Weight* panel, long k, float* out, long out_stride, bool add,
-                long ahead) {
+                const Part<typename Kind::Weight>* parts, long num_parts, long k, float* out,
+                long out_stride) {
 #if defined(MILLRACE_AMX)
   if constexpr (std::is_same_v<Kind, Bf16>) {
-    dot_tiles(a, stride, rows, panel, k, out, out_stride, add, ahead);
+    dot_tiles(a, stride, rows, parts, num_parts, k, out, out_stride);
     return;
   } else
 #endif
@@ -261,8 +300,7 @@ inline void dot(const typename Kind::Input* a, long stride, int rows,
         block_functions<Kind>(std::make_integer_sequence<int, Kind::kMaxRows>());
     constexpr int width = kBlockVectors * kLanes;
     for (int column = 0; column < kColumns; column += width)
-      functions[rows - 1](a, stride, panel + column * Kind::kPack, k, out + column, out_stride, add,
-                          ahead);
+      functions[rows - 1](a, stride, parts, num_parts, k, column, out + column, out_stride);
   }
 }
 
@@ -302,6 +340,22 @@ inline void dot_int8(const Int8::Input* a, long stride, const GroupOffsets& offs
   constexpr int width = kBlockVectors * kLanes;
   for (int column = 0; column < kColumns; column += width)
     functions[rows - 1](a, stride, offsets, panel, k, column, out + column, out_stride, ahead);
+}
+
+template <int... R>
+constexpr auto int8_kv_functions(std::integer_sequence<int, R...>) {
+  return std::array{&Int8KvBlock<R + 1, kBlockVectors>::run...};
+}
+
+// The same as `dot` for up to Int8Kv::kMaxRows rows of integers.
+inline void dot_int8_kv(const Int8Kv::Input* a, long stride, const int32_t* offsets, int rows,
+                        const Part<uint8_t>* parts, long num_parts, long k, float* out,
+                        long out_stride) {
+  static constexpr auto functions =
+      int8_kv_functions(std::make_integer_sequence<int, Int8Kv::kMaxRows>());
+  constexpr int width = kBlockVectors * kLanes;
+  for (int column = 0; column < kColumns; column += width)
+    functions[rows - 1](a, stride, offsets, parts, num_parts, k, column, out + column, out_stride);
 }
 
 #endif

@@ -84,6 +84,28 @@ struct Int8 {
   static constexpr float kInputLimit = 32512.0f;  // 127 * 256: the high byte stays below 128
 };
 
+#if defined(MILLRACE_AMX)
+// Tiles take bfloat16: K/V of 8 bits are made wide.
+using Int8Kv = Bf16;
+#else
+// K/V of 8 bits with one float scale per token and head, inputs as those of Int8: queries, and the
+// weights of a piece of keys, are integers of 16 bits with one scale per row. Sums are exact.
+struct Int8Kv {
+  using Input = Int8::Input;
+  using Weight = uint8_t;
+  static constexpr int kPack = Int8::kPack;
+  static constexpr int kWeightOffset = Int8::kWeightOffset;
+#if defined(__AVX512VNNI__)
+  static constexpr int kMaxRows = 6;
+#else
+  static constexpr int kMaxRows = 4;
+#endif
+};
+#endif
+
+template <class Kind>
+constexpr bool kTakesIntegers = std::is_integral_v<typename Kind::Input>;
+
 inline long round_up(long n, long step) { return (n + step - 1) / step * step; }
 
 // Elements of `Kind::Weight` in a panel whose padded K is `depth`.

@@ -25,22 +25,19 @@ namespace millrace {
 
 constexpr float kLog2e = 1.44269504088896340736f;
 
-// 2^x for x <= 127, exactly 0 below -126; relative error under 2e-7. A Taylor series of 2^f on
-// [-1/2, 1/2] and the exponent put together from the whole part.
+// 2^x for x <= 127, exactly 1 at 0 and exactly 0 below -126; relative error under 2e-7. The polynomial
+// 1 + f q(f) nearest to 2^f on [-1/2, 1/2], and the exponent put together from the whole part. What
+// is computed of an x below -126 is thrown away.
 inline Vec exp2(Vec x) {
-  const Vec low = set1(-126.0f);
-  const Vec clamped = max(x, low);
-  const Vec whole = round(clamped);
-  const Vec f = sub(clamped, whole);
-  Vec p = set1(1.52527338e-5f);
-  p = fma(p, f, set1(1.54035304e-4f));
-  p = fma(p, f, set1(1.33335581e-3f));
-  p = fma(p, f, set1(9.61812911e-3f));
-  p = fma(p, f, set1(5.55041087e-2f));
-  p = fma(p, f, set1(2.40226507e-1f));
-  p = fma(p, f, set1(6.93147181e-1f));
+  const Vec whole = round(x);
+  const Vec f = sub(x, whole);
+  Vec p = set1(1.32647271e-3f);
+  p = fma(p, f, set1(9.67151286e-3f));
+  p = fma(p, f, set1(5.55073375e-2f));
+  p = fma(p, f, set1(2.40222421e-1f));
+  p = fma(p, f, set1(6.93146978e-1f));
   p = fma(p, f, set1(1.0f));
-  return zero_where_less(scale_by_power(p, whole), x, low);
+  return zero_where_less(scale_by_power(p, whole), x, set1(-126.0f));
 }
 
 inline Vec sigmoid(Vec x) {

@@ -80,6 +80,14 @@ inline void store(int8_t* p, Vec x) {
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
 }
 
+// Whole numbers of 16 bits.
+inline void store(int16_t* p, Vec whole) {
+  const __m256i wide = _mm256_cvtps_epi32(whole);
+  const __m128i words =
+      _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), words);
+}
+
 inline bool any_less(Vec a, Vec b) {
   return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_LT_OQ)) != 0;
 }

@@ -74,6 +74,14 @@ inline void store(int8_t* p, Vec x) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x)));
 }
 
+// Whole numbers of 16 bits as 256 * high + low, both signed.
+inline void store_bytes(int8_t* high, int8_t* low, Vec whole) {
+  const __m512i x = _mm512_cvtps_epi32(whole);
+  const __m512i upper = _mm512_srai_epi32(_mm512_add_epi32(x, _mm512_set1_epi32(128)), 8);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(high), _mm512_cvtepi32_epi8(upper));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(low), _mm512_cvtepi32_epi8(x));
+}
+
 inline bool any_less(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_LT_OQ) != 0; }
 
 inline Words load(const uint64_t* p) { return _mm512_loadu_si512(static_cast<const void*>(p)); }

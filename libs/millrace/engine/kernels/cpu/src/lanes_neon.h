@@ -68,6 +68,17 @@ inline void store(int8_t* p, Vec x) {
   std::memcpy(p, bytes, kLanes);
 }
 
+// Whole numbers of 16 bits, and the same as 256 * high + low, both signed.
+inline void store(int16_t* p, Vec whole) { vst1_s16(p, vqmovn_s32(vcvtnq_s32_f32(whole))); }
+inline void store_bytes(int8_t* high, int8_t* low, Vec whole) {
+  const int32x4_t x = vcvtnq_s32_f32(whole);
+  const int32x4_t upper = vshrq_n_s32(vaddq_s32(x, vdupq_n_s32(128)), 8);
+  for (int i = 0; i < kLanes; ++i) {
+    high[i] = static_cast<int8_t>(upper[i]);
+    low[i] = static_cast<int8_t>(x[i]);
+  }
+}
+
 inline bool any_less(Vec a, Vec b) { return vmaxvq_u32(vcltq_f32(a, b)) != 0; }
 
 inline Words load(const uint64_t* p) { return vld1q_u64(p); }

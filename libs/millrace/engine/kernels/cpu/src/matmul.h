@@ -42,9 +42,6 @@ struct Rows {
 };
 
 template <class Kind>
-constexpr bool kTakesIntegers = std::is_integral_v<typename Kind::Input>;
-
-template <class Kind>
 class RowBuffer {
  public:
   Rows<Kind> reserve(long rows, long k) {
@@ -147,9 +144,11 @@ inline void dot_rows(const Rows<Kind>& rows, long first, int count, const Weight
     const GroupOffsets offsets{rows.offsets + first * rows.offset_stride, rows.offset_stride};
     dot_int8(a, rows.stride, offsets, count, weights, k, out, kColumns, ahead);
   } else if constexpr (std::is_same_v<Kind, Int8>) {
-    dot<Bf16>(a, rows.stride, count, weights, k, out, kColumns, false, ahead);
+    const Part<bf16> whole{weights, ahead};
+    dot<Bf16>(a, rows.stride, count, &whole, 1, k, out, kColumns);
   } else {
-    dot<Kind>(a, rows.stride, count, weights, k, out, kColumns, false, ahead);
+    const Part<typename Kind::Weight> whole{weights, ahead};
+    dot<Kind>(a, rows.stride, count, &whole, 1, k, out, kColumns);
   }
 }
 
@@ -228,8 +227,7 @@ inline void multiply_rows(Member& member, const Matrix<Kind>& matrix, const Rows
 
 // Calls use(first, end) for short runs of rows.
 template <class Use>
-inline void each_rows(Member& member, long count, Use&& use) {
-  constexpr long grain = 4;
+inline void each_rows(Member& member, long count, Use&& use, long grain = 4) {
   member.each((count + grain - 1) / grain,
               [&](long run) { use(run * grain, std::min(count, (run + 1) * grain)); });
 }

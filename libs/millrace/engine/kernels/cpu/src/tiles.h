@@ -56,38 +56,32 @@ inline void configure_tiles(int rows) {
   configured_rows = rows;
 }
 
-inline void dot_tiles(const bf16* a, long stride, int rows, const bf16* panel, long k, float* out,
-                      long out_stride, bool add, long ahead) {
+inline void dot_tiles(const bf16* a, long stride, int rows, const Part<bf16>* parts, long num_parts,
+                      long k, float* out, long out_stride) {
   const long a_bytes = stride * static_cast<long>(sizeof(bf16));
   const long out_bytes = out_stride * static_cast<long>(sizeof(float));
   constexpr long b_bytes = kColumns * 2 * static_cast<long>(sizeof(bf16));
   const bool two = rows > 16;
   configure_tiles(rows);
-  if (add) {
-    _tile_loadd(0, out, out_bytes);
-    _tile_loadd(1, out + 16, out_bytes);
-    if (two) {
-      _tile_loadd(2, out + 16 * out_stride, out_bytes);
-      _tile_loadd(3, out + 16 * out_stride + 16, out_bytes);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (long part = 0; part < num_parts; ++part, a += k) {
+    const long ahead = parts[part].ahead;
+    for (long i = 0; i < k; i += kTileK) {
+      const bf16* b = parts[part].panel + i * kColumns;
+      if (ahead != 0) fetch_ahead<kTileK * kColumns * sizeof(bf16)>(b, ahead);
+      _tile_loadd(6, b, b_bytes);
+      _tile_loadd(7, b + 32, b_bytes);
+      _tile_loadd(4, a + i, a_bytes);
+      _tile_dpbf16ps(0, 4, 6);
+      _tile_dpbf16ps(1, 4, 7);
+      if (!two) continue;
+      _tile_loadd(5, a + 16 * stride + i, a_bytes);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
     }
-  } else {
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-  }
-  for (long i = 0; i < k; i += kTileK) {
-    const bf16* b = panel + i * kColumns;
-    if (ahead != 0) fetch_ahead<kTileK * kColumns * sizeof(bf16)>(b, ahead);
-    _tile_loadd(6, b, b_bytes);
-    _tile_loadd(7, b + 32, b_bytes);
-    _tile_loadd(4, a + i, a_bytes);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    if (!two) continue;
-    _tile_loadd(5, a + 16 * stride + i, a_bytes);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
   }
   _tile_stored(0, out, out_bytes);
   _tile_stored(1, out + 16, out_bytes);
