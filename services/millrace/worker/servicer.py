@@ -27,6 +27,7 @@ from .engine_loop import EngineLoop, Session
 from .load import current_load
 from .row_spans import RowSpans
 from .step_metrics import StepMetrics
+from .step_notes import StepNotes
 
 _log = logging.getLogger(__name__)
 
@@ -90,9 +91,8 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         self._claim(await _read_open(request_iterator), results)
         put = _put_into(results)
         session = self._engine_loop.open_session(put, lambda: put(_Ready()), put)
-        spans = RowSpans(self.registration.worker_id)
-        metrics = StepMetrics(self._metrics)
-        reader = asyncio.create_task(self._read_plans(request_iterator, session, spans))
+        notes = StepNotes(RowSpans(self.registration.worker_id), StepMetrics(self._metrics))
+        reader = asyncio.create_task(self._read_plans(request_iterator, session, notes))
         reader.add_done_callback(lambda _: results.put_nowait(None))
         is_ready = asyncio.Event()
         reporter = asyncio.create_task(self._report_progress(results, is_ready))
@@ -103,14 +103,14 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
                 if isinstance(result, _Ready):
                     is_ready.set()
                 elif isinstance(result, StepResult):
-                    spans.observe_result(result)
-                    metrics.observe(result, self._engine_loop.num_rows)
+                    notes.add(result, self._engine_loop.num_rows)
                 yield self._response_of(result)
+                notes.catch_up()
             if reader.done():
                 reader.result()
         finally:
             self._engine_loop.close_session(session)
-            spans.end_all()
+            notes.end()
             if self._owner_results is results:
                 self._owner_results = None
             reader.cancel()
@@ -170,13 +170,13 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         self,
         request_iterator: AsyncIterator[worker_pb2.ExecuteRequest],
         session: Session,
-        spans: RowSpans,
+        notes: StepNotes,
     ) -> None:
         async for request in request_iterator:
             if request.WhichOneof("message") != "plan":
                 raise InvalidRequest("after open, only plans are expected")
             plan = step_plan_from_proto(request.plan)
-            spans.observe_plan(plan)
+            notes.observe_plan(plan)
             self._engine_loop.submit(session, plan)
 
 
