@@ -15,6 +15,7 @@ import pytest
 
 from millrace.cli.service_settings import settings_class
 from millrace.cli.stack.topology import ProcessSpec, Topology, load_topology
+from millrace.config.environment import GRPC_EXPERIMENTS
 from millrace.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -181,6 +182,7 @@ def test_a_wrong_topology_is_named(tmp_path: Path, text: str, message: str) -> N
 def test_grpc_knows_the_experiments_that_services_run_with(topology: Topology) -> None:
     wanted = {spec.environ.get("GRPC_EXPERIMENTS", "") for spec in topology.processes}
     (experiments,) = wanted - {""}
+    assert experiments == GRPC_EXPERIMENTS, "the command line's is another"
     services = {spec.name for spec in topology.processes if "GRPC_EXPERIMENTS" in spec.environ}
     assert services == {"cache", "tokenizer", "worker", "scheduler", "gateway"}
     assert "Unknown experiment" in _complaints("-no_such_experiment"), "it does not complain"
