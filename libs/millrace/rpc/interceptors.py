@@ -27,6 +27,8 @@ from millrace.telemetry.propagation import context_from_traceparent
 from millrace.wire.status import to_grpc_status
 
 _log = logging.getLogger(__name__)
+# Made once: making one costs as much as a span. It finds the process's provider by itself.
+_tracer = trace.get_tracer(__name__)
 
 TRACEPARENT_KEY = "traceparent"
 
@@ -170,7 +172,7 @@ class TraceServerInterceptor(grpc.aio.ServerInterceptor):
         behavior = handler.unary_unary
 
         async def traced(request: Any, context: ServicerContext) -> Any:
-            with trace.get_tracer(__name__).start_as_current_span(
+            with _tracer.start_as_current_span(
                 method,
                 context=context_from_traceparent(cast(str, traceparent)),
                 kind=SpanKind.SERVER,

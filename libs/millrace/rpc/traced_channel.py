@@ -19,6 +19,9 @@ from millrace.telemetry.propagation import traceparent_of
 
 from .interceptors import TRACEPARENT_KEY, rpc_attributes
 
+# Made once: making one costs as much as a span. It finds the process's provider by itself.
+_tracer = trace.get_tracer(__name__)
+
 
 class TracedChannel(grpc.aio.Channel):
     """Passes everything on to `inner`."""
@@ -85,7 +88,7 @@ class _TracedCalls(grpc.aio.UnaryUnaryMultiCallable[Any, Any]):
     def __call__(self, request: Any, *, metadata: Any = None, **options: Any) -> Any:
         if not trace.get_current_span().get_span_context().is_valid:
             return self._calls(request, metadata=metadata, **options)
-        span = trace.get_tracer(__name__).start_span(
+        span = _tracer.start_span(
             self._method, kind=SpanKind.CLIENT, attributes=rpc_attributes(self._method)
         )
         sent = (*(metadata or ()), (TRACEPARENT_KEY, traceparent_of(span)))

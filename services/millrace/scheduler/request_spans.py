@@ -49,6 +49,9 @@ from millrace.telemetry.propagation import context_from_traceparent, traceparent
 
 from .outcome import StepOutcome
 
+# Made once: making one costs as much as a span. It finds the process's provider by itself.
+_tracer = trace.get_tracer(__name__)
+
 NS_PER_S = 1e9
 
 
@@ -75,7 +78,7 @@ class RequestSpans:
         published_unix_ns: int,
     ) -> RequestSpans:
         """From the message's trace context; the time on the queue is part of `queue_wait`."""
-        process = trace.get_tracer(__name__).start_span(
+        process = _tracer.start_span(
             SPAN_PROCESS,
             context=context_from_traceparent(request.traceparent),
             kind=SpanKind.CONSUMER,
@@ -111,7 +114,7 @@ class RequestSpans:
         if self.has_queue_wait:
             return
         self.has_queue_wait = True
-        queue_wait = trace.get_tracer(__name__).start_span(
+        queue_wait = _tracer.start_span(
             SPAN_QUEUE_WAIT,
             context=trace.set_span_in_context(self.process),
             start_time=self.published_unix_ns,
@@ -157,7 +160,6 @@ class StepSpans:
     def __init__(self, every: int) -> None:
         self._every = max(1, every)
         self._num_steps = 0
-        self._tracer = trace.get_tracer(__name__)
 
     def is_due(self, outcome: StepOutcome) -> bool:
         """Counts a step; True where it is to be recorded."""
@@ -170,7 +172,7 @@ class StepSpans:
         """Draws the step as it was, with a link to the `process` span of every member."""
         links = [Link(span.get_span_context()) for span in members]
         num_prefill_tokens = result.num_tokens - result.num_decode_rows
-        span = self._tracer.start_span(
+        span = _tracer.start_span(
             SPAN_STEP,
             context=Context(),
             links=links,
