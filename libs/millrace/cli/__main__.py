@@ -8,7 +8,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from millrace.config.environment import current_environment
+from millrace.config.environment import current_environment, poll_where_events_are_taken
 from millrace.core.errors import MillraceError
 
 VERBS = {
@@ -43,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(0)
     if arguments[0] == "--version":
         arguments[0] = "version"
+    poll_where_events_are_taken()
     sys.exit(run_verb(arguments))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import grpc
 
-from .interceptors import client_interceptors
+from .traced_channel import TracedChannel
 
 MAX_MESSAGE_BYTES = 16 << 20
 KEEPALIVE_TIME_MS = 10_000
@@ -33,4 +33,4 @@ def open_channel(address: str, *, max_message_bytes: int = MAX_MESSAGE_BYTES) ->
         # Peers restart on the same port: an old subchannel must not be shared between channels.
         ("grpc.use_local_subchannel_pool", 1),
     ]
-    return grpc.aio.insecure_channel(address, options=options, interceptors=client_interceptors())
+    return TracedChannel(grpc.aio.insecure_channel(address, options=options))

@@ -1,4 +1,4 @@
-"""What every call passes through: errors become statuses, trace context crosses the wire.
+"""What every call passes through at a server: errors become statuses, a trace goes on.
 
 Spans are made for unary calls inside a trace. Long-lived streams (Attach, Execute, Decode) carry
 many requests and get none: their messages carry the context of each request themselves.
@@ -6,30 +6,29 @@ many requests and get none: their messages carry the context of each request the
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any, cast
 
 import grpc
 from google.protobuf.message import DecodeError
 from opentelemetry import trace
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.trace import SpanKind
 
 from millrace.core.errors import InternalError, InvalidRequest, MillraceError
 from millrace.telemetry.names import (
     ATTR_RPC_METHOD,
-    ATTR_RPC_STATUS_CODE,
     ATTR_RPC_SYSTEM,
     RPC_SYSTEM_GRPC,
 )
-from millrace.telemetry.propagation import context_from_traceparent, traceparent_of
+from millrace.telemetry.propagation import context_from_traceparent
 from millrace.wire.status import to_grpc_status
 
 _log = logging.getLogger(__name__)
+# Made once: making one costs as much as a span. It finds the process's provider by itself.
+_tracer = trace.get_tracer(__name__)
 
 TRACEPARENT_KEY = "traceparent"
 
@@ -45,12 +44,8 @@ def server_interceptors() -> list[grpc.aio.ServerInterceptor]:
     return [TraceServerInterceptor(), ErrorServerInterceptor()]
 
 
-def client_interceptors() -> Sequence[grpc.aio.ClientInterceptor]:
-    """For every channel."""
-    return [TraceClientInterceptor()]
-
-
-def _rpc_attributes(method: str) -> dict[str, str]:
+def rpc_attributes(method: str) -> dict[str, str]:
+    """Of the span of a call, at either end."""
     return {ATTR_RPC_SYSTEM: RPC_SYSTEM_GRPC, ATTR_RPC_METHOD: method}
 
 
@@ -177,11 +172,11 @@ class TraceServerInterceptor(grpc.aio.ServerInterceptor):
         behavior = handler.unary_unary
 
         async def traced(request: Any, context: ServicerContext) -> Any:
-            with trace.get_tracer(__name__).start_as_current_span(
+            with _tracer.start_as_current_span(
                 method,
                 context=context_from_traceparent(cast(str, traceparent)),
                 kind=SpanKind.SERVER,
-                attributes=_rpc_attributes(method),
+                attributes=rpc_attributes(method),
                 record_exception=False,
             ):
                 return await behavior(request, context)
@@ -189,56 +184,3 @@ class TraceServerInterceptor(grpc.aio.ServerInterceptor):
         return grpc.unary_unary_rpc_method_handler(
             traced, handler.request_deserializer, handler.response_serializer
         )
-
-
-class TraceClientInterceptor(grpc.aio.UnaryUnaryClientInterceptor):
-    """A CLIENT span for every unary call made inside a trace; its context goes with the call.
-
-    The span ends by a callback on the call, so that a cancellation reaches the caller untouched.
-    """
-
-    def __init__(self) -> None:
-        self._endings: set[asyncio.Task[None]] = set()
-
-    async def intercept_unary_unary(
-        self,
-        continuation: Callable[[grpc.aio.ClientCallDetails, Any], Awaitable[Any]],
-        client_call_details: grpc.aio.ClientCallDetails,
-        request: Any,
-    ) -> Any:
-        """Starts the span and sends its context along."""
-        if not trace.get_current_span().get_span_context().is_valid:
-            return await continuation(client_call_details, request)
-        raw_method = client_call_details.method
-        method = (raw_method.decode() if isinstance(raw_method, bytes) else raw_method).lstrip("/")
-        span = trace.get_tracer(__name__).start_span(
-            method, kind=SpanKind.CLIENT, attributes=_rpc_attributes(method)
-        )
-        metadata = grpc.aio.Metadata(*(client_call_details.metadata or ()))
-        metadata[TRACEPARENT_KEY] = traceparent_of(span)
-        call = await continuation(
-            grpc.aio.ClientCallDetails(
-                client_call_details.method,
-                client_call_details.timeout,
-                metadata,
-                client_call_details.credentials,
-                client_call_details.wait_for_ready,
-            ),
-            request,
-        )
-        call.add_done_callback(lambda done: self._end(span, done))
-        return call
-
-    def _end(self, span: trace.Span, call: Any) -> None:
-        ending = asyncio.ensure_future(_end_client_span(span, call, time.time_ns()))
-        self._endings.add(ending)
-        ending.add_done_callback(self._endings.discard)
-
-
-async def _end_client_span(span: trace.Span, call: Any, ended_unix_ns: int) -> None:
-    # The call is done, so its status is there; only the accessor is a coroutine.
-    code = await call.code()
-    span.set_attribute(ATTR_RPC_STATUS_CODE, code.name)
-    if code is not grpc.StatusCode.OK:
-        span.set_status(Status(StatusCode.ERROR, code.name))
-    span.end(ended_unix_ns)

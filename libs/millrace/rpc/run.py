@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +26,17 @@ def exit_on_error(service: str) -> Iterator[None]:
         if errors is None or defects is not None:
             raise
         raise SystemExit(_line(service, _first_leaf(errors))) from None
+
+
+def tell_ready(service: str, address: str) -> None:
+    """Prints the line that supervisors wait for, and settles down.
+
+    What there is by now stays. The garbage collector need not look at it ever again: for modules
+    alone that takes 15 to 85 ms each time, in which nothing else runs.
+    """
+    gc.collect()
+    gc.freeze()
+    print(f"ready {service} {address}", flush=True)
 
 
 async def run_until_first(*coroutines: Coroutine[Any, Any, None]) -> None:

@@ -9,7 +9,7 @@ import uvloop
 from millrace.config.loader import load_config
 from millrace.core.breaker import Breaker
 from millrace.internal.v1 import cache_pb2_grpc
-from millrace.rpc.run import exit_on_error
+from millrace.rpc.run import exit_on_error, tell_ready
 from millrace.rpc.server import RpcServer
 from millrace.rpc.signals import run_until_signalled
 from millrace.telemetry.metrics import CacheMetrics, create_registry, start_metrics_server
@@ -52,7 +52,7 @@ async def serve(config: CacheConfig, store: RedisStore) -> None:
     address = await server.start()
     if config.metrics_port:
         await start_metrics_server(registry, config.host, config.metrics_port)
-    print(f"ready cache {address}", flush=True)
+    tell_ready("cache", address)
     await stopped
     await server.stop(grace_s=1.0)
     await guard.close()

@@ -17,7 +17,7 @@ from millrace.bus.base import Bus
 from millrace.bus.nats import connect_bus
 from millrace.config.loader import load_config
 from millrace.rpc.client import open_channel
-from millrace.rpc.run import exit_on_error
+from millrace.rpc.run import exit_on_error, tell_ready
 from millrace.rpc.server import RpcServer
 from millrace.rpc.signals import run_until_signalled
 from millrace.telemetry.metrics import GatewayMetrics, create_registry
@@ -67,7 +67,7 @@ async def serve(config: GatewayConfig) -> None:
     gateway = Gateway(config, bus, registry)
     try:
         await gateway.start()
-        print(f"ready gateway {gateway.http_address}", flush=True)
+        tell_ready("gateway", gateway.http_address)
         _log.info("gRPC on %s", gateway.rpc_address)
         await gateway.run(run_until_signalled())
         await gateway.drain()

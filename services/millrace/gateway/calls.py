@@ -28,6 +28,9 @@ from millrace.telemetry.names import (
 )
 from millrace.telemetry.propagation import extract, traceparent_of
 
+# Made once: making one costs as much as a span. It finds the process's provider by itself.
+_tracer = trace.get_tracer(__name__)
+
 PROVIDER_NAME = "millrace"
 REQUEST_ID_HEADER = "x-request-id"
 TRACE_HEADER = "traceresponse"
@@ -65,7 +68,7 @@ class Call:
 
     def part(self) -> Call:
         """A request inside this call (one prompt of many), with a span of its own."""
-        span = trace.get_tracer(__name__).start_span(
+        span = _tracer.start_span(
             self.operation,
             context=trace.set_span_in_context(self.span),
             attributes=_attributes(self.operation),
@@ -87,7 +90,7 @@ class Call:
 
 def begin_call(operation: str, carrier: Mapping[str, str]) -> Call:
     """A call that generates: its root span, below the caller's where `carrier` names one."""
-    span = trace.get_tracer(__name__).start_span(
+    span = _tracer.start_span(
         operation,
         context=extract(carrier),
         kind=SpanKind.SERVER,

@@ -54,6 +54,8 @@ from .shared_answer import SharedAnswer
 from .stop_strings import StopStrings
 
 _log = logging.getLogger(__name__)
+# Made once: making one costs as much as a span. It finds the process's provider by itself.
+_tracer = trace.get_tracer(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,7 +366,7 @@ class Pipeline:
         )
 
     async def _publish(self, queued: QueuedRequest) -> None:
-        with trace.get_tracer(__name__).start_as_current_span(
+        with _tracer.start_as_current_span(
             names.SPAN_SEND,
             kind=SpanKind.PRODUCER,
             attributes={

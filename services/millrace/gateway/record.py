@@ -15,6 +15,9 @@ from .events import Finished
 from .generation import GenerationRequest
 from .live_request import LiveRequest
 
+# Made once: making one costs as much as a span. It finds the process's provider by itself.
+_tracer = trace.get_tracer(__name__)
+
 UNKNOWN_MODEL = "unknown"
 
 
@@ -150,7 +153,7 @@ class RequestRecord:
 
     def _add_detokenize_span(self, live: LiveRequest) -> None:
         # One span over all of a request's Decode calls: one per frame would be one per token.
-        span = trace.get_tracer(__name__).start_span(
+        span = _tracer.start_span(
             names.SPAN_DETOKENIZE,
             context=trace.set_span_in_context(self._call.span),
             start_time=live.detokenize_start_unix_ns,

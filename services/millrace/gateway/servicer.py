@@ -70,7 +70,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         """Continues a prompt."""
-        call = await _begin(OPERATION_TEXT_COMPLETION, context)
+        call = begin_call(OPERATION_TEXT_COMPLETION, _carrier(context))
         events = self._events(lambda: _generate_from_proto(self._sized(request)), call, context)
         async for event in events:
             response = _event_to_proto(event, inference_pb2.GenerateResponse)
@@ -81,7 +81,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.ChatRequest, context: Context
     ) -> AsyncIterator[inference_pb2.ChatResponse]:
         """Answers a conversation."""
-        call = await _begin(OPERATION_CHAT, context)
+        call = begin_call(OPERATION_CHAT, _carrier(context))
         events = self._events(lambda: _chat_from_proto(self._sized(request)), call, context)
         async for event in events:
             response = _event_to_proto(event, inference_pb2.ChatResponse)
@@ -92,7 +92,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference_pb2.GenerateBatchRequest, context: Context
     ) -> AsyncIterator[inference_pb2.GenerateBatchResponse]:
         """Runs many prompts."""
-        call = await _begin(OPERATION_TEXT_COMPLETION, context)
+        call = begin_call(OPERATION_TEXT_COMPLETION, _carrier(context))
+        await context.send_initial_metadata(call.headers)
         _on_done(context, call.end)
         self._sized(request)
         check_batch_size(len(request.requests), self._max_batch_size)
@@ -160,12 +161,15 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, convert: Callable[[], GenerationRequest], call: Call, context: Context
     ) -> AsyncIterator[Event]:
         error: MillraceError | None = None
+        # On its way while the request is opened; events and errors wait for it.
+        metadata = asyncio.ensure_future(context.send_initial_metadata(call.headers))
         try:
             answer = await self._pipeline.open(convert(), call)
             # The generator may be dropped without being closed; the call's end is always told.
             _on_done(context, answer.abandon)
             answer.on_cut = _cutter()
             try:
+                await metadata
                 async for event in answer:
                     yield event
             finally:
@@ -175,6 +179,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             raise
         finally:
             call.end(error)
+            # A client that has gone meanwhile is no news here.
+            await asyncio.gather(metadata, return_exceptions=True)
 
 
 def _on_done(context: Context, action: Callable[[], None]) -> None:
@@ -192,12 +198,6 @@ def _cutter() -> Callable[[], None]:
             loop.call_later(CUT_GRACE_S, task.cancel)
 
     return cut
-
-
-async def _begin(operation: str, context: Context) -> Call:
-    call = begin_call(operation, _carrier(context))
-    await context.send_initial_metadata(call.headers)
-    return call
 
 
 async def _begin_untraced(context: Context) -> None:

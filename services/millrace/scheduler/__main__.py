@@ -6,7 +6,7 @@ import uvloop
 
 from millrace.bus.nats import connect_bus
 from millrace.config.loader import load_config
-from millrace.rpc.run import exit_on_error, run_until_first
+from millrace.rpc.run import exit_on_error, run_until_first, tell_ready
 from millrace.rpc.signals import run_until_signalled
 from millrace.telemetry.metrics import SchedulerMetrics, create_registry, start_metrics_server
 from millrace.telemetry.setup import configure_logging, start_telemetry
@@ -34,7 +34,7 @@ async def serve(config: SchedulerConfig) -> None:
         address = await service.start()
         if config.metrics_port:
             await start_metrics_server(registry, config.host, config.metrics_port)
-        print(f"ready scheduler {address}", flush=True)
+        tell_ready("scheduler", address)
         await service.run()
 
     try:

@@ -63,7 +63,10 @@ class StepLoop:
         try:
             async with aclosing(worker.results()) as results:
                 async for result in results:
-                    self._apply(worker, result)
+                    outcome = self._apply(worker, result)
+                    # Frames leave first: the worker has its next plan, clients wait for tokens.
+                    await asyncio.sleep(0)
+                    self._note(worker, result, outcome)
                     self.dispatch()
         except MillraceError as error:
             _log.warning("worker %s: %s", worker.worker_id, error)
@@ -120,16 +123,20 @@ class StepLoop:
         self._dead_letters.record(outcome.dead_letters)
         self.dispatch()
 
-    def _apply(self, worker: WorkerLink, result: StepResult) -> None:
+    def _apply(self, worker: WorkerLink, result: StepResult) -> StepOutcome:
         outcome = self._scheduler.apply(worker.worker_id, result, time.time_ns())
+        if not outcome.is_canary:
+            self._frames.send_outcome(outcome)
+            self._dead_letters.record(outcome.dead_letters)
+        return outcome
+
+    def _note(self, worker: WorkerLink, result: StepResult, outcome: StepOutcome) -> None:
         if outcome.is_canary:
             return
         # A step that only gave rows back is no batch.
         is_batch = bool(result.num_tokens or result.failure)
         if is_batch and self._step_spans.is_due(outcome):
             self._record_step(worker, result, outcome)
-        self._frames.send_outcome(outcome)
-        self._dead_letters.record(outcome.dead_letters)
         self._count(outcome)
         if is_batch and worker.round_trip_ns is not None:
             self._metrics.round_trip.observe(worker.round_trip_ns / NS_PER_S)
@@ -143,6 +150,7 @@ class StepLoop:
             metrics.preemptions.inc(len(outcome.preempted))
         for scheduled in outcome.scheduled:
             if entry := self._ledger.get(scheduled.request_id):
+                entry.spans.draw_queue_wait()
                 waited_ns = scheduled.scheduled_unix_ns - entry.held.published_unix_ns
                 metrics.request_queue_time.observe(max(0, waited_ns) / NS_PER_S)
                 metrics.prefix_cache_queries.inc(len(entry.request.prompt_token_ids))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -48,6 +49,9 @@ from millrace.telemetry.propagation import context_from_traceparent, traceparent
 
 from .outcome import StepOutcome
 
+# Made once: making one costs as much as a span. It finds the process's provider by itself.
+_tracer = trace.get_tracer(__name__)
+
 NS_PER_S = 1e9
 
 
@@ -56,7 +60,9 @@ class RequestSpans:
     """The spans of one request while the scheduler holds it."""
 
     process: Span
-    queue_wait: Span | None
+    published_unix_ns: int
+    admitted_unix_ns: int = 0
+    has_queue_wait: bool = False
     num_preemptions: int = 0
     is_answering: bool = False
     # Choices that have lost their row and given no token since.
@@ -72,8 +78,7 @@ class RequestSpans:
         published_unix_ns: int,
     ) -> RequestSpans:
         """From the message's trace context; the time on the queue is part of `queue_wait`."""
-        tracer = trace.get_tracer(__name__)
-        process = tracer.start_span(
+        process = _tracer.start_span(
             SPAN_PROCESS,
             context=context_from_traceparent(request.traceparent),
             kind=SpanKind.CONSUMER,
@@ -88,12 +93,7 @@ class RequestSpans:
                 ATTR_ATTEMPT: owner_epoch,
             },
         )
-        queue_wait = tracer.start_span(
-            SPAN_QUEUE_WAIT,
-            context=trace.set_span_in_context(process),
-            start_time=published_unix_ns,
-        )
-        return cls(process, queue_wait)
+        return cls(process, published_unix_ns)
 
     @property
     def traceparent(self) -> str:
@@ -102,12 +102,24 @@ class RequestSpans:
 
     def admitted(self, scheduled: Scheduled) -> None:
         """The request has had its first row since a step ago: its result brings the news."""
-        admitted_unix_ns = scheduled.scheduled_unix_ns
-        if self.queue_wait is not None:
-            self.queue_wait.end(admitted_unix_ns)
-            self.queue_wait = None
+        self.admitted_unix_ns = scheduled.scheduled_unix_ns
         attributes = {ATTR_NUM_CACHED_TOKENS: scheduled.num_cached_tokens}
-        self.process.add_event(EVENT_ADMITTED, attributes, admitted_unix_ns)
+        self.process.add_event(EVENT_ADMITTED, attributes, self.admitted_unix_ns)
+
+    def draw_queue_wait(self) -> None:
+        """Draws `queue_wait`, up to now where there was no admission; safe to repeat.
+
+        A span of its own costs time that the request's tokens need not wait for.
+        """
+        if self.has_queue_wait:
+            return
+        self.has_queue_wait = True
+        queue_wait = _tracer.start_span(
+            SPAN_QUEUE_WAIT,
+            context=trace.set_span_in_context(self.process),
+            start_time=self.published_unix_ns,
+        )
+        queue_wait.end(self.admitted_unix_ns or time.time_ns())
 
     def token_arrived(self, choice: int) -> None:
         """A choice has given a token: the first one, or one after its row was lost, is told."""
@@ -131,9 +143,7 @@ class RequestSpans:
 
     def end(self, error_reason: str = "") -> None:
         """The request is terminal."""
-        if self.queue_wait is not None:
-            self.queue_wait.end()
-            self.queue_wait = None
+        self.draw_queue_wait()
         if self.num_preemptions:
             self.process.set_attribute(ATTR_NUM_PREEMPTIONS, self.num_preemptions)
         if error_reason:
@@ -150,7 +160,6 @@ class StepSpans:
     def __init__(self, every: int) -> None:
         self._every = max(1, every)
         self._num_steps = 0
-        self._tracer = trace.get_tracer(__name__)
 
     def is_due(self, outcome: StepOutcome) -> bool:
         """Counts a step; True where it is to be recorded."""
@@ -163,7 +172,7 @@ class StepSpans:
         """Draws the step as it was, with a link to the `process` span of every member."""
         links = [Link(span.get_span_context()) for span in members]
         num_prefill_tokens = result.num_tokens - result.num_decode_rows
-        span = self._tracer.start_span(
+        span = _tracer.start_span(
             SPAN_STEP,
             context=Context(),
             links=links,

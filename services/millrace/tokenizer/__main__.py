@@ -11,7 +11,7 @@ from millrace.config.loader import load_config
 from millrace.core.errors import ConfigError, MillraceError
 from millrace.hub.catalog import resolve_model
 from millrace.internal.v1 import tokenizer_pb2_grpc
-from millrace.rpc.run import exit_on_error
+from millrace.rpc.run import exit_on_error, tell_ready
 from millrace.rpc.server import RpcServer
 from millrace.rpc.signals import run_until_signalled
 from millrace.telemetry.metrics import TokenizerMetrics, create_registry, start_metrics_server
@@ -63,7 +63,7 @@ async def serve(config: TokenizerConfig, codecs: dict[str, Codec]) -> None:
         address = await server.start()
         if config.metrics_port:
             await start_metrics_server(registry, config.host, config.metrics_port)
-        print(f"ready tokenizer {address}", flush=True)
+        tell_ready("tokenizer", address)
         await stopped
         await server.stop(grace_s=1.0)
     telemetry.shutdown()

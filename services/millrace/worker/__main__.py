@@ -20,7 +20,7 @@ from millrace.engine.config import EngineConfig
 from millrace.engine.engine import Engine, create_engine
 from millrace.hub.catalog import resolve_model
 from millrace.internal.v1 import worker_pb2_grpc
-from millrace.rpc.run import exit_on_error, run_until_first
+from millrace.rpc.run import exit_on_error, run_until_first, tell_ready
 from millrace.rpc.server import RpcServer
 from millrace.rpc.signals import run_until_signalled
 from millrace.telemetry.metrics import WorkerMetrics, create_registry, start_metrics_server
@@ -109,7 +109,7 @@ async def serve(config: WorkerConfig, engine: Engine) -> None:
         servicer.advertise(config.advertise_address or address)
         if config.metrics_port:
             await start_metrics_server(registry, config.host, config.metrics_port)
-        print(f"ready worker {address}", flush=True)
+        tell_ready("worker", address)
         await announce(bus, servicer.registration, servicer.load, config.heartbeat_s)
 
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -24,22 +24,16 @@ from millrace.wire.membership import (
 from millrace.wire.steps import step_plan_from_proto, step_result_to_proto
 
 from .engine_loop import EngineLoop, Session
+from .hand_over import HandOver, Ready, ResultQueue
 from .load import current_load
 from .row_spans import RowSpans
 from .step_metrics import StepMetrics
+from .step_notes import StepNotes
 
 _log = logging.getLogger(__name__)
 
 ServicerContext = grpc.aio.ServicerContext[Any, Any]
 
-
-class _Ready:
-    """The engine is empty and the owner's."""
-
-
-# None: the owner sends no more plans, or the worker ends. An error: it is the owner no longer.
-ResultEvent = StepResult | StepProgress | _Ready | MillraceError | None
-ResultQueue = asyncio.Queue[ResultEvent]
 
 PROGRESS_EVERY_S = 0.5
 
@@ -88,11 +82,12 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         """Runs the plans of one owner until its stream ends or a newer owner comes."""
         results: ResultQueue = asyncio.Queue()
         self._claim(await _read_open(request_iterator), results)
-        put = _put_into(results)
-        session = self._engine_loop.open_session(put, lambda: put(_Ready()), put)
-        spans = RowSpans(self.registration.worker_id)
-        metrics = StepMetrics(self._metrics)
-        reader = asyncio.create_task(self._read_plans(request_iterator, session, spans))
+        hand_over = HandOver(results)
+        session = self._engine_loop.open_session(
+            hand_over.deliver, lambda: hand_over.put(Ready()), hand_over.put
+        )
+        notes = StepNotes(RowSpans(self.registration.worker_id), StepMetrics(self._metrics))
+        reader = asyncio.create_task(self._read_plans(request_iterator, session, notes))
         reader.add_done_callback(lambda _: results.put_nowait(None))
         is_ready = asyncio.Event()
         reporter = asyncio.create_task(self._report_progress(results, is_ready))
@@ -100,27 +95,26 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
             while (result := await results.get()) is not None:
                 if isinstance(result, MillraceError):
                     raise result
-                if isinstance(result, _Ready):
+                if isinstance(result, Ready):
                     is_ready.set()
                 elif isinstance(result, StepResult):
-                    spans.observe_result(result)
-                    metrics.observe(result, self._engine_loop.num_rows)
+                    notes.add(result, self._engine_loop.num_rows)
                 yield self._response_of(result)
+                hand_over.sent()
+                notes.catch_up()
             if reader.done():
                 reader.result()
         finally:
             self._engine_loop.close_session(session)
-            spans.end_all()
+            notes.end()
             if self._owner_results is results:
                 self._owner_results = None
             reader.cancel()
             reporter.cancel()
             await asyncio.gather(reader, reporter, return_exceptions=True)
 
-    def _response_of(
-        self, result: StepResult | StepProgress | _Ready
-    ) -> worker_pb2.ExecuteResponse:
-        if isinstance(result, _Ready):
+    def _response_of(self, result: StepResult | StepProgress | Ready) -> worker_pb2.ExecuteResponse:
+        if isinstance(result, Ready):
             # Not before: a worker whose engine hangs in a step of another owner is none.
             return worker_pb2.ExecuteResponse(opened=self._opened())
         if isinstance(result, StepProgress):
@@ -170,13 +164,13 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         self,
         request_iterator: AsyncIterator[worker_pb2.ExecuteRequest],
         session: Session,
-        spans: RowSpans,
+        notes: StepNotes,
     ) -> None:
         async for request in request_iterator:
             if request.WhichOneof("message") != "plan":
                 raise InvalidRequest("after open, only plans are expected")
             plan = step_plan_from_proto(request.plan)
-            spans.observe_plan(plan)
+            notes.observe_plan(plan)
             self._engine_loop.submit(session, plan)
 
 
@@ -188,13 +182,3 @@ async def _read_open(
         if request.WhichOneof("message") == "open":
             return request.open
     raise InvalidRequest("the first message must be open")
-
-
-def _put_into(results: ResultQueue) -> Callable[[ResultEvent], None]:
-    """For the engine's thread."""
-    event_loop = asyncio.get_running_loop()
-
-    def put(event: ResultEvent) -> None:
-        event_loop.call_soon_threadsafe(results.put_nowait, event)
-
-    return put

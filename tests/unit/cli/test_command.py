@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from millrace.cli import __main__ as cli
 from millrace.cli.__main__ import VERBS, run_verb
 from millrace.cli.console import Console, format_duration
+from millrace.config.environment import GRPC_EXPERIMENTS
 
 HEAVY = ("torch", "grpc", "transformers", "numpy", "nats", "google.protobuf", "asyncio")
 
@@ -37,6 +39,24 @@ def test_help_imports_nothing_heavy_and_lists_every_verb() -> None:
 
     assert shown.stderr.strip() == "[]"
     assert all(f"  {verb} " in shown.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, GRPC_EXPERIMENTS), ("other", "other")])
+def test_grpc_polls_where_events_are_taken_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, expected: str
+) -> None:
+    monkeypatch.setenv("GRPC_EXPERIMENTS", given or "")
+    if given is None:
+        monkeypatch.delenv("GRPC_EXPERIMENTS")
+    seen: list[str | None] = []
+    monkeypatch.setattr(
+        cli, "run_verb", lambda verb: seen.append(os.environ.get("GRPC_EXPERIMENTS"))
+    )
+
+    with pytest.raises(SystemExit):
+        cli.main(["version"])
+
+    assert seen == [expected]
 
 
 def test_help_is_fast() -> None:

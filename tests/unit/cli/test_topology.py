@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 
 from millrace.cli.service_settings import settings_class
 from millrace.cli.stack.topology import ProcessSpec, Topology, load_topology
+from millrace.config.environment import GRPC_EXPERIMENTS
 from millrace.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -173,3 +177,26 @@ def test_a_wrong_topology_is_named(tmp_path: Path, text: str, message: str) -> N
 
     with pytest.raises(ConfigError, match=message):
         load_topology(path)
+
+
+def test_grpc_knows_the_experiments_that_services_run_with(topology: Topology) -> None:
+    wanted = {spec.environ.get("GRPC_EXPERIMENTS", "") for spec in topology.processes}
+    (experiments,) = wanted - {""}
+    assert experiments == GRPC_EXPERIMENTS, "the command line's is another"
+    services = {spec.name for spec in topology.processes if "GRPC_EXPERIMENTS" in spec.environ}
+    assert services == {"cache", "tokenizer", "worker", "scheduler", "gateway"}
+    assert "Unknown experiment" in _complaints("-no_such_experiment"), "it does not complain"
+    assert "Unknown experiment" not in _complaints(experiments)
+
+
+def _complaints(experiments: str) -> str:
+    """What gRPC says on stderr when it is first used with them."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import grpc; grpc.insecure_channel('127.0.0.1:1')"],
+        env={**os.environ, "GRPC_EXPERIMENTS": experiments},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    return done.stderr

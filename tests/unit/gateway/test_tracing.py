@@ -28,7 +28,7 @@ def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     for module in (calls, pipeline, record):
-        monkeypatch.setattr(module.trace, "get_tracer", provider.get_tracer)
+        monkeypatch.setattr(module, "_tracer", provider.get_tracer(module.__name__))
     yield exporter
     provider.shutdown()
 

@@ -1,17 +1,19 @@
-"""How a service ends."""
+"""How a service begins and ends."""
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import pytest
 
 from millrace.core.errors import ConfigError, Unavailable
-from millrace.rpc.run import exit_on_error, run_until_first
+from millrace.rpc.run import exit_on_error, run_until_first, tell_ready
 
 # A start that cannot succeed, per service.
 WRONG_STARTS = {
@@ -77,3 +79,22 @@ def test_service_that_cannot_start_says_why_in_one_line(service: str, tmp_path: 
     (line,) = ended.stderr.splitlines()
     assert line.startswith(f"millrace {service}: ")
     assert not ended.stdout
+
+
+def test_ready_service_is_told_of_and_leaves_what_it_has_to_the_garbage_collector_no_more(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class Part:
+        pass
+
+    kept, gone = Part(), Part()
+    kept.itself, gone.itself = kept, gone  # type: ignore[attr-defined]
+    is_gone = weakref.ref(gone)
+    del gone
+    try:
+        tell_ready("cache", "127.0.0.1:50062")
+        assert capsys.readouterr().out == "ready cache 127.0.0.1:50062\n"
+        assert is_gone() is None
+        assert not any(kept is each for each in gc.get_objects())
+    finally:
+        gc.unfreeze()

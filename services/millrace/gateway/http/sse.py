@@ -60,41 +60,75 @@ class EventStream:
         self._ping_interval_s = ping_interval_s
         self._write_timeout_s = write_timeout_s
         self._last_write_s = time.monotonic()
+        # When the write began that is under way; 0 between writes.
+        self._writing_since_s = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         writer = asyncio.create_task(self._write(send))
         gone = asyncio.create_task(_disconnected(receive))
-        pinger = asyncio.create_task(self._ping(send))
+        attendant = asyncio.create_task(self._attend(send))
         try:
-            await asyncio.wait((writer, gone), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((writer, gone, attendant), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._abandon(CancelReason.SLOW_CLIENT if _has_stalled(writer) else CancelReason.CLIENT)
-            for task in (writer, gone, pinger):
+            has_stalled = _has_returned(attendant)
+            self._abandon(CancelReason.SLOW_CLIENT if has_stalled else CancelReason.CLIENT)
+            for task in (writer, gone, attendant):
                 task.cancel()
-            outcome, _, _ = await asyncio.gather(writer, gone, pinger, return_exceptions=True)
-        if isinstance(outcome, TimeoutError):
+            ended = await asyncio.gather(writer, attendant, gone, return_exceptions=True)
+        if has_stalled:
             _log.info("a client took nothing for %g s; cut", self._write_timeout_s)
             cut_connection(scope)
-        elif isinstance(outcome, Exception):
-            raise outcome
+            return
+        for outcome in ended:
+            if isinstance(outcome, Exception):
+                raise outcome
 
     async def _write(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
         async for chunk in self._chunks:
-            async with asyncio.timeout(self._write_timeout_s):
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            self._last_write_s = time.monotonic()
+            await self._send_chunk(send, chunk)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _ping(self, send: Send) -> None:
+    async def _send_chunk(self, send: Send, chunk: bytes) -> None:
+        self._writing_since_s = time.monotonic()
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        self._last_write_s, self._writing_since_s = self._writing_since_s, 0.0
+
+    async def _attend(self, send: Send) -> None:
+        """Pings while idle; returns when the client has not taken a write in time.
+
+        One task for the whole reply: a time-out around each write would cost more than the write.
+        """
         while True:
-            idle_s = time.monotonic() - self._last_write_s
-            if idle_s < self._ping_interval_s:
-                await asyncio.sleep(self._ping_interval_s - idle_s)
-                continue
-            await send({"type": "http.response.body", "body": PING, "more_body": True})
-            self._last_write_s = time.monotonic()
+            now_s = time.monotonic()
+            if self._writing_since_s:
+                left_s = self._writing_since_s + self._write_timeout_s - now_s
+                if left_s <= 0:
+                    return
+            else:
+                left_s = self._last_write_s + self._ping_interval_s - now_s
+                if left_s <= 0:
+                    if not await self._ping(send):
+                        return
+                    continue
+                # A write may begin meanwhile: it is to be seen before its time is over.
+                left_s = min(left_s, self._write_timeout_s)
+            await asyncio.sleep(left_s)
+
+    async def _ping(self, send: Send) -> bool:
+        """False where the client has not taken it in time."""
+        try:
+            async with asyncio.timeout(self._write_timeout_s):
+                await send({"type": "http.response.body", "body": PING, "more_body": True})
+        except TimeoutError:
+            return False
+        self._last_write_s = time.monotonic()
+        return True
+
+
+def _has_returned(task: asyncio.Task[None]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None
 
 
 def cut_connection(scope: Scope) -> None:
@@ -102,10 +136,6 @@ def cut_connection(scope: Scope) -> None:
     cut = scope.get("extensions", {}).get(CUT_EXTENSION)
     if cut is not None:
         cut()
-
-
-def _has_stalled(writer: asyncio.Task[None]) -> bool:
-    return writer.done() and not writer.cancelled() and isinstance(writer.exception(), TimeoutError)
 
 
 async def _disconnected(receive: Receive) -> None:
