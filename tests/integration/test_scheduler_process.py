@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from millrace.bus.configuration import ACK_WAIT_S
 from millrace.bus.setup import init_bus
+from millrace.scheduler.intake import FETCH_TIMEOUT_S, IN_PROGRESS_EVERY_S
 from millrace.testing.servers import LocalServer, start_nats
 
 WAIT_S = 30.0
@@ -65,3 +67,9 @@ def test_process_ends_on_sigterm_though_the_bus_has_gone(nats: LocalServer) -> N
         assert process.wait(WAIT_S) == 0
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
+
+
+def test_the_open_fetch_of_a_frozen_scheduler_is_over_before_its_messages_come_again() -> None:
+    """Else the queue would give the first of them to nobody; seen by F10 with real processes."""
+    first_redelivery_s = ACK_WAIT_S - IN_PROGRESS_EVERY_S
+    assert 0 < FETCH_TIMEOUT_S < first_redelivery_s

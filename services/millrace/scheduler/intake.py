@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from millrace.bus.base import Bus, HeldRequest, WorkQueue
+from millrace.bus.configuration import ACK_WAIT_S
 from millrace.core.cancellation import CancelReason
 from millrace.core.errors import Aborted, DeadlineExceeded, MillraceError, Overloaded, Unavailable
 from millrace.core.membership import ResumeQuery
@@ -26,10 +27,12 @@ from .scheduler import Scheduler
 _log = logging.getLogger(__name__)
 
 FETCH_BATCH = 64
-FETCH_TIMEOUT_S = 4.0
 RETRY_S = 0.5
-# The queue delivers a message again after 5 s without a word.
+# The queue delivers a message again after `ACK_WAIT_S` without a word.
 IN_PROGRESS_EVERY_S = 1.5
+# The open fetch of a scheduler that has just frozen must be over when the first of its messages is
+# delivered again: it would swallow that one, for another `ACK_WAIT_S`.
+FETCH_TIMEOUT_S = ACK_WAIT_S - IN_PROGRESS_EVERY_S - 0.5
 TICK_S = 0.25
 MAX_REMEMBERED = 4_096
 
