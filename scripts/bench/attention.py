@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import time
-from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
@@ -23,32 +21,19 @@ from millrace.engine.kernels.cpu.library import (
 from millrace.engine.kernels.cpu.tile_cache import TileCache
 from millrace.engine.kv_cache import LayerShape
 
+from .case import Case
 from .limits import Cost, speed_figures
 from .machine import READ_BYTES, MachineProbe
 from .model_shapes import ModelShapes, seen_tokens
 from .progress import show_progress
 from .scale import Scale
+from .timing import mean_s
 
 TYPES = ("bfloat16", "int8")
 FILL_TOKENS = 512
 CHUNK_BLOCKS = FILL_TOKENS // TILE_TOKENS
 
 Floats = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """Rows of `context` tokens, of which the last `num_new` are new."""
-
-    what: str
-    num_rows: int
-    num_new: int
-    context: int
-
-    @property
-    def num_blocks(self) -> int:
-        """Blocks of all rows."""
-        return self.num_rows * -(-self.context // TILE_TOKENS)
 
 
 def cases_of(scale: Scale) -> list[Case]:
@@ -114,15 +99,9 @@ class AttentionLayer:
         tables = blocks[: count * case.num_blocks].reshape(count, case.num_rows, -1)
         new = self._new(case)
         calls = itertools.cycle([self._call(case, table, new) for table in tables])
-        times = []
-        for _ in range(scale.rounds + 1):
-            calls_made = 0
-            started_s = now_s = time.perf_counter()
-            while now_s - started_s < scale.kernel_round_s:
-                next(calls).run()
-                calls_made += 1
-                now_s = time.perf_counter()
-            times.append((now_s - started_s) / calls_made)
+        times = [
+            mean_s(lambda: next(calls).run(), scale.kernel_round_s) for _ in range(scale.rounds + 1)
+        ]
         return median(times[1:])
 
     def _fill(self) -> None:

@@ -16,17 +16,18 @@ from millrace.core.sampling import SamplingSpec
 from millrace.core.step import Admission
 from millrace.engine.batch import Work, build_batch
 from millrace.engine.config import EngineConfig
-from millrace.engine.kernels.cpu.library import Kernels
+from millrace.engine.kernels.cpu.library import TILE_TOKENS, Kernels
 from millrace.engine.model_runner import ModelRunner
 from millrace.engine.row import RowTable
 
+from .case import Case
 from .limits import Rates, speed_figures
 from .machine import MachineProbe
 from .model_shapes import ModelShapes
 from .progress import show_progress
 from .scale import Scale
 
-FILL_TOKENS = 512
+PROMPT = Case("fill", 1, 512, 512)
 COPIED_BLOCKS = 64
 MAX_STEPS = 30
 
@@ -47,21 +48,6 @@ VARIANTS = (
     Variant("int8, K/V too", {"quantization": "int8", "kv_dtype": "int8"}, "int8", "int8"),
 )
 FLOAT32 = Variant("float32", {"dtype": "float32"}, "float32", "float32")
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """Rows of `context` tokens, of which the last `num_new` go through the model in a step."""
-
-    what: str
-    num_rows: int
-    num_new: int
-    context: int
-
-    @property
-    def lengths(self) -> list[tuple[int, int]]:
-        """(new tokens, context) of every row."""
-        return [(self.num_new, self.context)] * self.num_rows
 
 
 @dataclass(slots=True)
@@ -132,11 +118,11 @@ class LoadedModel:
     def __init__(self, model: Path, variant: Variant, cases: Sequence[Case]) -> None:
         show_progress(f"engine: loading {variant.name}")
         most_rows = max(case.num_rows for case in cases)
-        self._longest = max(*(case.context for case in cases), FILL_TOKENS)
-        blocks_of = [case.num_rows * -(-case.context // 32) for case in cases]
-        self._num_context_blocks = max(*blocks_of, FILL_TOKENS // 32)
+        self._longest = max(*(case.context for case in cases), PROMPT.context)
+        self._num_context_blocks = max(*(case.num_blocks for case in cases), PROMPT.num_blocks)
         # The last blocks are for prefills, which must find theirs cleared.
-        num_blocks = self._num_context_blocks + -(-self._longest // 32)
+        per_row = -(-self._longest // TILE_TOKENS)
+        num_blocks = self._num_context_blocks + per_row
         self._runner = ModelRunner.load(
             EngineConfig(
                 model_path=model,
@@ -144,7 +130,7 @@ class LoadedModel:
                 cache_dir=millrace_home().cache,
                 backend="cpu",
                 num_blocks=num_blocks,
-                max_num_seqs=max(most_rows, -(-num_blocks // (-(-self._longest // 32)))),
+                max_num_seqs=max(most_rows, -(-num_blocks // per_row)),
                 max_model_len=self._longest,
                 **variant.settings,  # type: ignore[arg-type]
             ),
@@ -179,7 +165,7 @@ class LoadedModel:
 
     def _rows(self, case: Case) -> tuple[RowTable, list[Work]]:
         rows = RowTable(case.num_rows)
-        per_row = -(-case.context // self._runner.cache.block_size)
+        per_row = case.blocks_per_row
         work = []
         for number in range(case.num_rows):
             blocks = list(range(number * per_row, (number + 1) * per_row))
@@ -190,8 +176,8 @@ class LoadedModel:
         return rows, work
 
     def _prefill_blocks(self, case: Case) -> list[int]:
-        count = -(-case.context // self._runner.cache.block_size)
-        return list(range(self._num_context_blocks, self._num_context_blocks + count))
+        first = self._num_context_blocks
+        return list(range(first, first + case.blocks_per_row))
 
     def _admission(self, number: int, case: Case, blocks: list[int]) -> Admission:
         return Admission(
@@ -209,11 +195,10 @@ class LoadedModel:
 
     def _fill(self) -> None:
         """One prompt goes through the model, its K/V is copied over all blocks of contexts."""
-        prompt = Case("fill", 1, FILL_TOKENS, FILL_TOKENS)
         cache = self._runner.cache
-        sources = self._prefill_blocks(prompt)
+        sources = self._prefill_blocks(PROMPT)
         cache.clear_blocks(sources)
-        self._step_s(*self._rows(prompt))
+        self._step_s(*self._rows(PROMPT))
         targets = range(self._num_context_blocks)
         for start in range(0, len(targets), COPIED_BLOCKS):
             group = targets[start : start + COPIED_BLOCKS]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import itertools
-import time
-from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
@@ -20,6 +18,7 @@ from .machine import READ_BYTES, MachineProbe
 from .model_shapes import ModelShapes
 from .progress import show_progress
 from .scale import Scale
+from .timing import mean_s
 
 TYPES = ("bfloat16", "int8")
 ALIGNMENT = 64
@@ -80,18 +79,13 @@ class Copies:
         out = np.empty((num_rows, padded_columns(self._columns)), dtype=np.float32)
         ways = (x.ctypes.data, num_rows, out.ctypes.data)
         turn = itertools.cycle(self._references)
-        self._run(turn, ways, scale.kernel_round_s / 4)
-        return median(self._run(turn, ways, scale.kernel_round_s) for _ in range(scale.rounds))
+        kernels, team = self._kernels, self._kernels.team
 
-    def _run(self, turn: Iterator[Any], ways: tuple[int, int, int], seconds: float) -> float:
-        multiply, team = self._kernels.c.mr_multiply, self._kernels.team
-        count = 0
-        started_s = now_s = time.perf_counter()
-        while now_s - started_s < seconds:
-            self._kernels.check(multiply(team, next(turn), *ways))
-            count += 1
-            now_s = time.perf_counter()
-        return (now_s - started_s) / count
+        def multiply() -> None:
+            kernels.check(kernels.c.mr_multiply(team, next(turn), *ways))
+
+        mean_s(multiply, scale.kernel_round_s / 4)
+        return median(mean_s(multiply, scale.kernel_round_s) for _ in range(scale.rounds))
 
 
 def _copy(matrix: PackedMatrix) -> tuple[npt.NDArray[np.uint8], list[int]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from millrace.engine.kernels.cpu.packed_weights import pack_matrix
 from millrace.engine.machine import usable_cpus
 
 from .limits import Rates
+from .timing import median_s
 
 READ_BYTES = 270_000_000
 NUM_READS = 7
@@ -36,12 +37,8 @@ class ReadProbe:
 
     def gb_per_s(self) -> float:
         """Median rate on all cores."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(usable_cpus())
-        try:
+        with _all_cores():
             return READ_BYTES / median_s(self._values.sum, NUM_READS) / 1e9
-        finally:
-            torch.set_num_threads(before)
 
 
 class MultiplyProbe:
@@ -76,12 +73,8 @@ class MultiplyProbe:
         return max(self.all_tflops().values())
 
     def _tflops(self, way: Callable[[], Any]) -> float:
-        before = torch.get_num_threads()
-        torch.set_num_threads(usable_cpus())
-        try:
+        with _all_cores():
             return PRODUCT_FLOPS / median_s(way, NUM_MULTIPLIES) / 1e12
-        finally:
-            torch.set_num_threads(before)
 
 
 class MachineProbe:
@@ -108,15 +101,15 @@ def one_core_tflops(one: Kernels, kind: str) -> float:
     return probe.tflops()
 
 
-def median_s(call: Callable[[], Any], count: int) -> float:
-    """Median seconds of `count` calls after one that warms up."""
-    call()
-    times = []
-    for _ in range(count):
-        started_s = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - started_s)
-    return median(times)
+@contextmanager
+def _all_cores() -> Iterator[None]:
+    """torch works on all of them meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(usable_cpus())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _multiply_call(

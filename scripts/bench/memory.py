@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-PROC = Path("/proc")
+from .processes import PROC, read_text
+
 # The packed weights of a worker (libs/millrace/engine/kernels/cpu/packed_weights.py).
 WEIGHTS = re.compile(r"/weights/[^/]+\.bin$")
 HEADER = re.compile(r"^[0-9a-f]+-[0-9a-f]+ \S+ [0-9a-f]+ \S+ \d+\s*(.*)$")
@@ -18,11 +19,11 @@ def memory_mb(pid: int, proc: Path = PROC) -> dict[str, float]:
     `private`: pages that no other process shares, clean or written. `weights` and
     `weights_private`: what is resident of mapped weights, and what of that is this process's alone.
     """
-    rollup = _kb_by_name(_read(proc / str(pid) / "smaps_rollup"))
-    status = _kb_by_name(_read(proc / str(pid) / "status"))
+    rollup = _kb_by_name(read_text(proc / str(pid) / "smaps_rollup"))
+    status = _kb_by_name(read_text(proc / str(pid) / "status"))
     if not rollup or not status:
         return {}
-    weights, weights_private = _weights_kb(_read(proc / str(pid) / "smaps"))
+    weights, weights_private = _weights_kb(read_text(proc / str(pid) / "smaps"))
     figures = {
         "peak_rss": status.get("VmHWM", 0),
         "rss": rollup.get("Rss", 0),
@@ -55,10 +56,3 @@ def _weights_kb(smaps: str) -> tuple[int, int]:
 def _kb_by_name(text: str) -> dict[str, int]:
     lines = (line.split() for line in text.splitlines() if line.endswith(" kB"))
     return {fields[0].rstrip(":"): int(fields[1]) for fields in lines}
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from millrace.engine.kernels.cpu.library import KINDS, Kernels
+from millrace.engine.kernels.cpu.library import KINDS, TILE_TOKENS, Kernels
 from millrace.engine.loader import read_config
 from millrace.engine.models.llama_spec import LlamaSpec
 
@@ -43,7 +43,7 @@ class ModelShapes:
             num_heads=spec.num_heads,
             num_kv_heads=spec.num_kv_heads,
             head_dim=spec.head_dim,
-            max_positions=int(spec.max_positions),
+            max_positions=spec.max_positions,
         )
 
     @property
@@ -60,7 +60,7 @@ class ModelShapes:
     def kv_bytes(self, kernels: Kernels, kind: str, num_tokens: int) -> float:
         """K/V of so many tokens in one layer, as the cache keeps it."""
         tile = kernels.c.mr_tile_bytes(KINDS[kind], self.head_dim, self.head_dim)
-        return float(num_tokens * self.num_kv_heads * tile / 32)
+        return float(num_tokens * self.num_kv_heads * tile / TILE_TOKENS)
 
     def attention_flops(self, num_seen: int) -> float:
         """Of one layer; `num_seen` is the sum over new tokens of the tokens that each sees."""

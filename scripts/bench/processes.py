@@ -21,7 +21,7 @@ def stack_pids(stack: Stack) -> dict[str, int]:
 def cpu_s(pid: int) -> float | None:
     """CPU time of all its threads so far, seconds; None where the system does not say."""
     # The name in brackets may hold blanks; user and system time are 12 and 13 fields after it.
-    fields = _read(PROC / str(pid) / "stat").rpartition(")")[2].split()
+    fields = read_text(PROC / str(pid) / "stat").rpartition(")")[2].split()
     if len(fields) < 13:
         return None
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -41,7 +41,8 @@ def cpu_percent(pids: dict[str, int], seconds: float) -> dict[str, float]:
     return percents
 
 
-def _read(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """What a file of /proc says; empty where it cannot be read."""
     try:
         return path.read_text()
     except OSError:

@@ -20,11 +20,11 @@ from typing import Any
 from millrace.cli.load.ask import Ask
 from millrace.cli.load.grpc_target import GrpcTarget
 from millrace.cli.load.prompts import Prompts
-from millrace.cli.load.runner import LoadRun
 from millrace.config.home import millrace_home
 from millrace.testing.stack import Stack, start_stack
 
 from .processes import cpu_s, stack_pids
+from .stack import closed_load
 
 NUM_STREAMS = 32
 NUM_TOKENS = 96
@@ -63,9 +63,7 @@ class Side:
         """All streams once."""
         before = self._cpu_s()
         asks = [Ask(text, NUM_TOKENS) for text in texts]
-        load = await LoadRun(self.target).closed_loop(asks, NUM_STREAMS)
-        if load.errors():
-            raise RuntimeError(f"requests failed: {load.errors()}")
+        load = await closed_load(self.target, asks, NUM_STREAMS)
         await asyncio.sleep(EXPORT_S)
         after = self._cpu_s()
         num_tokens = load.num_output_tokens
