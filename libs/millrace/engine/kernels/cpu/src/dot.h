@@ -146,7 +146,10 @@ inline IntVec load_input(const int16_t* p) {
   return _mm256_set1_epi32(both);
 }
 inline IntVec multiply_add(IntVec sum, IntVec weights, IntVec input) {
-  return _mm256_add_epi32(sum, _mm256_madd_epi16(weights, input));
+  sum = _mm256_add_epi32(sum, _mm256_madd_epi16(weights, input));
+  // Or gcc makes trees of the additions and runs out of registers.
+  asm("" : "+x"(sum));
+  return sum;
 }
 inline Vec to_floats(IntVec x) { return _mm256_cvtepi32_ps(x); }
 #else

@@ -69,7 +69,7 @@ struct Int8 {
 #else
   using Input = int16_t;
   static constexpr int kPack = 2;
-  static constexpr int kMaxRows = 2;
+  static constexpr int kMaxRows = 4;
 #endif
   using Weight = uint8_t;  // bytes of records
 #if defined(__AVX512VNNI__) && !defined(MILLRACE_AMX)
