@@ -120,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--url", default="", help="HTTP address of a running stack")
     parser.add_argument("--grpc-address", default="", help="its gRPC address, host:port")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
-    parser.add_argument("--quantization", default="none", choices=("none", "int8"))
+    parser.add_argument("--quantization", default="none", choices=("none", "int8", "int4"))
     parser.add_argument("--workers", type=int, default=1, help="workers of the own stack")
     parser.add_argument(
         "--telemetry-pairs",

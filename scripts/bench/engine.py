@@ -46,6 +46,7 @@ VARIANTS = (
     Variant("bfloat16", {"dtype": "bfloat16"}, "bfloat16", "bfloat16"),
     Variant("int8", {"quantization": "int8"}, "int8", "bfloat16"),
     Variant("int8, K/V too", {"quantization": "int8", "kv_dtype": "int8"}, "int8", "int8"),
+    Variant("int4", {"quantization": "int4"}, "int4", "bfloat16"),
 )
 FLOAT32 = Variant("float32", {"dtype": "float32"}, "float32", "float32")
 

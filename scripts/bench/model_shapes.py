@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from millrace.engine.config import head_kind
 from millrace.engine.kernels.cpu.library import KINDS, TILE_TOKENS, Kernels
 from millrace.engine.loader import read_config
 from millrace.engine.models.llama_spec import LlamaSpec
@@ -52,10 +53,10 @@ class ModelShapes:
         return {**self.layer, "head": self.head}
 
     def weight_bytes(self, kernels: Kernels, kind: str) -> int:
-        """What a step reads of the weights: all matrices as packed, scales of int8 included."""
+        """What a step reads of the weights: all matrices as packed, scales included."""
         panel_bytes = kernels.c.mr_panel_bytes
         layer = sum(panel_bytes(KINDS[kind], *shape) for shape in self.layer.values())
-        return int(self.num_layers * layer + panel_bytes(KINDS[kind], *self.head))
+        return int(self.num_layers * layer + panel_bytes(KINDS[head_kind(kind)], *self.head))
 
     def kv_bytes(self, kernels: Kernels, kind: str, num_tokens: int) -> float:
         """K/V of so many tokens in one layer, as the cache keeps it."""

@@ -34,6 +34,7 @@ pytestmark = pytest.mark.e2e
     params=[
         pytest.param("none", id="bfloat16"),
         pytest.param("int8", id="int8", marks=pytest.mark.slow),
+        pytest.param("int4", id="int4", marks=pytest.mark.slow),
     ],
 )
 def settings(request: pytest.FixtureRequest) -> dict[str, str]:

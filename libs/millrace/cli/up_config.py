@@ -18,7 +18,7 @@ class UpConfig:
         None, help="Number type of the weights.", choices=("auto", "float32", "bfloat16")
     )
     quantization: str | None = setting(
-        None, help="How weights are stored on a CPU.", choices=("none", "int8")
+        None, help="How weights are stored on a CPU.", choices=("none", "int8", "int4")
     )
     host: str | None = setting(None, help="Where the gateway listens.")
     http_port: int | None = setting(None, help="The gateway's HTTP port.")

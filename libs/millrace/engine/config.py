@@ -13,7 +13,7 @@ from .machine import cpu_has_bf16, usable_cpus
 
 DTYPES = ("float32", "bfloat16", "float16")
 ROUTES = ("auto", "native", "generic")
-QUANTIZATIONS = ("none", "int8")
+QUANTIZATIONS = ("none", "int8", "int4")
 KV_DTYPES = ("auto", "int8")
 
 # Tokens of a tile of the cpu backend: its blocks are whole tiles.
@@ -109,8 +109,13 @@ def _resolve_backend(config: EngineConfig, device: str, has_kernels: bool) -> st
 
 
 def weight_kind(config: EngineConfig) -> str:
-    """How matrices are stored under resolved settings: "int8" or the dtype."""
-    return "int8" if config.quantization == "int8" else config.dtype
+    """How matrices are stored under resolved settings: "int8", "int4" or the dtype."""
+    return config.dtype if config.quantization == "none" else config.quantization
+
+
+def head_kind(kind: str) -> str:
+    """How the last matrix is stored beside others of `kind`: 4 bits would cost most there."""
+    return "int8" if kind == "int4" else kind
 
 
 def checkpoint_dtype(checkpoint: Mapping[str, Any]) -> str:
@@ -129,8 +134,8 @@ def checkpoint_dtype(checkpoint: Mapping[str, Any]) -> str:
 def _resolve_dtype(config: EngineConfig, declared: str, device: str, has_bf16: bool) -> str:
     if config.dtype != "auto":
         return config.dtype
-    if config.quantization == "int8":
-        # K/V and what lies between the matrices; the matrices themselves are int8.
+    if config.quantization != "none":
+        # K/V and what lies between the matrices; the matrices themselves are narrower.
         return "bfloat16"
     if device != "cpu":
         return declared if declared in DTYPES else "float32"

@@ -227,9 +227,9 @@ class _Loader:
         return TileCache(self.kernels, model.layers, num_blocks, config.block_size, self._kv_kind())
 
     def _kv_kind(self) -> int:
-        from .kernels.cpu.library import KINDS
+        from .kernels.cpu.library import KV_KINDS
 
-        return KINDS["int8" if self.config.kv_dtype == "int8" else self.config.dtype]
+        return KV_KINDS["int8" if self.config.kv_dtype == "int8" else self.config.dtype]
 
     def _block_bytes(self, layers: Sequence[LayerShape]) -> int:
         if self.kernels is None:

@@ -16,10 +16,10 @@ from millrace.core.errors import ConfigError
 
 from .byte_size import format_bytes
 from .entry import ModelEntry, read_config
-from .model_shape import DTYPE_BYTES, STORED_DTYPES, shape_of
+from .model_shape import DTYPE_BYTES, QUANTIZED, STORED_DTYPES, shape_of
 from .safetensors_file import tensor_headers
 
-REPORTED_DTYPES = ("float32", "bfloat16", "int8")
+REPORTED_DTYPES = ("float32", "bfloat16", "int8", "int4")
 SHORT_SEQUENCE = 2048
 # Python, torch, transformers and the service around them, before any weight; measured on Linux
 # x86_64 with CPU builds of torch 2.13.
@@ -223,7 +223,7 @@ def check_fit(
             max_model_len=length,
         )
 
-    dtype = "int8" if quantization == "int8" else _resolved_dtype(dtype, config)
+    dtype = _resolved_dtype(dtype, config) if quantization == "none" else quantization
     asked = row(dtype, length)
     return FitReport(
         model=entry.name,
@@ -244,8 +244,12 @@ def _suggestion(asked: DtypeFit, num_workers: int, row: Any) -> str:
     for dtype in reversed(dtypes):
         if dtype != asked.dtype and row(dtype, asked.max_model_len).fits:
             return f"fits with dtype {dtype} (--dtype {dtype}, or MILLRACE_WORKER_DTYPE={dtype})"
-    if asked.dtype != "int8" and row("int8", asked.max_model_len).fits:
-        return "fits with 8-bit weights (--quantization int8, or MILLRACE_WORKER_QUANTIZATION=int8)"
+    done = QUANTIZED.index(asked.dtype) + 1 if asked.dtype in QUANTIZED else 0
+    for kind in QUANTIZED[done:]:
+        if row(kind, asked.max_model_len).fits:
+            settings = f"--quantization {kind}, or MILLRACE_WORKER_QUANTIZATION={kind}"
+            cost = ", at some cost in quality" if kind == "int4" else ""
+            return f"fits with {kind[-1]}-bit weights{cost} ({settings})"
     for dtype in dtypes:
         length = _longest_that_fits(dtype, asked.max_model_len, row)
         if length:

@@ -10,10 +10,11 @@ from millrace.core.errors import UnsupportedModel
 
 from .safetensors_file import TensorHeader
 
-# Of numbers in activations and K/V; "int8" stands for 8-bit matrices beside bfloat16.
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 2}
-# Groups of 32 weights share a scale of two bytes.
-_INT8_BYTES = 1 + 2 / 32
+# Of numbers in activations and K/V; "int8" and "int4" stand for such matrices beside bfloat16.
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 2, "int4": 2}
+# Of a number in a matrix: groups of 32 share a scale of two bytes, those of 4 bits an offset too.
+_MATRIX_BYTES = {"int8": 1 + 2 / 32, "int4": 0.5 + 4 / 32}
+QUANTIZED = tuple(_MATRIX_BYTES)
 STORED_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 # The native route joins these into two matrices per layer.
 _MERGED = ("q_proj.", "k_proj.", "v_proj.", "gate_proj.", "up_proj.")
@@ -37,12 +38,16 @@ class ModelShape:
     is_tied: bool
 
     def weight_bytes(self, dtype: str) -> int:
-        """All tensors in `dtype`; embeddings stay in 16 bits, a tied head is an 8-bit copy."""
-        if dtype != "int8":
+        """All tensors in `dtype`.
+
+        Of quantized models embeddings stay in 16 bits and the head has 8; a tied one is a copy.
+        """
+        if dtype not in _MATRIX_BYTES:
             return self.num_parameters * DTYPE_BYTES[dtype]
         embedding = self.vocab_size * self.hidden_size
-        in_matrices = self.num_parameters - (0 if self.is_tied else embedding)
-        return int(embedding * DTYPE_BYTES[dtype] + in_matrices * _INT8_BYTES)
+        in_layers = self.num_parameters - embedding * (1 if self.is_tied else 2)
+        at_the_ends = embedding * (DTYPE_BYTES[dtype] + _MATRIX_BYTES["int8"])
+        return int(at_the_ends + in_layers * _MATRIX_BYTES[dtype])
 
     def merged_bytes(self, dtype: str) -> int:
         """The tensors that the native route copies to join them."""

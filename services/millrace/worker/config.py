@@ -26,7 +26,9 @@ class WorkerConfig:
         "auto", help="kernels: our own for CPUs, or plain torch", choices=("auto", "cpu", "torch")
     )
     quantization: str = setting(
-        "none", help="how weights are stored; int8 needs the cpu backend", choices=("none", "int8")
+        "none",
+        help="how weights are stored; int8 and int4 need the cpu backend",
+        choices=("none", "int8", "int4"),
     )
     kv_dtype: str = setting(
         "auto", help="how K/V is stored; int8 needs the cpu backend", choices=("auto", "int8")

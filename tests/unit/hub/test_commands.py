@@ -93,7 +93,7 @@ def test_fit_as_json(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> No
 
     report = json.loads(capsys.readouterr().out)
     assert report["memory_bytes"] == 10**9
-    assert [row["dtype"] for row in report["dtypes"]] == ["float32", "bfloat16", "int8"]
+    assert [row["dtype"] for row in report["dtypes"]] == ["float32", "bfloat16", "int8", "int4"]
 
 
 def test_errors_become_one_line(capsys: pytest.CaptureFixture[str]) -> None:

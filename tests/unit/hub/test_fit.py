@@ -42,6 +42,15 @@ def test_matrices_of_8_bits_share_a_scale_and_embeddings_keep_16(tiny_model: Pat
     assert tied.kv_bytes_per_token("int8") == tied.kv_bytes_per_token("bfloat16")
 
 
+def test_matrices_of_4_bits_have_a_head_of_8(tiny_model: Path) -> None:
+    config, tensors = read_config(tiny_model), tensor_headers(tiny_model)
+    embedding, matrices = 32 * 16, 2 * 24 * 16
+
+    tied = shape_of(config | {"tie_word_embeddings": True}, tensors)
+
+    assert tied.weight_bytes("int4") == 2 * embedding + embedding * 34 // 32 + matrices * 20 // 32
+
+
 def test_8_bit_weights_are_asked_for_and_suggested(
     make_model: Callable[..., Path], home: Home
 ) -> None:
@@ -54,6 +63,19 @@ def test_8_bit_weights_are_asked_for_and_suggested(
     assert not refused.fits
     assert "--quantization int8" in refused.suggestion
     assert check_fit(entry, memory, "bfloat16", quantization="int8").fits
+
+
+def test_4_bit_weights_are_suggested_where_8_do_not_fit(
+    make_model: Callable[..., Path], home: Home
+) -> None:
+    entry = resolve_model(str(make_model("short", max_position_embeddings=256)), home)
+    rows = {row.dtype: row for row in check_fit(entry, GB).rows}
+    memory = (rows["int4"].needed_bytes + rows["int8"].needed_bytes) // 2
+
+    for asked in ("none", "int8"):
+        refused = check_fit(entry, memory, "bfloat16", quantization=asked)
+        assert not refused.fits
+        assert "4-bit weights, at some cost in quality (--quantization int4" in refused.suggestion
 
 
 def test_tied_head_is_not_counted_twice(tiny_model: Path) -> None:
@@ -143,7 +165,7 @@ def test_report_lists_every_way_to_store_weights(tiny_model: Path, home: Home) -
 
     lines = report.lines()
     assert lines[0].startswith("tiny in 24.0 GB")
-    assert [line.split()[0] for line in lines[2:5]] == ["float32", "bfloat16", "int8"]
+    assert [line.split()[0] for line in lines[2:6]] == ["float32", "bfloat16", "int8", "int4"]
     assert json.loads(json.dumps(report.to_json()))["fits"] is True
 
 

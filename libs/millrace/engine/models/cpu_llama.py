@@ -14,10 +14,10 @@ from millrace.core.errors import UnsupportedModel
 from millrace.engine.attention.base import AttentionStep
 from millrace.engine.attention.cpu_attention import CpuAttention, CpuMetadata
 from millrace.engine.batch import Batch
+from millrace.engine.config import head_kind
 from millrace.engine.kernels.cpu.library import (
     BF16,
     F32,
-    INT8,
     KINDS,
     PANEL_COLUMNS,
     FloatArray,
@@ -48,8 +48,8 @@ MATRICES = ("qkv", "o", "gate_up", "down")
 class CpuLlama:
     """Weights and forward pass; see `Model`.
 
-    `kind` names how matrices are stored: "float32", "bfloat16" or "int8". The packed file lies
-    under `cache_dir`; `report` hears of its making.
+    `kind` names how matrices are stored: "float32", "bfloat16", "int8" or "int4". The packed file
+    lies under `cache_dir`; `report` hears of its making.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class CpuLlama:
 
         def write(writer: PackedWriter) -> None:
             report(f"packing the weights as {kind} for {kernels.path}")
-            _pack(writer, model_path, spec, kernels, KINDS[kind], report)
+            _pack(writer, model_path, spec, kernels, kind, report)
 
         packed = packed_path(cache_dir, model_path, kind, kernels.path)
         self._file = open_packed(packed, write)
@@ -79,7 +79,7 @@ class CpuLlama:
         self._layers = (LayerStruct * spec.num_layers)(
             *(_layer_struct(self._file, index, spec) for index in range(spec.num_layers))
         )
-        self._struct = self._model_struct(spec, KINDS[kind])
+        self._struct = self._model_struct(spec)
         self._model = kernels.c.mr_model_create(ctypes.byref(self._struct))
         if not self._model:
             raise UnsupportedModel("more than 48 query heads share a K/V head")
@@ -112,7 +112,7 @@ class CpuLlama:
         values = torch.from_numpy(self._logits[: len(wants), : self.vocab_size])
         return Logits(values, likeliest)
 
-    def _model_struct(self, spec: LlamaSpec, kind: int) -> ModelStruct:
+    def _model_struct(self, spec: LlamaSpec) -> ModelStruct:
         embedding = self._file.array("embedding")
         return ModelStruct(
             num_layers=spec.num_layers,
@@ -149,14 +149,21 @@ def _pack(
     model_path: Path,
     spec: LlamaSpec,
     kernels: Kernels,
-    kind: int,
+    kind: str,
     report: Callable[[str], None],
 ) -> None:
     """Reads a checkpoint layer by layer and writes it packed."""
 
-    def add_matrix(name: str, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+    matrix_bytes = 0
+
+    def add_matrix(
+        name: str, weight: torch.Tensor, bias: torch.Tensor | None = None, kind: str = kind
+    ) -> None:
+        nonlocal matrix_bytes
         wide_bias = None if bias is None else bias.numpy()
-        writer.add_matrix(name, pack_matrix(kernels, kind, weight.numpy(), wide_bias))
+        matrix = pack_matrix(kernels, KINDS[kind], weight.numpy(), wide_bias)
+        writer.add_matrix(name, matrix)
+        matrix_bytes += matrix.num_bytes
 
     with Checkpoint(model_path, torch.float32, torch.device("cpu")) as checkpoint:
         embedding = checkpoint.get("model.embed_tokens.weight")
@@ -165,9 +172,11 @@ def _pack(
                 f"embeddings have shape {tuple(embedding.shape)}, "
                 f"config.json says {(spec.vocab_size, spec.hidden_size)}"
             )
-        writer.add("embedding", _embedding(embedding, kind))
+        rows = _embedding(embedding, kind)
+        writer.add("embedding", rows)
         writer.add("final_norm", padded(checkpoint.get("model.norm.weight").numpy()))
-        add_matrix("head", embedding if spec.tied else checkpoint.get("lm_head.weight"))
+        head = embedding if spec.tied else checkpoint.get("lm_head.weight")
+        add_matrix("head", head, kind=head_kind(kind))
         intermediate = 0
         for index in range(spec.num_layers):
             prefix = f"model.layers.{index}"
@@ -209,19 +218,18 @@ def _pack(
             report(f"packed layer {index + 1} of {spec.num_layers}")
         # Older checkpoints carry the rotary frequencies, and some a copy of a tied head.
         checkpoint.check_all_used(but=("rotary_emb.inv_freq", *(["lm_head.weight"] * spec.tied)))
-        width = {F32: 4, BF16: 2, INT8: 1}[kind]
         writer.finish(
             {
                 "num_parameters": checkpoint.num_parameters,
-                "weight_bytes": checkpoint.num_parameters * width,
+                "weight_bytes": matrix_bytes + (0 if spec.tied else rows.nbytes),
                 "intermediate": intermediate,
             }
         )
 
 
-def _embedding(embedding: torch.Tensor, kind: int) -> npt.NDArray[np.float32 | np.int16]:
+def _embedding(embedding: torch.Tensor, kind: str) -> npt.NDArray[np.float32 | np.int16]:
     """The token embeddings as the kernels read them: float32, or the bits of bfloat16."""
-    if kind == F32:
+    if kind == "float32":
         return embedding.numpy()
     bits: npt.NDArray[np.int16] = embedding.to(torch.bfloat16).view(torch.int16).numpy()
     return bits

@@ -74,7 +74,7 @@ class GenericModel:
         from millrace.engine.kernels.cpu.packed_linear import pack_linears
 
         report(f"packing the weights as {kind} for {kernels.path}")
-        saved = pack_linears(self._model, kernels, kind)
+        saved = pack_linears(self._model, kernels, kind, self._model.get_output_embeddings())
         self.weight_bytes -= saved
 
     def forward(self, batch: Batch, step: AttentionStep) -> Logits:

@@ -13,6 +13,8 @@ import torch
 from millrace.engine.kernels.cpu.library import (
     BF16,
     F32,
+    INT4,
+    INT8,
     TILE_TOKENS,
     BatchStruct,
     KvStruct,
@@ -132,8 +134,12 @@ class Decoder:
                 assert np.isnan(logits[row]).all(), "logits nobody asked for"
         return likeliest
 
-    def _matrix(self, weight: Array, bias: Array | None) -> MatrixStruct:
-        packed = pack(self.runner, self.kind, weight, bias)
+    @property
+    def _head_kind(self) -> int:
+        return INT8 if self.kind == INT4 else self.kind
+
+    def _matrix(self, weight: Array, bias: Array | None, kind: int | None = None) -> MatrixStruct:
+        packed = pack(self.runner, self.kind if kind is None else kind, weight, bias)
         self._memory += packed.memory
         return packed.struct
 
@@ -164,7 +170,7 @@ class Decoder:
             embedding=self._keep(embedding, pads=False),
             frequencies=self._keep(self.frequencies, pads=False),
             final_norm=self._keep(self.final_norm),
-            head=self._matrix(self.head, None),
+            head=self._matrix(self.head, None, self._head_kind),
             layers=self._layer_structs,
         )
 
@@ -211,7 +217,7 @@ class Decoder:
 
     def expected(self, ids: Array) -> Array:
         """Logits of every token in float64, over the weights and K/V that the kernels store."""
-        return self._times(self.hidden(ids), self.head, None)
+        return self._times(self.hidden(ids), self.head, None, self._head_kind)
 
     def hidden(self, ids: Array) -> Array:
         """What the head multiplies, of every token, in float64."""
@@ -240,9 +246,10 @@ class Decoder:
         cos, sin = np.cos(angles), np.sin(angles)
         return np.concatenate([low * cos - high * sin, high * cos + low * sin], axis=2)
 
-    def _times(self, x: Array, weight: Array, bias: Array | None) -> Array:
+    def _times(self, x: Array, weight: Array, bias: Array | None, kind: int | None = None) -> Array:
         is_tiled = reference.is_tiled(self.runner.path)
-        out = x @ reference.stored_matrix(weight, self.kind, is_tiled).T
+        kind = self.kind if kind is None else kind
+        out = x @ reference.stored_matrix(weight, kind, is_tiled).T
         added: Array = out if bias is None else out + bias
         return added
 

@@ -8,14 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from millrace.engine.kernels.cpu.instruction_paths import InstructionPath
-from millrace.engine.kernels.cpu.library import BF16, F32, INT8
+from millrace.engine.kernels.cpu.library import BF16, F32, INT4, INT8
 
 Array = npt.NDArray[Any]
 
 # The largest relative error of rounding to the nearest: half of the distance from 1 to the next.
 FLOAT_ROUNDING = 2.0**-24
 BF16_ROUNDING = 2.0**-8
-# Numbers that share a scale in int8 weights, and the largest input of 16 bits.
+# Numbers that share a scale in int8 and int4 weights, and the largest input of 16 bits.
 GROUP = 32
 INPUT_LIMIT = 32512
 
@@ -57,28 +57,47 @@ def stored(x: Array, kind: int) -> Array:
 def stored_matrix(weight: Array, kind: int, is_tiled: bool) -> Array:
     """A matrix [columns, k] as panels of `kind` hold it, in float64.
 
-    Int8: 32 neighbours along K share a scale, the bfloat16 not below a 127th of the largest. Tiles
-    multiply what is bfloat16, so `is_tiled` rounds once more.
+    Tiles multiply what is bfloat16, so `is_tiled` rounds once more.
     """
-    if kind != INT8:
+    if kind not in (INT8, INT4):
         return stored(weight, kind)
-    columns, k = weight.shape
-    wide = np.zeros((columns, -(-k // GROUP), GROUP), np.float32)
-    wide.reshape(columns, -1)[:, :k] = weight
-    wanted = np.abs(wide).max(axis=-1, keepdims=True) / np.float32(127)
-    scales = to_bf16(wanted)
-    above = (scales.view(np.uint32) + np.uint32(1 << 16)).view(np.float32)
-    scales = np.where(scales < wanted, above, scales)
-    inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > 0)
-    numbers = np.rint(wide * inverse)
-    assert np.abs(numbers).max() <= 127
-    exact = (numbers.astype(np.float64) * scales).reshape(columns, -1)[:, :k]
+    scaled, least = stored_groups(weight, kind)
+    exact = scaled + least
     return to_bf16(exact).astype(np.float64) if is_tiled else exact
+
+
+def stored_groups(weight: Array, kind: int) -> tuple[Array, Array]:
+    """What Int8 and Int4 add up to a matrix [columns, k]: scaled numbers, and least values.
+
+    32 neighbours along K share both. Int8: the scale is the bfloat16 not below a 127th of the
+    largest, the least value 0. Int4: the nearest bfloat16 of the least and of a 15th of the range.
+    """
+    columns, k = weight.shape
+    num_groups = -(-k // GROUP)
+    wide = np.full((columns, num_groups * GROUP), np.nan, np.float32)
+    wide[:, :k] = weight
+    wide = wide.reshape(columns, num_groups, GROUP)
+    low, high = (reduce(wide, axis=-1, keepdims=True) for reduce in (np.nanmin, np.nanmax))
+    if kind == INT8:
+        wanted = np.maximum(-low, high) / np.float32(127)
+        scales, least = to_bf16(wanted), np.zeros_like(low)
+        above = (scales.view(np.uint32) + np.uint32(1 << 16)).view(np.float32)
+        scales = np.where(scales < wanted, above, scales)
+    else:
+        scales, least = to_bf16((high - low) / np.float32(15)), to_bf16(low)
+    inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > 0)
+    numbers = np.rint((np.nan_to_num(wide) - least) * inverse)
+    if kind == INT4:
+        numbers = numbers.clip(0, 15)
+    assert np.abs(numbers).max() <= 127
+    parts = (numbers.astype(np.float64) * scales, np.broadcast_to(least, wide.shape))
+    scaled, offsets = (part.reshape(columns, -1)[:, :k] for part in parts)
+    return scaled, offsets.astype(np.float64)
 
 
 def taken(x: Array, kind: int, path: InstructionPath) -> Array:
     """Input rows as they meet a matrix of `kind`, in float64."""
-    if kind == INT8 and not is_tiled(path):
+    if kind in (INT8, INT4) and not is_tiled(path):
         numbers, scales = quantize(x, INPUT_LIMIT)
         return numbers * scales.astype(np.float64)
     return stored(x, BF16 if kind != F32 and rounds_inputs(path) else F32)
@@ -90,9 +109,11 @@ def multiply(
     """x [rows, k] times weight [columns, k], and how far a float32 result may be from it."""
     rows, matrix = taken(x, kind, path), stored_matrix(weight, kind, is_tiled(path))
     exact = rows @ matrix.T + (0.0 if bias is None else bias.astype(np.float64))
-    sizes = np.abs(rows) @ np.abs(matrix.T)
+    parts = [matrix] if kind != INT4 else stored_groups(weight, kind)
+    sizes = np.abs(rows) @ sum(np.abs(part.T) for part in parts)
     # Rounding errors of either sign: they grow with the root of how many there are.
-    num_sums = x.shape[1] if kind != INT8 or is_tiled(path) else x.shape[1] / GROUP
+    sums_groups = kind in (INT8, INT4) and not is_tiled(path)
+    num_sums = len(parts) * x.shape[1] / (GROUP if sums_groups else 1)
     roundings = 8.0 + 4.0 * np.sqrt(num_sums)
     return exact, FLOAT_ROUNDING * (roundings * sizes + 2 * np.abs(exact)) + 1e-30
 

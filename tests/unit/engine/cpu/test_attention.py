@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from millrace.engine.kernels.cpu.library import INT8, KINDS
+from millrace.engine.kernels.cpu.library import INT8, KV_KINDS
 from tests.unit.engine.cpu import reference
 from tests.unit.engine.cpu.kernel_calls import Cache, Shape
 
@@ -63,13 +63,13 @@ def run_in_cuts(rng, cache, sequences):
 
 
 @pytest.mark.parametrize("feature", FEATURES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KV_KINDS)
 def test_attention_equals_float64(runner, rng, kind, feature):
     groups = rng.choice(GROUPS, 2) if runner.is_slow else GROUPS
     for group in groups:
         shape = draw_shape(rng, int(group), feature)
         tiles = int(rng.integers(1, 3))
-        cache = Cache(runner, KINDS[kind], shape, rng, 24, tiles)
+        cache = Cache(runner, KV_KINDS[kind], shape, rng, 24, tiles)
         longest = 100 if runner.is_slow else 330
         lengths = [1, 33, int(rng.integers(2, 200)), int(rng.integers(30, longest))]
         sequences = [cache.add(*draw_tokens(rng, shape, length)) for length in lengths]
@@ -77,7 +77,7 @@ def test_attention_equals_float64(runner, rng, kind, feature):
         run_in_cuts(rng, cache, sequences)
 
         for tokens in sequences:
-            expected, allowed = expected_of(tokens, shape, KINDS[kind], runner.path)
+            expected, allowed = expected_of(tokens, shape, KV_KINDS[kind], runner.path)
             wrong = ~(np.abs(tokens.out - expected) <= allowed)
             assert not wrong.any(), (
                 f"{shape}, {len(tokens.q)} tokens: {wrong.sum()} wrong of {wrong.size}, "
@@ -86,7 +86,7 @@ def test_attention_equals_float64(runner, rng, kind, feature):
 
 
 @pytest.mark.parametrize("window", [0, 300])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KV_KINDS)
 def test_token_is_the_same_in_any_cut_batch_and_team(runner, rng, kind, window):
     shape = draw_shape(rng, int(rng.integers(1, 9)), "plain")
     shape.key_dim, shape.value_dim, shape.window = 64, 64, window
@@ -94,7 +94,7 @@ def test_token_is_the_same_in_any_cut_batch_and_team(runner, rng, kind, window):
     drawn = draw_tokens(rng, shape, length)
 
     def compute(cuts, team_size, others=()):
-        cache = Cache(runner, KINDS[kind], shape, rng, 80)
+        cache = Cache(runner, KV_KINDS[kind], shape, rng, 80)
         tokens = cache.add(*drawn)
         beside = [cache.add(*other) for other in others]
         for cut in cuts:
@@ -116,7 +116,7 @@ def test_token_is_the_same_in_any_cut_batch_and_team(runner, rng, kind, window):
 def test_long_context_equals_float64_whoever_takes_its_pieces(runner, rng):
     shape = Shape(6, 2, 64, 64)
     length = 300 if runner.is_slow else 1300
-    for kind in KINDS.values():
+    for kind in KV_KINDS.values():
         cache = Cache(runner, kind, shape, rng, 80)
         tokens = cache.add(*draw_tokens(rng, shape, length))
         cache.attend((tokens, length - 1), team_size=1)

@@ -212,6 +212,7 @@ def test_kernels_asked_for_without_a_compiler_are_refused(tiny, no_compiler, mon
         ({"backend": "cpu", "instruction_path": "sse2"}, "known are auto, amx"),
         ({"instruction_path": "neon" if os.uname().machine == "x86_64" else "amx"}, "lacks a"),
         ({"backend": "torch", "quantization": "int8"}, "need the cpu backend"),
+        ({"backend": "torch", "quantization": "int4"}, "need the cpu backend"),
         ({"backend": "torch", "kv_dtype": "int8"}, "need the cpu backend"),
         ({"block_size": 8, "quantization": "int8"}, "need the cpu backend"),
         ({"backend": "vulkan"}, "known are cpu, torch"),

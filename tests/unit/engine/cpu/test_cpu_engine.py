@@ -29,6 +29,7 @@ LOGPROBS = SamplingSpec(temperature=0.0, top_logprobs=5)
         {"dtype": "bfloat16"},
         {"quantization": "int8", "dtype": "auto"},
         {"quantization": "int8", "dtype": "auto", "kv_dtype": "int8"},
+        {"quantization": "int4", "dtype": "auto"},
     ],
     ids=lambda settings: "-".join(settings.values()),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from millrace.engine.kernels.cpu.library import BF16, F32, INT8
+from millrace.engine.kernels.cpu.library import BF16, F32, INT4, INT8
 from tests.unit.engine.cpu.decoder_calls import Decoder, Sizes
 
 # Weights and K/V, and how far logits (which spread by about 1) may be from float64: what rounding
@@ -16,6 +16,7 @@ KINDS = {
     "bfloat16-kv8": (BF16, INT8, 0.08),
     "int8": (INT8, BF16, 0.2),
     "int8-kv8": (INT8, INT8, 0.2),
+    "int4": (INT4, BF16, 0.2),
 }
 SIZES = [
     Sizes(),

@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from millrace.core.errors import ConfigError, UnsupportedModel
 
-ABI = 2
-F32, BF16, INT8 = 0, 1, 2
-KINDS = {"float32": F32, "bfloat16": BF16, "int8": INT8}
+ABI = 3
+F32, BF16, INT8, INT4 = 0, 1, 2, 3
+KV_KINDS = {"float32": F32, "bfloat16": BF16, "int8": INT8}
+KINDS = {**KV_KINDS, "int4": INT4}
 TILE_TOKENS = 32
 PANEL_COLUMNS = 32
 ALIGN_K = 64

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from millrace.engine.config import head_kind
+
 from .library import KINDS, Kernels, padded_columns
 from .packed_weights import pack_matrix
 
@@ -41,7 +43,7 @@ class PackedLinear(nn.Module):
         return wanted.reshape(*x.shape[:-1], self.out_features)
 
 
-def pack_linears(model: nn.Module, kernels: Kernels, kind: str) -> int:
+def pack_linears(model: nn.Module, kernels: Kernels, kind: str, head: nn.Module) -> int:
     """Replaces every `nn.Linear` of `model`; returns the bytes that this saves.
 
     The small ones too, since a row's result from torch depends on the number of rows. A matrix that
@@ -51,7 +53,8 @@ def pack_linears(model: nn.Module, kernels: Kernels, kind: str) -> int:
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear:
-                packed: Any = PackedLinear(child, kernels, KINDS[kind])
+                stored_as = head_kind(kind) if child is head else kind
+                packed: Any = PackedLinear(child, kernels, KINDS[stored_as])
                 saved += child.weight.nbytes - packed.matrix.num_bytes
                 setattr(module, name, packed)
     return saved

@@ -30,7 +30,7 @@ from .library import (
     padded_columns,
 )
 
-VERSION = 2
+VERSION = 3
 ALIGNMENT = 4096
 HEADER_BYTES = 1 << 20
 

@@ -131,8 +131,10 @@ class Model {
     return nullptr;
   }
   std::unique_ptr<Decoder> create(int64_t kv_kind) const {
-    if (model_.head.kind == MR_F32) return create_for<F32>(kv_kind);
-    if (model_.head.kind == MR_BF16) return create_for<Bf16>(kv_kind);
+    const int64_t kind = model_.layers[0].qkv.kind;
+    if (kind == MR_F32) return create_for<F32>(kv_kind);
+    if (kind == MR_BF16) return create_for<Bf16>(kv_kind);
+    if (kind == MR_INT4) return create_for<Int4>(kv_kind);
     return create_for<Int8>(kv_kind);
   }
 
@@ -148,7 +150,7 @@ using namespace millrace;
 
 extern "C" {
 
-int64_t mr_abi(void) { return 2; }
+int64_t mr_abi(void) { return 3; }
 
 void* mr_team_create(int64_t size) {
   if (!prepare_tiles()) return nullptr;
@@ -170,6 +172,7 @@ int64_t mr_panel_bytes(int64_t kind, int64_t columns, int64_t k) {
   const long depth = round_up(k, kAlignK), panels = round_up(columns, kColumns) / kColumns;
   if (kind == MR_F32) return panels * panel_numbers<F32>(depth) * sizeof(float);
   if (kind == MR_BF16) return panels * panel_numbers<Bf16>(depth) * sizeof(bf16);
+  if (kind == MR_INT4) return panels * panel_numbers<Int4>(depth);
   return panels * panel_numbers<Int8>(depth);
 }
 
@@ -178,8 +181,10 @@ void mr_pack(int64_t kind, const float* source, int64_t columns, int64_t k, void
     pack<F32>(source, columns, k, static_cast<float*>(panels));
   else if (kind == MR_BF16)
     pack<Bf16>(source, columns, k, static_cast<bf16*>(panels));
+  else if (kind == MR_INT4)
+    pack_groups<Int4>(source, columns, k, static_cast<uint8_t*>(panels));
   else
-    pack_int8(source, columns, k, static_cast<uint8_t*>(panels));
+    pack_groups<Int8>(source, columns, k, static_cast<uint8_t*>(panels));
 }
 
 int64_t mr_multiply(void* team, const mr_matrix* matrix, const float* in, int64_t rows,
@@ -188,6 +193,7 @@ int64_t mr_multiply(void* team, const mr_matrix* matrix, const float* in, int64_
   return guarded([&] {
     if (matrix->kind == MR_F32) return multiply<F32>(members, *matrix, in, rows, out);
     if (matrix->kind == MR_BF16) return multiply<Bf16>(members, *matrix, in, rows, out);
+    if (matrix->kind == MR_INT4) return multiply<Int4>(members, *matrix, in, rows, out);
     return multiply<Int8>(members, *matrix, in, rows, out);
   });
 }

@@ -50,7 +50,7 @@ class Attention {
     float piece_highest[kMaxTileRows], piece_sums[kMaxTileRows];
     float highest[kMaxTileRows], sums[kMaxTileRows];
     float query_scales[kMaxTileRows], weight_scales[Kind::kMaxRows];
-    int32_t query_offsets[kMaxTileRows], weight_offsets[Kind::kMaxRows];
+    int32_t query_sums[kMaxTileRows], weight_sums[Kind::kMaxRows];
 
     void reserve(long key_dim, long value_dim) {
       queries.reserve(kMaxTileRows * pad_dim(key_dim) * kInputsPerNumber);
@@ -86,7 +86,7 @@ class Attention {
            Scratch& scratch, float* partials, Use&& use) const {
     const long rows = item.num_tokens * group_;
     const Rows<Kind> queries{scratch.queries.data(), key_dim_ * kInputsPerNumber,
-                             scratch.query_scales, scratch.query_offsets, 1};
+                             scratch.query_scales, scratch.query_sums, 1};
     put_queries(item, from, queries, scratch.padded.data());
     Piece piece, after;
     find(item, item.first_piece, piece);
@@ -172,7 +172,7 @@ class Attention {
         store(high + i, whole);
     }
     rows.scales[row] = most / limit;
-    rows.offsets[row] = -Int8::kWeightOffset * static_cast<int32_t>(sum(total));
+    rows.sums[row] = static_cast<int32_t>(sum(total));
   }
 
   void find(const AttentionItem& item, long number, Piece& piece) const {
@@ -192,7 +192,7 @@ class Attention {
     KvScales scales;
     if constexpr (kHasScales) gather_scales(piece, after, scales);
     const Rows<Kind> weights{scratch.weights.data(), kPieceTokens * kInputsPerNumber,
-                             scratch.weight_scales, scratch.weight_offsets, 1};
+                             scratch.weight_scales, scratch.weight_sums, 1};
     for (long first = 0; first < rows; first += Kind::kMaxRows) {
       const int height = static_cast<int>(std::min<long>(Kind::kMaxRows, rows - first));
       if (first == Kind::kMaxRows) stop_fetching(panels);
@@ -265,7 +265,7 @@ class Attention {
     if (top <= kMasked) {
       // It sees no key of this piece; all differences are 0 and would weigh 1.
       std::fill_n(to, weights.stride, Input{});
-      if constexpr (kTakesIntegers<Kind>) weights.scales[place] = weights.offsets[place] = 0;
+      if constexpr (kTakesIntegers<Kind>) weights.scales[place] = weights.sums[place] = 0;
       out.sums[row] = 0.0f;
       return;
     }
@@ -323,8 +323,7 @@ class Attention {
                        long num_parts, long k, float* out, long out_stride) {
     const Input* a = rows.data + first * rows.stride;
     if constexpr (kTakesIntegers<Kind>)
-      dot_int8_kv(a, rows.stride, rows.offsets + first, height, parts, num_parts, k, out,
-                  out_stride);
+      dot_int8_kv(a, rows.stride, rows.sums + first, height, parts, num_parts, k, out, out_stride);
     else
       dot<Kind>(a, rows.stride, height, parts, num_parts, k, out, out_stride);
   }

@@ -42,6 +42,8 @@ struct Likeliest {
 template <class Kind, class KvKind, class Element>
 class LlamaDecoder final : public Decoder {
   using Attend = Attention<KvKind, Element>;
+  // With 4 bits the head would take most of the loss and save least.
+  using HeadKind = std::conditional_t<std::is_same_v<Kind, Int4>, Int8, Kind>;
 
  public:
   explicit LlamaDecoder(const mr_model& model)
@@ -59,8 +61,9 @@ class LlamaDecoder final : public Decoder {
         run_attention(member, layers_[layer], kv[layer], batch);
         if (member.index == 0) *out.progress = *out.progress + 1;
         const bool is_last = layer + 1 == model_.num_layers;
-        const Matrix<Kind> after(is_last ? model_.head : layers_[layer + 1].qkv);
-        run_mlp(member, layers_[layer], batch.num_tokens, after.start(member.index));
+        const void* after = is_last ? Matrix<HeadKind>(model_.head).start(member.index)
+                                    : Matrix<Kind>(layers_[layer + 1].qkv).start(member.index);
+        run_mlp(member, layers_[layer], batch.num_tokens, after);
         if (member.index == 0) *out.progress = *out.progress + 1;
       }
       run_head(member, batch, out);
@@ -283,7 +286,7 @@ class LlamaDecoder final : public Decoder {
         put_row(normed_, row, normed, width_);
       }
     });
-    const Matrix<Kind> head(model_.head);
+    const Matrix<HeadKind> head(model_.head);
     const long padded_vocab = head.num_panels() * kColumns;
     std::vector<Likeliest>& found = likeliest_[member.index];
     const auto use = [&](long panel, long row, const float* values) {
@@ -292,7 +295,9 @@ class LlamaDecoder final : public Decoder {
         std::memcpy(out.logits + row * padded_vocab + column, values, kColumns * sizeof(float));
       offer_all(found[row], values, std::min<long>(kColumns, model_.vocab - column), column);
     };
-    multiply_rows(member, head, normed_, batch.num_samples, nullptr, use);
+    const Rows<HeadKind> rows{normed_.data, normed_.stride, normed_.scales, normed_.sums,
+                              normed_.sums_stride};
+    multiply_rows(member, head, rows, batch.num_samples, nullptr, use);
   }
 
   static void offer_all(Likeliest& best, const float* values, long count, long first_token) {

@@ -79,10 +79,30 @@ struct Int8 {
 #else
   static constexpr int kWeightOffset = 0;
 #endif
+  static constexpr int kNumbersPerByte = 1;
+  static constexpr bool kHasLeast = false;
   static constexpr long kGroupWeightBytes = kGroup * kColumns;
   static constexpr long kGroupBytes = kGroupWeightBytes + kColumns * sizeof(bf16);
   static constexpr float kInputLimit = 32512.0f;  // 127 * 256: the high byte stays below 128
 };
+
+// Weights of 4 bits, a step and a least value in bfloat16 per column and group of 32 along K: weight
+// = least + step * number. All else is as in Int8.
+//
+// The pack of neighbours 2 i lies in the low halves of the bytes of pack i, 2 i + 1 in the high ones.
+// After the numbers of a group come 32 steps, then 32 least values.
+struct Int4 : Int8 {
+  static constexpr int kWeightOffset = 0;
+  static constexpr int kNumbersPerByte = 2;
+  static constexpr bool kHasLeast = true;
+  static constexpr long kGroupWeightBytes = kGroup * kColumns / 2;
+  static constexpr long kGroupBytes = kGroupWeightBytes + 2 * kColumns * sizeof(bf16);
+  static constexpr float kHighest = 15.0f;
+};
+
+// Kinds whose panels are runs of groups.
+template <class Kind>
+constexpr bool kIsGrouped = std::is_base_of_v<Int8, Kind>;
 
 #if defined(MILLRACE_AMX)
 // Tiles take bfloat16: K/V of 8 bits are made wide.
@@ -111,8 +131,8 @@ inline long round_up(long n, long step) { return (n + step - 1) / step * step; }
 // Elements of `Kind::Weight` in a panel whose padded K is `depth`.
 template <class Kind>
 inline long panel_numbers(long depth) {
-  if constexpr (std::is_same_v<Kind, Int8>)
-    return depth / Int8::kGroup * Int8::kGroupBytes;
+  if constexpr (kIsGrouped<Kind>)
+    return depth / Kind::kGroup * Kind::kGroupBytes;
   else
     return depth * kColumns;
 }

@@ -30,15 +30,15 @@ class Buffer {
   std::vector<T> data_ = std::vector<T>(kSlack);
 };
 
-// Input rows of a matrix product, `stride` numbers apart, zero beyond K. Where Int8 takes integers,
-// each row has a scale, and for each group what the offset of the weights adds.
+// Input rows of a matrix product, `stride` numbers apart, zero beyond K. Where Int8 and Int4 take
+// integers, each row has a scale and the sum of each group.
 template <class Kind>
 struct Rows {
   typename Kind::Input* data;
   long stride;
   float* scales;
-  int32_t* offsets;
-  long offset_stride;
+  int32_t* sums;
+  long sums_stride;
 };
 
 template <class Kind>
@@ -50,7 +50,7 @@ class RowBuffer {
       const long stride = depth * 2 / static_cast<long>(sizeof(typename Kind::Input));
       const long groups = depth / Kind::kGroup;
       return {data_.reserve(rows * stride), stride, scales_.reserve(rows),
-              offsets_.reserve(rows * groups), groups};
+              sums_.reserve(rows * groups), groups};
     } else {
       return {data_.reserve(rows * depth), depth, nullptr, nullptr, 0};
     }
@@ -59,7 +59,7 @@ class RowBuffer {
  private:
   Buffer<typename Kind::Input> data_;
   Buffer<float> scales_;
-  Buffer<int32_t> offsets_;
+  Buffer<int32_t> sums_;
 };
 
 inline void put(bf16* to, const float* from, long count) {
@@ -98,7 +98,7 @@ inline void put_integers(const Rows<Kind>& rows, long row, const float* from, lo
       for (long i = 0; i < Kind::kGroup; ++i)
         to[group * Kind::kGroup + i] = static_cast<int16_t>(whole[i]);
     }
-    rows.offsets[row * rows.offset_stride + group] = -Kind::kWeightOffset * total;
+    rows.sums[row * rows.sums_stride + group] = total;
   }
 }
 
@@ -141,9 +141,9 @@ inline void dot_rows(const Rows<Kind>& rows, long first, int count, const Weight
                      float* out, long ahead) {
   const auto* a = rows.data + first * rows.stride;
   if constexpr (kTakesIntegers<Kind>) {
-    const GroupOffsets offsets{rows.offsets + first * rows.offset_stride, rows.offset_stride};
-    dot_int8(a, rows.stride, offsets, count, weights, k, out, kColumns, ahead);
-  } else if constexpr (std::is_same_v<Kind, Int8>) {
+    const GroupSums sums{rows.sums + first * rows.sums_stride, rows.sums_stride};
+    dot_groups<Kind>(a, rows.stride, sums, count, weights, k, out, kColumns, ahead);
+  } else if constexpr (kIsGrouped<Kind>) {
     const Part<bf16> whole{weights, ahead};
     dot<Bf16>(a, rows.stride, count, &whole, 1, k, out, kColumns);
   } else {
@@ -156,10 +156,10 @@ inline void dot_rows(const Rows<Kind>& rows, long first, int count, const Weight
 template <class Kind>
 inline auto prepare_panel(const Matrix<Kind>& matrix, long panel) {
 #if defined(MILLRACE_AMX)
-  if constexpr (std::is_same_v<Kind, Int8>) {
+  if constexpr (kIsGrouped<Kind>) {
     static thread_local Buffer<bf16> room;
     bf16* wide = room.reserve(matrix.k * kColumns);
-    widen_panel(matrix.panel(panel), matrix.k, wide);
+    widen_panel<Kind>(matrix.panel(panel), matrix.k, wide);
     return static_cast<const bf16*>(wide);
   } else
 #endif

@@ -12,7 +12,7 @@
 extern "C" {
 #endif
 
-enum { MR_F32 = 0, MR_BF16 = 1, MR_INT8 = 2 };
+enum { MR_F32 = 0, MR_BF16 = 1, MR_INT8 = 2, MR_INT4 = 3 };
 enum { MR_OK = 0, MR_OUT_OF_MEMORY = 1, MR_UNSUPPORTED = 2 };
 
 // A matrix [columns, k] in panels (see kinds.h). `bias` may be null; it is padded to whole panels.
@@ -38,7 +38,8 @@ typedef struct {
   int64_t window;
 } mr_layer;
 
-// `embedding` is [vocab, hidden] of kind MR_F32 or MR_BF16, `frequencies` [head_dim / 2].
+// `embedding` is [vocab, hidden] of kind MR_F32 or MR_BF16, `frequencies` [head_dim / 2]. The head is of
+// the layers' kind, or MR_INT8 where they are of MR_INT4.
 typedef struct {
   int64_t num_layers;
   int64_t hidden;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "kinds.h"
 
@@ -31,28 +32,56 @@ inline bf16 to_bf16_above(float x) {
   return near;
 }
 
-// Symmetric: the largest magnitude of a column's group becomes 127.
-inline void pack_int8(const float* source, long columns, long k, uint8_t* panels) {
+// How the numbers of one column's group stand for `count` weights.
+template <class Kind>
+struct GroupCode {
+  float least = 0.0f;
+  float step = 0.0f;
+
+  // Int8, symmetric: the largest magnitude becomes 127. Int4: the range in 15 steps.
+  GroupCode(const float* weights, long count) {
+    if (count == 0) return;
+    const auto [low, high] = std::minmax_element(weights, weights + count);
+    if constexpr (Kind::kHasLeast) {
+      least = to_float(to_bf16(*low));
+      step = to_float(to_bf16((*high - *low) / Kind::kHighest));
+    } else {
+      step = to_float(to_bf16_above(std::max(-*low, *high) / 127.0f));
+    }
+    // The inverse of less would not be finite.
+    if (step < std::numeric_limits<float>::min()) step = 0.0f;
+  }
+
+  int number(float weight) const {
+    const float inverse = step > 0 ? 1.0f / step : 0.0f;
+    const long number = std::lrintf((weight - least) * inverse);
+    if constexpr (Kind::kHasLeast) return std::clamp(number, 0L, static_cast<long>(Kind::kHighest));
+    return static_cast<int>(number) + Kind::kWeightOffset;
+  }
+};
+
+// Int8 and Int4.
+template <class Kind>
+inline void pack_groups(const float* source, long columns, long k, uint8_t* panels) {
   const long depth = round_up(k, kAlignK), padded = round_up(columns, kColumns);
-  constexpr auto zero_weight = static_cast<uint8_t>(Int8::kWeightOffset);
+  std::fill_n(panels, padded / kColumns * panel_numbers<Kind>(depth), uint8_t{0});
   for (long column = 0; column < padded; ++column) {
     const long within = column % kColumns;
-    for (long group = 0; group < depth / Int8::kGroup; ++group) {
-      uint8_t* record = panels + column / kColumns * panel_numbers<Int8>(depth) +
-                        group * Int8::kGroupBytes;
-      const long first = group * Int8::kGroup;
-      const long count = column < columns ? std::clamp(k - first, 0L, Int8::kGroup) : 0;
+    for (long group = 0; group < depth / Kind::kGroup; ++group) {
+      uint8_t* record = panels + column / kColumns * panel_numbers<Kind>(depth) +
+                        group * Kind::kGroupBytes;
+      const long first = group * Kind::kGroup;
+      const long count = column < columns ? std::clamp(k - first, 0L, Kind::kGroup) : 0;
       const float* row = source + column * k + first;
-      float most = 0.0f;
-      for (long i = 0; i < count; ++i) most = std::max(most, std::fabs(row[i]));
-      const bf16 scale = to_bf16_above(most / 127.0f);
-      const float inverse = most > 0 ? 1.0f / to_float(scale) : 0.0f;
-      reinterpret_cast<bf16*>(record + Int8::kGroupWeightBytes)[within] = scale;
-      for (long i = 0; i < Int8::kGroup; ++i) {
-        uint8_t* to = record + (i / Int8::kPack * kColumns + within) * Int8::kPack + i % Int8::kPack;
-        *to = zero_weight;
-        if (i < count)
-          *to = static_cast<uint8_t>(std::lrintf(row[i] * inverse) + Int8::kWeightOffset);
+      const GroupCode<Kind> code(row, count);
+      auto* scales = reinterpret_cast<bf16*>(record + Kind::kGroupWeightBytes) + within;
+      scales[0] = to_bf16(code.step);
+      if constexpr (Kind::kHasLeast) scales[kColumns] = to_bf16(code.least);
+      for (long i = 0; i < Kind::kGroup; ++i) {
+        const long pack = i / Kind::kPack, part = pack % Kind::kNumbersPerByte;
+        const long place = pack / Kind::kNumbersPerByte * kColumns + within;
+        const int number = code.number(i < count ? row[i] : 0.0f);
+        record[place * Kind::kPack + i % Kind::kPack] |= static_cast<uint8_t>(number << 4 * part);
       }
     }
   }
