@@ -147,32 +147,20 @@ class Attention {
       std::memcpy(padded, from.data + token * from.stride + head * kv_.key_dim,
                   kv_.key_dim * sizeof(float));
       if constexpr (kTakesIntegers<Kind>)
-        put_integers(queries, row, padded, key_dim_, highest_magnitude(padded, key_dim_),
-                     query_limit_);
+        put_row(queries, row, padded, key_dim_, highest_magnitude(padded, key_dim_), query_limit_);
       else
         put(queries.data + row * queries.stride, padded, key_dim_);
     }
   }
 
-  // A row of 16-bit integers whose largest magnitude is `most`; its place is taken by `limit`. Low
-  // bytes fill the second half of the row, whatever the count.
-  static void put_integers(const Rows<Kind>& rows, long row, const float* from, long count,
-                           float most, float limit) {
-    // The inverse of less than that might not be finite.
-    const Vec inverse = set1(most > 1e-30f ? limit / most : 0.0f);
+  // A row of integers whose largest magnitude is `most`; its place is taken by `limit`. Low bytes
+  // fill the second half of the row, whatever the count.
+  static void put_row(const Rows<Kind>& rows, long row, const float* from, long count, float most,
+                      float limit) {
     Input* high = rows.data + row * rows.stride;
-    // Exact in floats: fewer than 2^24.
-    Vec total = zero();
-    for (long i = 0; i < count; i += kLanes) {
-      const Vec whole = round(mul(load(from + i), inverse));
-      total = add(total, whole);
-      if constexpr (sizeof(Input) == 1)
-        store_bytes(high + i, high + rows.stride / 2 + i, whole);
-      else
-        store(high + i, whole);
-    }
+    rows.sums[row] =
+        put_integers(from, count, inverse_step(most, limit), high, high + rows.stride / 2);
     rows.scales[row] = most / limit;
-    rows.sums[row] = static_cast<int32_t>(sum(total));
   }
 
   void find(const AttentionItem& item, long number, Piece& piece) const {
@@ -281,7 +269,7 @@ class Attention {
       }
     });
     if constexpr (kTakesIntegers<Kind>)
-      put_integers(weights, place, products, count, highest(heaviest), Int8::kInputLimit);
+      put_row(weights, place, products, count, highest(heaviest), Int8::kInputLimit);
   }
 
   void sum_values(const Panels& panels, long num_tiles, const Rows<Kind>& weights, int height,

@@ -42,7 +42,7 @@ struct Likeliest {
 template <class Kind, class KvKind, class Element>
 class LlamaDecoder final : public Decoder {
   using Attend = Attention<KvKind, Element>;
-  // With 4 bits the head would take most of the loss and save least.
+  // As in files of 4 bits, whose heads have 8.
   using HeadKind = std::conditional_t<std::is_same_v<Kind, Int4>, Int8, Kind>;
 
  public:

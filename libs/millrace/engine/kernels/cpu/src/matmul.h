@@ -75,38 +75,48 @@ inline float highest_magnitude(const float* x, long count) {
   return highest(most);
 }
 
-// `from` [count] as integers of 16 bits in the order that the products take them.
-template <class Kind>
-inline void put_integers(const Rows<Kind>& rows, long row, const float* from, long count) {
-  const float most = highest_magnitude(from, count);
-  const float inverse = most > 0 ? Kind::kInputLimit / most : 0.0f;
-  rows.scales[row] = most / Kind::kInputLimit;
-  typename Kind::Input* to = rows.data + row * rows.stride;
-  for (long group = 0; group < count / Kind::kGroup; ++group) {
-    // Plain loops that compilers turn into vectors.
-    int32_t whole[Kind::kGroup];
-    int32_t total = 0;
-    for (long i = 0; i < Kind::kGroup; ++i)
-      whole[i] = static_cast<int32_t>(std::rint(from[group * Kind::kGroup + i] * inverse));
-    for (long i = 0; i < Kind::kGroup; ++i) total += whole[i];
-    if constexpr (sizeof(*to) == 1) {
-      int8_t* high = to + group * 2 * Kind::kGroup;
-      for (long i = 0; i < Kind::kGroup; ++i) high[i] = static_cast<int8_t>((whole[i] + 128) >> 8);
-      for (long i = 0; i < Kind::kGroup; ++i)
-        high[Kind::kGroup + i] = static_cast<int8_t>(whole[i]);
-    } else {
-      for (long i = 0; i < Kind::kGroup; ++i)
-        to[group * Kind::kGroup + i] = static_cast<int16_t>(whole[i]);
-    }
-    rows.sums[row * rows.sums_stride + group] = total;
+// What numbers up to `most` are multiplied with to become whole ones up to `limit`.
+inline float inverse_step(float most, float limit) {
+  // That of less might not be finite.
+  return most > 1e-30f ? limit / most : 0.0f;
+}
+
+// `from` [count] times `inverse` as integers of 16 bits, high and low bytes apart where inputs are
+// bytes. Returns their sum, which must stay below 2^24.
+template <class Input>
+inline int32_t put_integers(const float* from, long count, float inverse, Input* high, Input* low) {
+  const Vec factor = set1(inverse);
+  Vec total = zero();
+  for (long i = 0; i < count; i += kLanes) {
+    const Vec whole = round(mul(load(from + i), factor));
+    total = add(total, whole);
+    if constexpr (sizeof(Input) == 1)
+      store_bytes(high + i, low + i, whole);
+    else
+      store(high + i, whole);
   }
+  return static_cast<int32_t>(sum(total));
+}
+
+// A row of integers in the order that the products of weights take them, group by group.
+template <class Kind>
+inline void put_groups(const Rows<Kind>& rows, long row, const float* from, long count) {
+  const float most = highest_magnitude(from, count);
+  const float inverse = inverse_step(most, Kind::kInputLimit);
+  const long stride = sizeof(*rows.data) == 1 ? 2 * Kind::kGroup : Kind::kGroup;
+  for (long group = 0; group < count / Kind::kGroup; ++group) {
+    typename Kind::Input* to = rows.data + row * rows.stride + group * stride;
+    rows.sums[row * rows.sums_stride + group] = put_integers(
+        from + group * Kind::kGroup, Kind::kGroup, inverse, to, to + Kind::kGroup);
+  }
+  rows.scales[row] = most / Kind::kInputLimit;
 }
 
 // Makes `from` [count], a multiple of 32, row `row` of `rows`.
 template <class Kind>
 inline void put_row(const Rows<Kind>& rows, long row, const float* from, long count) {
   if constexpr (kTakesIntegers<Kind>)
-    put_integers(rows, row, from, count);
+    put_groups(rows, row, from, count);
   else
     put(rows.data + row * rows.stride, from, count);
 }

@@ -37,6 +37,7 @@ template <class Kind>
 struct GroupCode {
   float least = 0.0f;
   float step = 0.0f;
+  float inverse = 0.0f;
 
   // Int8, symmetric: the largest magnitude becomes 127. Int4: the range in 15 steps.
   GroupCode(const float* weights, long count) {
@@ -48,12 +49,11 @@ struct GroupCode {
     } else {
       step = to_float(to_bf16_above(std::max(-*low, *high) / 127.0f));
     }
-    // The inverse of less would not be finite.
-    if (step < std::numeric_limits<float>::min()) step = 0.0f;
+    // Of less it would not be finite.
+    if (step >= std::numeric_limits<float>::min()) inverse = 1.0f / step;
   }
 
   int number(float weight) const {
-    const float inverse = step > 0 ? 1.0f / step : 0.0f;
     const long number = std::lrintf((weight - least) * inverse);
     if constexpr (Kind::kHasLeast) return std::clamp(number, 0L, static_cast<long>(Kind::kHighest));
     return static_cast<int>(number) + Kind::kWeightOffset;
