@@ -154,7 +154,7 @@ class LoadedModel:
 
     def _step_s(self, rows: RowTable, work: Sequence[Work]) -> float:
         started_s = time.perf_counter()
-        batch = build_batch(work, rows, self._runner.cache.block_size, self._runner.device)
+        batch = build_batch(work, rows, self._runner.cache.block_size)
         logits = self._runner.forward(batch)
         assert logits.likeliest is not None
         logits.likeliest.tolist()

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from millrace.engine.config import head_kind
+from millrace.engine.config_json import read_config
 from millrace.engine.kernels.cpu.library import KINDS, TILE_TOKENS, Kernels
-from millrace.engine.loader import read_config
 from millrace.engine.models.llama_spec import LlamaSpec
 
 from .limits import Cost

@@ -1,4 +1,4 @@
-"""Rows of one step → one flattened batch of tensors. No state, no model."""
+"""Rows of one step → one flattened batch of arrays. No state, no model, no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from .row import Row, RowTable
 
@@ -36,19 +35,19 @@ class Work:
 class Batch:
     """A flattened batch of R rows and T tokens; rows with one token come first, by rising context.
 
-    Tensors are int64 on the device. `query_lens` and `context_lens` [R] stay on the host, where the
-    shapes of a step are decided. `block_tables` [R, most blocks] is padded with the row's own first
-    block, so that a gather by it touches nothing of other rows.
+    Arrays are int64 on the host; those who compute elsewhere take them there. `block_tables` [R,
+    most blocks] is padded with the row's own first block, so that a gather by it touches nothing of
+    other rows.
     """
 
     work: tuple[Work, ...]
     num_decode_rows: int
-    input_ids: torch.Tensor  # [T]
-    positions: torch.Tensor  # [T]
-    slot_mapping: torch.Tensor  # [T]
-    sample_indices: torch.Tensor  # [rows that sample]
+    input_ids: IntArray  # [T]
+    positions: IntArray  # [T]
+    slot_mapping: IntArray  # [T]
+    sample_indices: IntArray  # [rows that sample]
     wants_logits: npt.NDArray[np.uint8]  # [rows that sample], 0 where the likeliest token is enough
-    block_tables: torch.Tensor  # [R, blocks]
+    block_tables: IntArray  # [R, blocks]
     query_lens: IntArray  # [R]
     context_lens: IntArray  # [R]
     cu_seqlens_q: IntArray  # [R + 1]
@@ -71,10 +70,8 @@ def order_work(work: Sequence[Work]) -> tuple[tuple[Work, ...], int]:
     return (*singles, *(item for item in work if item.num_tokens > 1)), len(singles)
 
 
-def build_batch(
-    work: Sequence[Work], rows: RowTable, block_size: int, device: torch.device
-) -> Batch:
-    """The tensors of one step. `work` must not be empty and every row must have its blocks."""
+def build_batch(work: Sequence[Work], rows: RowTable, block_size: int) -> Batch:
+    """The arrays of one step. `work` must not be empty and every row must have its blocks."""
     ordered, num_decode_rows = order_work(work)
     query_lens = np.array([item.num_tokens for item in ordered], dtype=np.int64)
     context_lens = np.array([item.context_len for item in ordered], dtype=np.int64)
@@ -92,15 +89,15 @@ def build_batch(
     return Batch(
         work=ordered,
         num_decode_rows=num_decode_rows,
-        input_ids=torch.tensor(token_ids, dtype=torch.int64, device=device),
-        positions=_to_device(positions, device),
-        slot_mapping=_to_device(slots, device),
-        sample_indices=_to_device(cu_seqlens_q[1:][samples] - 1, device),
+        input_ids=np.array(token_ids, dtype=np.int64),
+        positions=positions,
+        slot_mapping=slots,
+        sample_indices=cu_seqlens_q[1:][samples] - 1,
         wants_logits=np.array(
             [not item.row.sample.is_plain_greedy for item in ordered if item.samples],
             dtype=np.uint8,
         ),
-        block_tables=_to_device(pad_block_tables(tables, context_lens, block_size), device),
+        block_tables=pad_block_tables(tables, context_lens, block_size),
         query_lens=query_lens,
         context_lens=context_lens,
         cu_seqlens_q=cu_seqlens_q,
@@ -119,10 +116,6 @@ def pad_block_tables(tables: IntArray, context_lens: IntArray, block_size: int) 
 def _positions(query_lens: IntArray, context_lens: IntArray, cu_seqlens_q: IntArray) -> IntArray:
     first = context_lens - query_lens
     return np.arange(int(cu_seqlens_q[-1])) + np.repeat(first - cu_seqlens_q[:-1], query_lens)
-
-
-def _to_device(array: IntArray, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
 
 
 def _wants_logits(item: Work) -> bool:

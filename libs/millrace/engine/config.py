@@ -114,7 +114,7 @@ def weight_kind(config: EngineConfig) -> str:
 
 
 def head_kind(kind: str) -> str:
-    """How the head is stored beside matrices of `kind`: in 8 bits beside 4, as in files of 4 bits."""
+    """How the head is stored beside matrices of `kind`: in 8 bits beside 4, as 4-bit files do."""
     return "int8" if kind == "int4" else kind
 
 

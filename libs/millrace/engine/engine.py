@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-import torch
-
 from millrace.core.model import ModelInfo
 from millrace.core.step import Fork, PlanRefused, RowToken, StepPlan, StepResult
 
@@ -42,7 +40,7 @@ class Engine:
         self.block_size = runner.cache.block_size
         self.max_num_seqs = max_num_seqs
         self._runner = runner
-        self._sampler = Sampler(runner.info.vocab_size, runner.device, runner.drawer)
+        self._sampler = Sampler(runner.info.vocab_size, runner.drawer)
         self._rows = RowTable(max_num_seqs)
         self._held: frozenset[int] = frozenset()
         self._plan_id = 0
@@ -150,7 +148,7 @@ class Engine:
         start_ns = time.perf_counter_ns()
         result.num_tokens = sum(item.num_tokens for item in work)
         result.num_decode_rows = sum(item.row.is_decoding for item in work)
-        batch = build_batch(work, self._rows, self.block_size, self._runner.device)
+        batch = build_batch(work, self._rows, self.block_size)
         logits = self._runner.forward(batch)
         forward_end_ns = time.perf_counter_ns()
         drawing = [item.row for item in batch.sampling_work]
@@ -167,8 +165,7 @@ class Engine:
         if not rows:
             return []
         likeliest = None if logits.likeliest is None else logits.likeliest.tolist()
-        with torch.inference_mode():
-            return self._sampler.sample(logits.values, [row.sample for row in rows], likeliest)
+        return self._sampler.sample(logits.values, [row.sample for row in rows], likeliest)
 
 
 def _take(row: Row, drawn: Sampled) -> RowToken:

@@ -1,11 +1,10 @@
-"""A checkpoint folder: config.json, the ids that end a text, and weights from safetensors files.
+"""The weights of a checkpoint folder, from safetensors files.
 
 Files are mapped, never unpickled, and no code of a checkpoint is ever run.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from millrace.core.errors import UnsupportedModel
+
+from .config_json import read_json
 
 
 class Checkpoint:
@@ -113,30 +114,3 @@ def weight_files(folder: Path) -> list[str]:
     if not names:
         raise UnsupportedModel(f"{folder} has no *.safetensors file; other formats are not loaded")
     return names
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The content of config.json; raises `UnsupportedModel` where it is missing or broken."""
-    return read_json(folder / "config.json")
-
-
-def read_eos_token_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
-    """Ids that end a text: generation_config.json decides, config.json where it is silent."""
-    generation = folder / "generation_config.json"
-    found = read_json(generation).get("eos_token_id") if generation.is_file() else None
-    if found is None:
-        found = config.get("eos_token_id")
-    if found is None:
-        return ()
-    return tuple(found) if isinstance(found, list) else (int(found),)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; raises `UnsupportedModel` naming the file."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UnsupportedModel(f"cannot read {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise UnsupportedModel(f"{path} holds no JSON object")
-    return content

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -17,6 +18,17 @@ def cpu_has_bf16(proc: Path = PROC) -> bool:
             flags = set(line.partition(":")[2].split())
             return bool(flags & {"avx512_bf16", "amx_bf16"})
     return False
+
+
+def has_gpu_driver() -> bool:
+    """True where a library of NVIDIA's driver or a device of AMD's is there for torch to use."""
+    if Path("/dev/kfd").exists():
+        return True
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def usable_cpus(proc: Path = PROC, cgroup: Path = CGROUP) -> int:

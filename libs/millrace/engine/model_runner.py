@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from millrace.core.errors import ConfigError, UnsupportedModel
 from millrace.core.model import ModelInfo
 
@@ -18,33 +16,27 @@ from .attention import create_attention
 from .attention.base import AttentionStep, Progress
 from .batch import Batch
 from .config import EngineConfig, resolve_config, weight_kind
+from .config_json import read_config, read_eos_token_ids
 from .kernels.cpu.load import default_cache_dir, load_kernels
 from .kv_cache import (
     CPU_MEMORY_SHARE,
     GPU_MEMORY_RESERVE,
-    KVCache,
     LayerShape,
     PagedCache,
-    block_bytes,
     choose_num_blocks,
 )
-from .loader import Checkpoint, read_config, read_eos_token_ids
-from .machine import available_memory_bytes
+from .machine import available_memory_bytes, has_gpu_driver
 from .models.base import Logits, Model
 from .models.llama_spec import LlamaSpec
 from .routes import is_native, route_of
 
 if TYPE_CHECKING:
+    import torch
+
     from .kernels.cpu.library import Kernels
     from .sampler import Drawer
 
 Report = Callable[[str], None]
-
-TORCH_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 
 
 class ModelRunner:
@@ -56,7 +48,7 @@ class ModelRunner:
         cache: PagedCache,
         backend: str,
         info: ModelInfo,
-        device: torch.device,
+        device: str,
         drawer: Drawer | None,
     ) -> None:
         self.cache = cache
@@ -75,18 +67,14 @@ class ModelRunner:
         config = resolve_config(
             config,
             checkpoint,
-            has_cuda=torch.cuda.is_available(),
+            has_cuda=_has_cuda(config.device),
             has_kernels=kernels is not None,
         )
         route = _choose_route(config.route, checkpoint)
-        if config.device == "cpu":
-            torch.set_num_threads(config.num_threads)
-        device = torch.device(config.device)
         if config.backend != "cpu":
             kernels = None
-        loader = _Loader(config, route, device, kernels, report)
-        with torch.inference_mode():
-            model, max_positions = loader.load_model(checkpoint)
+        loader = _Loader(config, route, kernels, report)
+        model, max_positions = loader.load_model(checkpoint)
         max_model_len = _choose_max_model_len(config.max_model_len, max_positions)
         cache = loader.create_cache(model, max_model_len)
         info = ModelInfo(
@@ -105,22 +93,33 @@ class ModelRunner:
             route=route,
             config_json=json.dumps(checkpoint, sort_keys=True),
         )
-        runner = ModelRunner(model, cache, config.backend, info, device, _create_drawer(kernels))
+        drawer = _create_drawer(kernels)
+        runner = ModelRunner(model, cache, config.backend, info, config.device, drawer)
         if route == "generic":
             from .models.self_check import check_cached_equals_whole
 
-            check_cached_equals_whole(runner.forward, cache, info, device)
+            check_cached_equals_whole(runner.forward, cache, info)
         return runner
 
-    @torch.inference_mode()
     def forward(self, batch: Batch) -> Logits:
         """Logits of the rows that sample, in the model's dtype; valid until the next call."""
         step = AttentionStep(self._backend, self._backend.prepare(batch), self.progress)
         logits = self._model.forward(batch, step)
-        if self.device.type == "cuda":
+        if self.device != "cpu":
+            import torch
+
             # Errors of the device must surface inside the step, before any row moves on.
             torch.cuda.synchronize(self.device)
         return logits
+
+
+def _has_cuda(asked: str) -> bool:
+    """Asks torch, which takes a second to import and memory to keep, only where there is hope."""
+    if asked == "cpu" or not has_gpu_driver():
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _choose_route(asked: str, checkpoint: Mapping[str, Any]) -> str:
@@ -166,17 +165,28 @@ def _choose_max_model_len(setting: int, max_positions: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Loader:
-    """Makes model and cache for one set of resolved settings."""
+    """Makes model and cache for one set of resolved settings.
+
+    The native route over the kernels does without torch.
+    """
 
     config: EngineConfig
     route: str
-    device: torch.device
     kernels: Kernels | None
     report: Report
 
     @property
     def dtype(self) -> torch.dtype:
-        return TORCH_DTYPES[self.config.dtype]
+        import torch
+
+        dtype: torch.dtype = getattr(torch, self.config.dtype)
+        return dtype
+
+    @property
+    def device(self) -> torch.device:
+        import torch
+
+        return torch.device(self.config.device)
 
     def load_model(self, settings: Mapping[str, Any]) -> tuple[Model, int]:
         """The model that config.json's content describes, and the number of positions it knows."""
@@ -186,11 +196,15 @@ class _Loader:
         return self._load_native(spec), spec.max_positions
 
     def _load_generic(self) -> tuple[Model, int]:
+        import torch
+
         from .models.generic import GenericModel
 
+        self._share_threads()
         folder = self.config.model_path
         parsed = _parse_config(folder)
-        model = GenericModel(folder, parsed, self.dtype, self.device)
+        with torch.inference_mode():
+            model = GenericModel(folder, parsed, self.dtype, self.device)
         if self.kernels is not None:
             model.pack_linears(self.kernels, weight_kind(self.config), self.report)
         return model, _max_positions(parsed)
@@ -204,10 +218,20 @@ class _Loader:
             return CpuLlama(
                 folder, spec, self.kernels, kind, cache_dir or default_cache_dir(), self.report
             )
+        import torch
+
+        from .loader import Checkpoint
         from .models.llama import LlamaModel
 
-        with Checkpoint(folder, self.dtype, self.device) as checkpoint:
+        self._share_threads()
+        with torch.inference_mode(), Checkpoint(folder, self.dtype, self.device) as checkpoint:
             return LlamaModel(spec, checkpoint)
+
+    def _share_threads(self) -> None:
+        if self.config.device == "cpu":
+            import torch
+
+            torch.set_num_threads(self.config.num_threads)
 
     def create_cache(self, model: Model, max_model_len: int) -> PagedCache:
         """The K/V cache, as large as settings and memory allow."""
@@ -221,6 +245,8 @@ class _Loader:
             memory_bytes=self._cache_memory_bytes(),
         )
         if self.kernels is None:
+            from .torch_kv_cache import KVCache
+
             return KVCache(model.layers, num_blocks, config.block_size, self.dtype, self.device)
         from .kernels.cpu.tile_cache import TileCache
 
@@ -233,6 +259,8 @@ class _Loader:
 
     def _block_bytes(self, layers: Sequence[LayerShape]) -> int:
         if self.kernels is None:
+            from .torch_kv_cache import block_bytes
+
             return block_bytes(layers, self.config.block_size, self.dtype)
         from .kernels.cpu.tile_cache import check_block_size, layer_block_bytes
 
@@ -243,7 +271,9 @@ class _Loader:
         )
 
     def _cache_memory_bytes(self) -> int:
-        if self.device.type == "cuda":
+        if self.config.device != "cpu":
+            import torch
+
             free, total = torch.cuda.mem_get_info(self.device)
             return free - int(total * GPU_MEMORY_RESERVE)
         return int(available_memory_bytes() * CPU_MEMORY_SHARE)

@@ -167,12 +167,11 @@ class PerplexityRun:
         ]
 
     def _step(self, table: RowTable, works: list[Work]) -> list[tuple[Row, Judged]]:
-        device = self._runner.device
-        batch = build_batch(works, table, self._runner.cache.block_size, device)
-        every = torch.arange(batch.num_tokens, dtype=torch.int64, device=device)
+        batch = build_batch(works, table, self._runner.cache.block_size)
+        every = np.arange(batch.num_tokens)
         wants = np.ones(batch.num_tokens, dtype=np.uint8)
         asked = replace(batch, sample_indices=every, wants_logits=wants)
-        logits = self._runner.forward(asked).values
+        logits = torch.as_tensor(self._runner.forward(asked).values)
         judged = []
         for index, item in enumerate(batch.work):
             row = item.row

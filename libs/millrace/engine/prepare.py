@@ -12,11 +12,11 @@ from pathlib import Path
 from millrace.core.errors import MillraceError
 
 from .config import KV_DTYPES, QUANTIZATIONS, EngineConfig, resolve_config, weight_kind
+from .config_json import read_config
 from .kernels.cpu.build import build_library, find_compiler
 from .kernels.cpu.instruction_paths import choose_path
 from .kernels.cpu.load import default_cache_dir
 from .kernels.cpu.packed_weights import packed_path
-from .loader import read_config
 from .routes import is_native
 
 

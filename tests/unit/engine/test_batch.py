@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from millrace.core.sampling import SamplingSpec
 from millrace.core.step import Admission
@@ -40,7 +39,7 @@ def make_batch():
         Work(seat(rows, 2, 3, 2, [4, 6]), 1),
         Work(seat(rows, 3, 2, 0, [1]), 2),
     ]
-    return build_batch(work, rows, BLOCK_SIZE, torch.device("cpu"))
+    return build_batch(work, rows, BLOCK_SIZE)
 
 
 def test_single_tokens_come_first_by_rising_context():

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from millrace.core.errors import ConfigError
-from millrace.engine.kv_cache import KVCache, LayerShape, block_bytes, choose_num_blocks
+from millrace.engine.kv_cache import LayerShape, choose_num_blocks
+from millrace.engine.torch_kv_cache import KVCache, block_bytes
 
 LAYERS = [LayerShape(2, 4, 4), LayerShape(2, 4, 6), LayerShape(1, 8, 8)]
 

@@ -16,9 +16,9 @@ from scripts.perplexity import TEXT, load_scores, main
 
 from millrace.core.errors import ConfigError
 from millrace.engine.config import EngineConfig
-from millrace.engine.kv_cache import KVCache
 from millrace.engine.model_runner import ModelRunner
 from millrace.engine.perplexity import PerplexityRun, Scores, compare
+from millrace.engine.torch_kv_cache import KVCache
 from millrace.testing.tokenizers import VOCAB_SIZE, write_byte_level
 from tests.unit.engine.conftest import SIZES
 

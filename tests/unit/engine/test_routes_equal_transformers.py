@@ -76,8 +76,8 @@ def test_logits_equal_transformers(tiny, prompt, drive, name, route, backend):
         runner.cache.clear_blocks(driver.blocks[index])
         work.append(Work(row, len(tokens)))
 
-    batch = build_batch(work, rows, runner.cache.block_size, runner.device)
-    logits = runner.forward(batch).values
+    batch = build_batch(work, rows, runner.cache.block_size)
+    logits = torch.as_tensor(runner.forward(batch).values)
 
     for item, got in zip(batch.sampling_work, logits, strict=True):
         torch.testing.assert_close(

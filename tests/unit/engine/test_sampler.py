@@ -28,7 +28,7 @@ def row_of(
 
 
 def token_of(logits: torch.Tensor, row: SampleRow) -> int:
-    return Sampler(len(logits), CPU).sample(logits[None], [row])[0].token_id
+    return Sampler(len(logits)).sample(logits[None], [row])[0].token_id
 
 
 def mixed_rows(vocab_size: int, count: int) -> list[SampleRow]:
@@ -62,7 +62,7 @@ def test_row_gets_same_token_alone_and_in_a_crowd(dtype: torch.dtype) -> None:
     torch.manual_seed(1)
     logits = (torch.randn(45, vocab_size) * 2.5).to(dtype)
     rows = mixed_rows(vocab_size, len(logits))
-    sampler = Sampler(vocab_size, CPU)
+    sampler = Sampler(vocab_size)
 
     together = sampler.sample(logits, rows)
     alone = [sampler.sample(logits[i : i + 1], [row])[0] for i, row in enumerate(rows)]
@@ -78,7 +78,7 @@ def test_row_gets_same_token_whatever_the_shortcuts(monkeypatch: pytest.MonkeyPa
     torch.manual_seed(2)
     logits = torch.randn(45, vocab_size) * 2.5
     rows = mixed_rows(vocab_size, len(logits))
-    sampler = Sampler(vocab_size, CPU)
+    sampler = Sampler(vocab_size)
     expected = sampler.sample(logits, rows)
 
     monkeypatch.setattr(truncation, "NUCLEUS_WINDOW", vocab_size)
@@ -118,7 +118,7 @@ def test_sampling_leaves_logits_and_rows_unchanged() -> None:
     rows = mixed_rows(300, 9)
     before, ids_before = logits.clone(), [list(row.token_ids) for row in rows]
 
-    Sampler(300, CPU).sample(logits, rows)
+    Sampler(300).sample(logits, rows)
 
     assert torch.equal(logits, before)
     assert [row.token_ids for row in rows] == ids_before
@@ -254,7 +254,7 @@ def test_padding_past_the_vocabulary_is_never_drawn() -> None:
     logits = torch.zeros(2, 64)
     logits[:, 60:] = 9.0
 
-    sampled = Sampler(60, CPU).sample(logits, [row_of(GREEDY), row_of(SamplingSpec())])
+    sampled = Sampler(60).sample(logits, [row_of(GREEDY), row_of(SamplingSpec())])
 
     assert sampled[0].token_id == 0
     assert sampled[1].token_id < 60
@@ -263,10 +263,10 @@ def test_padding_past_the_vocabulary_is_never_drawn() -> None:
 def test_fewer_rows_than_logits_use_the_first() -> None:
     logits = torch.eye(4)
 
-    sampled = Sampler(4, CPU).sample(logits, [row_of(GREEDY), row_of(GREEDY)])
+    sampled = Sampler(4).sample(logits, [row_of(GREEDY), row_of(GREEDY)])
 
     assert [s.token_id for s in sampled] == [0, 1]
 
 
 def test_no_rows_give_no_tokens() -> None:
-    assert Sampler(10, CPU).sample(torch.empty(0, 10), []) == []
+    assert Sampler(10).sample(torch.empty(0, 10), []) == []

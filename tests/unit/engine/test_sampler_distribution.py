@@ -38,7 +38,7 @@ def exact_probabilities(logits: torch.Tensor, spec: SamplingSpec) -> npt.NDArray
 
 def draws(logits: torch.Tensor, spec: SamplingSpec, *, choice: int = 0) -> list[int]:
     """`NUM_DRAWS` draws from one distribution, at consecutive positions."""
-    sampler = Sampler(len(logits), torch.device("cpu"))
+    sampler = Sampler(len(logits))
     batch = logits.expand(BATCH_SIZE, -1)
     drawn: list[int] = []
     for start in range(0, NUM_DRAWS, BATCH_SIZE):
@@ -94,7 +94,7 @@ def test_draws_over_large_vocabulary_follow_exact_distribution() -> None:
     logits = torch.full((vocab_size,), -2.0)
     logits[::6000] = torch.linspace(6.0, 8.0, 10)
     spec = SamplingSpec(seed=77)
-    sampler = Sampler(vocab_size, torch.device("cpu"))
+    sampler = Sampler(vocab_size)
     probabilities = exact_probabilities(logits, spec)
     favoured = probabilities[::6000]
 

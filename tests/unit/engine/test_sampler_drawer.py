@@ -51,9 +51,9 @@ def test_drawer_gets_random_unedited_rows_and_decides_what_it_can(dtype: torch.d
     logits = torch.randn(len(rows), VOCAB_SIZE + 14).to(dtype)
     drawer = Recorder()
 
-    sampled = Sampler(VOCAB_SIZE, CPU, drawer).sample(logits, rows)
+    sampled = Sampler(VOCAB_SIZE, drawer).sample(logits, rows)
 
-    expected = Sampler(VOCAB_SIZE, CPU).sample(logits, rows)
+    expected = Sampler(VOCAB_SIZE).sample(logits, rows)
     given = [1, 3, 7]
     assert [(r.spec, r.position, r.choice) for r in drawer.requests] == [
         (rows[i].spec, len(rows[i].token_ids), rows[i].choice) for i in given
@@ -73,6 +73,6 @@ def test_drawer_is_not_called_without_a_row_for_it() -> None:
     drawer = Recorder()
     rows = [row_of(2, temperature=0.0, top_logprobs=1), row_of(2, presence_penalty=1.0)]
 
-    Sampler(VOCAB_SIZE, CPU, drawer).sample(torch.randn(2, VOCAB_SIZE), rows)
+    Sampler(VOCAB_SIZE, drawer).sample(torch.randn(2, VOCAB_SIZE), rows)
 
     assert drawer.requests == []

@@ -11,7 +11,7 @@ from millrace.engine.sampler import Sampled, Sampler, SampleRow
 
 def sample_one(logits: torch.Tensor, spec: SamplingSpec) -> Sampled:
     row = SampleRow(spec, [1, 2, 3], 1, 0, (5,))
-    return Sampler(len(logits), torch.device("cpu")).sample(logits[None], [row])[0]
+    return Sampler(len(logits)).sample(logits[None], [row])[0]
 
 
 def random_logits(vocab_size: int = 20_000) -> torch.Tensor:

@@ -23,9 +23,7 @@ def penalised(
 
 
 def greedy_token(logits: list[float], row: SampleRow) -> int:
-    return (
-        Sampler(len(logits), torch.device("cpu")).sample(torch.tensor([logits]), [row])[0].token_id
-    )
+    return Sampler(len(logits)).sample(torch.tensor([logits]), [row])[0].token_id
 
 
 def test_repetition_penalty_counts_prompt_and_output_once() -> None:

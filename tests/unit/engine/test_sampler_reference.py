@@ -173,7 +173,7 @@ def test_sampler_equals_plain_python_on_random_specs(
     logits = (torch.randn(300, VOCAB_SIZE) * 3).to(dtype)
     rows = [random_row(rng) for _ in range(len(logits))]
 
-    sampled = Sampler(VOCAB_SIZE, torch.device("cpu")).sample(logits, rows)
+    sampled = Sampler(VOCAB_SIZE).sample(logits, rows)
 
     expected = [python_sample(x.float().tolist(), row) for x, row in zip(logits, rows, strict=True)]
     assert [s.token_id for s in sampled] == expected
@@ -187,7 +187,7 @@ def test_leaving_out_hopeless_tokens_changes_no_draw(temperature: float) -> None
     spec = SamplingSpec(temperature=temperature, seed=9)
     rows = [SampleRow(spec, [0] * n, 0, 0, ()) for n in range(len(logits))]
 
-    sampled = Sampler(VOCAB_SIZE, torch.device("cpu")).sample(logits, rows)
+    sampled = Sampler(VOCAB_SIZE).sample(logits, rows)
 
     expected = [python_sample(x.tolist(), row) for x, row in zip(logits, rows, strict=True)]
     assert [s.token_id for s in sampled] == expected

@@ -14,7 +14,8 @@ from millrace.core.errors import ConfigError
 from millrace.engine.attention import create_attention
 from millrace.engine.attention.torch_attention import split_by_size
 from millrace.engine.batch import Work, build_batch
-from millrace.engine.kv_cache import KVCache, LayerShape
+from millrace.engine.kv_cache import LayerShape
+from millrace.engine.torch_kv_cache import KVCache
 
 BLOCK_SIZE = 8
 DIM, VALUE_DIM = 16, 12
@@ -68,7 +69,7 @@ class Case:
         ]
         work = [Work(seat, n) for seat, (_, n) in zip(seats, self.lengths, strict=True)]
         rows: Any = SimpleNamespace(block_tables=self.tables)
-        batch = build_batch(work, rows, BLOCK_SIZE, torch.device("cpu"))
+        batch = build_batch(work, rows, BLOCK_SIZE)
         order = [item.row.index for item in batch.work]
         new = [slice(self.lengths[row][0], None) for row in order]
         backend = create_attention("torch", self.cache)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from millrace.engine.batch import Batch
+
+if TYPE_CHECKING:
+    import torch
 
 
 class AttentionBackend(Protocol):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from millrace.engine.batch import Batch
 from millrace.engine.kernels.cpu.library import TILE_TOKENS, AttentionStruct, BatchStruct
 from millrace.engine.kernels.cpu.tile_cache import TileCache
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +37,12 @@ class CpuAttention:
             num_samples=len(batch.sample_indices),
             table_width=batch.block_tables.shape[1],
             tiles_per_block=self._tiles_per_block,
-            input_ids=batch.input_ids.data_ptr(),
-            positions=batch.positions.data_ptr(),
+            input_ids=batch.input_ids.ctypes.data,
+            positions=batch.positions.ctypes.data,
             cu_seqlens_q=batch.cu_seqlens_q.ctypes.data,
             context_lens=batch.context_lens.ctypes.data,
-            block_tables=batch.block_tables.data_ptr(),
-            sample_indices=batch.sample_indices.data_ptr(),
+            block_tables=batch.block_tables.ctypes.data,
+            sample_indices=batch.sample_indices.ctypes.data,
         )
         return CpuMetadata(batch, struct)
 
@@ -57,8 +59,8 @@ class CpuAttention:
         sinks: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """See `AttentionBackend.forward`."""
-        wide = [tensor.to(torch.float32).contiguous() for tensor in (q, k, v)]
-        wide_sinks = None if sinks is None else sinks.to(torch.float32).contiguous()
+        wide = [tensor.float().contiguous() for tensor in (q, k, v)]
+        wide_sinks = None if sinks is None else sinks.float().contiguous()
         how = AttentionStruct(
             num_heads=q.shape[1],
             scale=scale,
@@ -66,7 +68,7 @@ class CpuAttention:
             softcap=softcap or 0.0,
             sinks=None if wide_sinks is None else wide_sinks.data_ptr(),
         )
-        out = torch.empty((q.shape[0], q.shape[1], v.shape[2]), dtype=torch.float32)
+        out = wide[0].new_empty((q.shape[0], q.shape[1], v.shape[2]))
         kernels = self.cache.kernels
         code = kernels.c.mr_attend(
             kernels.team,

@@ -13,7 +13,8 @@ import torch
 from torch.nn import functional
 
 from millrace.engine.batch import Batch, IntArray
-from millrace.engine.kv_cache import KVCache
+from millrace.engine.tensors import to_device
+from millrace.engine.torch_kv_cache import KVCache
 
 QUERY_TILE = 128
 # A bucket may waste up to half of its shortest row's blocks, or this many, in padding.
@@ -50,6 +51,8 @@ class TorchMetadata:
     """Index tensors of one step, shared by all layers with the same heads and window."""
 
     batch: Batch
+    slots: torch.Tensor  # [T]
+    block_tables: torch.Tensor  # [R, blocks]
     spans: list[Span]
     writes: dict[int, torch.Tensor] = field(default_factory=dict)
     buckets: dict[tuple[int, int | None], list[Bucket]] = field(default_factory=dict)
@@ -64,13 +67,16 @@ class TorchAttention:
 
     def prepare(self, batch: Batch) -> TorchMetadata:
         """Spans of the prefill rows; the rest is made when a layer first needs it."""
+        device = self._cache.keys[0].device
+        tables = to_device(batch.block_tables, device)
         spans = []
         for row in range(batch.num_decode_rows, len(batch.work)):
             context_len = int(batch.context_lens[row])
             num_blocks = -(-context_len // batch.block_size)
             start, end = int(batch.cu_seqlens_q[row]), int(batch.cu_seqlens_q[row + 1])
-            spans.append(Span(start, end, context_len, batch.block_tables[row, :num_blocks]))
-        return TorchMetadata(batch=batch, spans=spans)
+            spans.append(Span(start, end, context_len, tables[row, :num_blocks]))
+        slots = to_device(batch.slot_mapping, device)
+        return TorchMetadata(batch, slots, tables, spans)
 
     def forward(
         self,
@@ -109,7 +115,7 @@ class TorchAttention:
         num_tokens, num_kv_heads = k.shape[:2]
         index = metadata.writes.get(num_kv_heads)
         if index is None:
-            slots = metadata.batch.slot_mapping
+            slots = metadata.slots
             size = self._cache.block_size
             heads = torch.arange(num_kv_heads, device=slots.device)
             block_heads = (slots // size)[:, None] * num_kv_heads + heads
@@ -138,12 +144,15 @@ def _buckets(
     key = (num_kv_heads, sliding_window)
     found = metadata.buckets.get(key)
     if found is None:
-        found = _build_buckets(metadata.batch, num_kv_heads, sliding_window)
+        found = _build_buckets(metadata, num_kv_heads, sliding_window)
         metadata.buckets[key] = found
     return found
 
 
-def _build_buckets(batch: Batch, num_kv_heads: int, sliding_window: int | None) -> list[Bucket]:
+def _build_buckets(
+    metadata: TorchMetadata, num_kv_heads: int, sliding_window: int | None
+) -> list[Bucket]:
+    batch, tables = metadata.batch, metadata.block_tables
     context_lens = batch.context_lens[: batch.num_decode_rows]
     first_keys = context_lens * 0
     if sliding_window is not None:
@@ -152,12 +161,12 @@ def _build_buckets(batch: Batch, num_kv_heads: int, sliding_window: int | None) 
     last_blocks = (context_lens - 1) // batch.block_size
     buckets = []
     for start, end in split_by_size(last_blocks - first_blocks + 1):
-        device = batch.block_tables.device
+        device = tables.device
         columns = torch.arange(int((last_blocks - first_blocks)[start:end].max()) + 1)
         first = torch.from_numpy(first_blocks[start:end])[:, None]
         last = torch.from_numpy(last_blocks[start:end])[:, None]
         chosen = torch.minimum(first + columns, last).to(device)
-        blocks = batch.block_tables[start:end].gather(1, chosen)
+        blocks = tables[start:end].gather(1, chosen)
         heads = torch.arange(num_kv_heads, device=device)
         gather = blocks[:, None, :] * num_kv_heads + heads[:, None]
         keys = first * batch.block_size + torch.arange(len(columns) * batch.block_size)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from millrace.engine.attention.base import AttentionStep
 from millrace.engine.batch import Batch
 from millrace.engine.kv_cache import LayerShape
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class Logits:
     the token with the highest logit, is there; else for all.
     """
 
-    values: torch.Tensor
+    values: npt.NDArray[np.float32] | torch.Tensor
     likeliest: npt.NDArray[np.int64] | None = None
 
 

@@ -25,6 +25,7 @@ from millrace.engine.attention.base import AttentionStep
 from millrace.engine.batch import Batch
 from millrace.engine.kv_cache import LayerShape
 from millrace.engine.loader import weight_files
+from millrace.engine.tensors import to_device
 
 from .base import Logits
 
@@ -77,9 +78,12 @@ class GenericModel:
         saved = pack_linears(self._model, kernels, kind, self._model.get_output_embeddings())
         self.weight_bytes -= saved
 
+    @torch.inference_mode()
     def forward(self, batch: Batch, step: AttentionStep) -> Logits:
         """See `Model.forward`."""
-        return Logits(self._call(batch.input_ids, batch.positions, batch.sample_indices, step))
+        arrays = (batch.input_ids, batch.positions, batch.sample_indices)
+        input_ids, positions, keep = (to_device(array, self._device) for array in arrays)
+        return Logits(self._call(input_ids, positions, keep, step))
 
     def _call(
         self, input_ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor, step: Any

@@ -15,6 +15,7 @@ from millrace.engine.attention.base import AttentionStep
 from millrace.engine.batch import Batch
 from millrace.engine.kv_cache import LayerShape
 from millrace.engine.loader import Checkpoint
+from millrace.engine.tensors import to_device
 
 from .base import Logits
 from .llama_spec import LlamaSpec
@@ -62,16 +63,19 @@ class LlamaModel:
         self.num_parameters = checkpoint.num_parameters
         self.weight_bytes = checkpoint.num_bytes
 
+    @torch.inference_mode()
     def forward(self, batch: Batch, step: AttentionStep) -> Logits:
         """See `Model.forward`."""
-        hidden = functional.embedding(batch.input_ids, self._embedding)
-        cos, sin = rotation(batch.positions, self._frequencies, hidden.dtype)
+        device = self._embedding.device
+        hidden = functional.embedding(to_device(batch.input_ids, device), self._embedding)
+        positions = to_device(batch.positions, device)
+        cos, sin = rotation(positions, self._frequencies, hidden.dtype)
         for index, weights in enumerate(self._weights):
             normed = rms_norm(hidden, weights.input_norm, self._spec.norm_eps)
             hidden = hidden + self._attention(index, weights, normed, cos, sin, step)
             normed = rms_norm(hidden, weights.post_norm, self._spec.norm_eps)
             hidden = hidden + _mlp(weights, normed)
-        last = hidden.index_select(0, batch.sample_indices)
+        last = hidden.index_select(0, to_device(batch.sample_indices, device))
         last = rms_norm(last, self._norm, self._spec.norm_eps)
         return Logits(functional.linear(last, self._head))
 

@@ -29,14 +29,13 @@ def check_cached_equals_whole(
     forward: Callable[[Batch], Logits],
     cache: PagedCache,
     info: ModelInfo,
-    device: torch.device,
 ) -> None:
     """Raises `UnsupportedModel` where a pass over cached tokens differs from a pass over all."""
     num_blocks = -(-NUM_TOKENS // cache.block_size)
     if num_blocks > cache.num_blocks or info.max_model_len <= NUM_TOKENS:
         return
-    whole = _last_logits(forward, cache, info, device, (NUM_TOKENS,))
-    cut = _last_logits(forward, cache, info, device, (NUM_TOKENS - 3, 2, 1))
+    whole = _last_logits(forward, cache, info, (NUM_TOKENS,))
+    cut = _last_logits(forward, cache, info, (NUM_TOKENS - 3, 2, 1))
     difference = float((whole - cut).abs().max() / whole.std().clamp(min=1e-6))
     if not difference <= TOLERANCES[info.dtype]:
         raise UnsupportedModel(
@@ -49,7 +48,6 @@ def _last_logits(
     forward: Callable[[Batch], Logits],
     cache: PagedCache,
     info: ModelInfo,
-    device: torch.device,
     chunks: tuple[int, ...],
 ) -> torch.Tensor:
     rows = RowTable(1)
@@ -70,6 +68,6 @@ def _last_logits(
         )
     )
     for num_tokens in chunks:
-        logits = forward(build_batch([Work(row, num_tokens)], rows, cache.block_size, device))
+        logits = forward(build_batch([Work(row, num_tokens)], rows, cache.block_size))
         row.num_computed_tokens += num_tokens
-    return logits.values.float()
+    return torch.as_tensor(logits.values).float()

@@ -13,9 +13,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from millrace.core.sampling import SamplingSpec
 from millrace.core.tokens import TokenLogprobs
@@ -25,6 +25,9 @@ from .gumbel import MAX_SHARED_TOKENS, Draw, draw_token, draw_tokens, possible_w
 from .logprobs import token_logprobs
 from .penalties import apply_bias, apply_penalties, has_pending_stops, mask_stops
 from .truncation import Ids, Logits, is_truncated, kept_tokens
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(slots=True)
@@ -63,20 +66,19 @@ class Sampled:
 
 
 class Sampler:
-    """Draws tokens for a model with `vocab_size` logits that lie on `device`.
+    """Draws tokens for a model with `vocab_size` logits, in an array or on any device.
 
     `drawer` draws what it can of the rows whose logits nothing edits; no token depends on it.
     """
 
-    def __init__(self, vocab_size: int, device: torch.device, drawer: Drawer | None = None) -> None:
+    def __init__(self, vocab_size: int, drawer: Drawer | None = None) -> None:
         self.vocab_size = vocab_size
-        self.device = device
         self._drawer = drawer
         self._all_ids: Ids = np.arange(vocab_size)
 
     def sample(
         self,
-        logits: torch.Tensor,
+        logits: Logits | torch.Tensor,
         rows: Sequence[SampleRow],
         likeliest: Sequence[int] | None = None,
     ) -> list[Sampled]:
@@ -88,7 +90,7 @@ class Sampler:
         plain = [i for i, row in enumerate(rows) if row.is_plain_greedy]
         others = [i for i, row in enumerate(rows) if not row.is_plain_greedy]
         if likeliest is None:
-            greedy = _argmax(_select(logits, plain)) if plain else []
+            greedy = _argmax(logits, plain) if plain else []
         else:
             greedy = [likeliest[i] for i in plain]
         sampled = {i: Sampled(token, None) for i, token in zip(plain, greedy, strict=True)}
@@ -185,28 +187,33 @@ def _logprobs(raw: Logits, token_id: int, spec: SamplingSpec) -> TokenLogprobs |
     return token_logprobs(raw, token_id, spec.top_logprobs)
 
 
-def _select(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-    if len(rows) == len(logits):
-        return logits
-    return logits[torch.tensor(rows, dtype=torch.int64, device=logits.device)]
-
-
-def _rows_on_host(logits: torch.Tensor, rows: Sequence[int]) -> tuple[Logits, Sequence[int]]:
+def _rows_on_host(
+    logits: Logits | torch.Tensor, rows: Sequence[int]
+) -> tuple[Logits, Sequence[int]]:
     """Logits in float32 on the host, copied only if need be; and where in them `rows` are."""
-    is_there = logits.device.type == "cpu" and logits.dtype == torch.float32
+    if isinstance(logits, np.ndarray):
+        return logits, rows
+    is_there = logits.device.type == "cpu" and logits.dtype.itemsize == 4
     if is_there and logits.stride(1) == 1:
         return logits.detach().numpy(), rows
     return _to_host(_select(logits, rows)), range(len(rows))
 
 
+def _select(logits: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    return logits if len(rows) == len(logits) else logits[list(rows)]
+
+
 def _to_host(logits: torch.Tensor) -> Logits:
-    host: Logits = logits.detach().to("cpu", torch.float32).contiguous().numpy()
+    host: Logits = logits.detach().cpu().float().contiguous().numpy()
     return host
 
 
-def _argmax(logits: torch.Tensor) -> list[int]:
-    """The likeliest id of each row, the lowest where logits tie."""
-    if logits.device.type == "cpu":
-        # Several times as fast as torch's on the CPU, above all in bfloat16.
+def _argmax(logits: Logits | torch.Tensor, rows: Sequence[int]) -> list[int]:
+    """The likeliest id of each of `rows`, the lowest where logits tie."""
+    if not isinstance(logits, np.ndarray):
+        logits = _select(logits, rows)
+        if logits.device.type != "cpu":
+            return [int(i) for i in logits.argmax(dim=-1).tolist()]
+        # numpy is several times as fast as torch on the CPU, above all in bfloat16.
         return [int(i) for i in _to_host(logits).argmax(axis=-1)]
-    return [int(i) for i in logits.argmax(dim=-1).tolist()]
+    return [int(i) for i in logits[list(rows)].argmax(axis=-1)]

@@ -25,7 +25,7 @@ from millrace.engine.kernels.cpu.library import (
     padded,
     padded_columns,
 )
-from millrace.engine.models.cpu_llama import interleave_panels
+from millrace.engine.models.cpu_llama_packing import interleave_panels
 from tests.unit.engine.cpu import reference
 from tests.unit.engine.cpu.kernel_calls import POISON, pack
 from tests.unit.engine.cpu.kernel_runner import TEAM, KernelRunner

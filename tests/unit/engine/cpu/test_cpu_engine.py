@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import pytest
 
 from millrace.core.sampling import SamplingSpec
@@ -19,6 +23,21 @@ NATIVE = ["llama", "llama-biased", "llama-llama3", "mistral-windowed", "qwen2", 
 GENERIC = ["gpt_neox", "gemma2", "phi3", "cohere", "granite"]
 LENGTHS = (1, 31, 32, 33, 70, 100)
 LOGPROBS = SamplingSpec(temperature=0.0, top_logprobs=5)
+WITHOUT_TORCH = """
+import json, sys
+from pathlib import Path
+from millrace.core.sampling import SamplingSpec
+from millrace.engine.config import EngineConfig
+from millrace.engine.engine import create_engine
+from millrace.engine.local import LocalGenerator, LocalRequest
+
+folder, cache = map(Path, sys.argv[1:])
+config = EngineConfig(folder, "x", dtype="float32", device="cpu", backend="cpu", cache_dir=cache)
+spec = SamplingSpec(temperature=0.0, top_logprobs=5)
+request = LocalRequest(json.load(sys.stdin), 6, spec)
+answer = LocalGenerator(create_engine(config)).generate([request])[0]
+print(json.dumps({"tokens": answer.token_ids, "has_torch": "torch" in sys.modules}))
+"""
 
 
 @pytest.mark.parametrize("name", NATIVE + GENERIC)
@@ -149,7 +168,7 @@ def test_freed_blocks_full_of_nan_do_not_leak_into_the_next_row(
 ):
     driver = drive(engine_for(name, "cpu", route=route))
     for pool in driver.engine._runner.cache._pools.values():
-        pool.fill_(0xFF)
+        pool.fill(0xFFFF_FFFF_FFFF_FFFF)
     tokens = prompt(43)
 
     driver.start(0, tokens)
@@ -207,3 +226,20 @@ def test_keys_and_values_are_stored_as_asked_for(engine_for, prompt, settings, k
     expected = LocalGenerator(other).generate(requests)
     same = sum(a.token_ids[:1] == b.token_ids[:1] for a, b in zip(answers, expected, strict=True))
     assert same >= 2
+
+
+def test_native_model_is_served_without_torch(tiny, engine_for, engine_cache, prompt):
+    requests = [LocalRequest(prompt(40), 6, LOGPROBS)]
+    expected = LocalGenerator(engine_for("llama", "cpu")).generate(requests)[0]
+
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, tiny("llama").path, engine_cache],
+        input=json.dumps(requests[0].prompt_token_ids),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"tokens": expected.token_ids, "has_torch": False}

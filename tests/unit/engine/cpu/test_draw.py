@@ -60,7 +60,7 @@ def kernel_tokens(
 
 def numpy_tokens(logits: Floats, requests: Sequence[DrawRequest]) -> list[int]:
     """What the sampler draws without a drawer."""
-    sampler = Sampler(logits.shape[1], torch.device("cpu"))
+    sampler = Sampler(logits.shape[1])
     rows = [SampleRow(r.spec, [0] * r.position, 0, r.choice, ()) for r in requests]
     raw = torch.from_numpy(logits[[r.row for r in requests]])
     return [sampled.token_id for sampled in sampler.sample(raw, rows)]

@@ -30,7 +30,7 @@ from .library import (
     padded_columns,
 )
 
-VERSION = 3
+VERSION = 4
 ALIGNMENT = 4096
 HEADER_BYTES = 1 << 20
 

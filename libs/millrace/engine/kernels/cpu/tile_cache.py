@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 
-import torch
+import numpy as np
+import numpy.typing as npt
 
 from millrace.core.errors import ConfigError
 from millrace.engine.kv_cache import LayerShape
@@ -32,17 +34,16 @@ class TileCache:
         self.layers = tuple(layers)
         self.num_blocks = num_blocks
         self.block_size = block_size
-        # Layers whose blocks are of one size share a tensor: clearing and copying are one call.
+        # Layers whose blocks are of one size share an array: clearing and copying are one call.
         sizes = [layer_block_bytes(kernels, layer, block_size, kind) for layer in layers]
         self._pools = {
-            size: torch.empty((sizes.count(size), num_blocks, size), dtype=torch.uint8)
-            for size in sorted(set(sizes))
+            size: _reserve(sizes.count(size), num_blocks, size) for size in sorted(set(sizes))
         }
         used = dict.fromkeys(self._pools, 0)
         self.structs = (KvStruct * len(sizes))()
         for index, (layer, size) in enumerate(zip(self.layers, sizes, strict=True)):
             self.structs[index] = KvStruct(
-                data=self._pools[size][used[size]].data_ptr(),
+                data=self._pools[size][used[size]].ctypes.data,
                 kind=kind,
                 num_kv_heads=layer.num_kv_heads,
                 key_dim=layer.key_dim,
@@ -57,16 +58,24 @@ class TileCache:
 
     def clear_blocks(self, blocks: Sequence[int]) -> None:
         """Sets every slot of `blocks` to zero."""
-        index = torch.tensor(blocks)
+        index = list(blocks)
         for pool in self._pools.values():
-            pool.index_fill_(1, index, 0)
+            pool[:, index] = 0
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copies whole blocks, (from, to) each; reads all sources before it writes a target."""
-        sources = torch.tensor([pair[0] for pair in pairs])
-        targets = torch.tensor([pair[1] for pair in pairs])
+        sources, targets = ([pair[side] for pair in pairs] for side in (0, 1))
         for pool in self._pools.values():
-            pool.index_copy_(1, targets, pool.index_select(1, sources))
+            pool[:, targets] = pool[:, sources]
+
+
+def _reserve(num_layers: int, num_blocks: int, block_bytes: int) -> npt.NDArray[np.uint64]:
+    """[layers, blocks, words]. Pages are taken as blocks come into use."""
+    num_bytes = num_layers * num_blocks * block_bytes
+    # numpy's own memory comes in huge pages, of which one block would take one per layer.
+    room = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    words: npt.NDArray[np.uint64] = np.frombuffer(room, dtype=np.uint64)
+    return words.reshape(num_layers, num_blocks, -1)
 
 
 def layer_block_bytes(kernels: Kernels, layer: LayerShape, block_size: int, kind: int) -> int:
