@@ -8,6 +8,7 @@ from pathlib import Path
 
 PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")
+DEV = Path("/dev")
 
 
 def cpu_has_bf16(proc: Path = PROC) -> bool:
@@ -20,9 +21,9 @@ def cpu_has_bf16(proc: Path = PROC) -> bool:
     return False
 
 
-def has_gpu_driver() -> bool:
+def has_gpu_driver(dev: Path = DEV) -> bool:
     """True where a library of NVIDIA's driver or a device of AMD's is there for torch to use."""
-    if Path("/dev/kfd").exists():
+    if (dev / "kfd").exists():
         return True
     try:
         ctypes.CDLL("libcuda.so.1")

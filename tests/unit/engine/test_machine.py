@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 
 import pytest
 
-from millrace.engine.machine import available_memory_bytes, cpu_has_bf16, usable_cpus
+from millrace.engine.machine import (
+    available_memory_bytes,
+    cpu_has_bf16,
+    has_gpu_driver,
+    usable_cpus,
+)
 
 
 @pytest.fixture
@@ -62,3 +68,16 @@ def test_bfloat16_comes_from_the_cpu_flags(machine, flags, expected):
     (proc / "cpuinfo").write_text(f"processor : 0\nflags\t\t: {flags}\n")
 
     assert cpu_has_bf16(proc) is expected
+
+
+def test_gpu_driver_is_known_by_nvidias_library_or_amds_device(tmp_path, monkeypatch):
+    def lacks(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", lacks)
+    assert not has_gpu_driver(tmp_path)
+    (tmp_path / "kfd").touch()
+    assert has_gpu_driver(tmp_path)
+    (tmp_path / "kfd").unlink()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: name)
+    assert has_gpu_driver(tmp_path)
