@@ -1,8 +1,8 @@
 """How much memory a model needs, from its config.json and safetensors headers alone.
 
 Per sequence the engine keeps K and V of every token; a step adds working memory that depends on
-how many tokens and rows it takes. The counts follow the engine's native route and its `torch`
-attention.
+how many tokens and rows it takes. The counts follow the engine's native route, over the CPU kernels
+where they run here, else over `torch`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ SHORT_SEQUENCE = 2048
 # Python, torch, transformers and the service around them, before any weight; measured on Linux
 # x86_64 with CPU builds of torch 2.13.
 RUNTIME_BYTES = 380_000_000
+# The same where the kernels serve the native route, without torch and transformers.
+KERNEL_RUNTIME_BYTES = 60_000_000
 _BLOCK_TOKENS = 32
 _SMALLEST_LEN = 256
 _DEFAULT_LEN = 2048
@@ -41,6 +43,7 @@ class DtypeFit:
     workspace_bytes_per_token: int
     merged_bytes: int
     loading_bytes: int
+    packing_bytes: int
     memory_bytes: int
     max_model_len: int
 
@@ -159,6 +162,11 @@ class FitReport:
             f"needed: memory with one sequence of {self.max_model_len} tokens; peak: with pages of "
             "the file too, which the system can drop",
             f"{self.max_model_len}, {SHORT_SEQUENCE}: sequences of so many tokens at once",
+            *(
+                [f"packing the weights, once and before: {format_bytes(self.asked.packing_bytes)}"]
+                if self.asked.packing_bytes
+                else []
+            ),
         ]
 
 
@@ -172,6 +180,7 @@ def _row_json(row: DtypeFit) -> dict[str, Any]:
         "workspace_bytes_per_token": row.workspace_bytes_per_token,
         "needed_bytes": row.needed_bytes,
         "peak_resident_bytes": row.peak_resident_bytes,
+        "packing_bytes": row.packing_bytes,
         "num_full_sequences": row.num_sequences(row.max_model_len),
         "num_2048_sequences": row.num_sequences(SHORT_SEQUENCE),
         "fits": row.fits,
@@ -188,9 +197,11 @@ def check_fit(
     max_num_batched_tokens: int = 2048,
     num_workers: int = 1,
     quantization: str = "none",
+    has_kernels: bool | None = None,
 ) -> FitReport:
     """What `entry` needs, against `memory_bytes` (0: what is available now) for all workers.
 
+    `has_kernels` says whether the CPU kernels serve it; None: where they run on this machine.
     Raises UnsupportedModel where config.json lacks the numbers, ConfigError for an unknown dtype.
     """
     config = read_config(entry.path)
@@ -198,32 +209,42 @@ def check_fit(
     shape = shape_of(config, tensors)
     stored_bytes = sum(tensor.num_bytes for tensor in tensors)
     is_native = entry.route == "native"
+    has_kernels = _kernels_run_here() if has_kernels is None else has_kernels
+    on_kernels = is_native and has_kernels
+    largest = max((tensor.num_elements for tensor in tensors), default=0)
     memory_bytes = memory_bytes or _available_memory_bytes()
     length = max_model_len or entry.max_model_len or _DEFAULT_LEN
 
     def is_stored_as(dtype: str) -> bool:
         return all(tensor.dtype == STORED_DTYPES.get(dtype) for tensor in tensors)
 
+    def is_merged(dtype: str) -> bool:
+        return is_native and not on_kernels and is_stored_as(dtype)
+
     def row(dtype: str, length: int) -> DtypeFit:
         return DtypeFit(
             dtype=dtype,
             weight_bytes=shape.weight_bytes(dtype),
-            activation_bytes=shape.activation_bytes(
+            activation_bytes=(
+                shape.kernel_activation_bytes if on_kernels else shape.activation_bytes
+            )(
                 dtype,
                 num_tokens=max_num_batched_tokens,
                 num_rows=max_num_seqs,
                 context_len=length,
             ),
-            runtime_bytes=RUNTIME_BYTES,
+            runtime_bytes=KERNEL_RUNTIME_BYTES if on_kernels else RUNTIME_BYTES,
             kv_bytes_per_token=shape.kv_bytes_per_token(dtype),
-            workspace_bytes_per_token=shape.workspace_bytes_per_token(dtype),
-            merged_bytes=shape.merged_bytes(dtype) if is_native and is_stored_as(dtype) else 0,
-            loading_bytes=0 if is_stored_as(dtype) else stored_bytes,
+            workspace_bytes_per_token=0 if on_kernels else shape.workspace_bytes_per_token(dtype),
+            merged_bytes=shape.merged_bytes(dtype) if is_merged(dtype) else 0,
+            loading_bytes=0 if on_kernels or is_stored_as(dtype) else stored_bytes,
+            # A matrix is read, and joined with others, in float32.
+            packing_bytes=RUNTIME_BYTES + 2 * 4 * largest if on_kernels else 0,
             memory_bytes=memory_bytes // num_workers,
             max_model_len=length,
         )
 
-    dtype = _resolved_dtype(dtype, config) if quantization == "none" else quantization
+    dtype = _resolved_dtype(dtype, config, has_kernels) if quantization == "none" else quantization
     asked = row(dtype, length)
     return FitReport(
         model=entry.name,
@@ -280,12 +301,22 @@ def _available_memory_bytes() -> int:
     return available_memory_bytes()
 
 
-def _resolved_dtype(dtype: str, config: Mapping[str, Any]) -> str:
+def _kernels_run_here() -> bool:
+    from millrace.engine.kernels.cpu.build import find_compiler
+    from millrace.engine.kernels.cpu.instruction_paths import choose_path
+
+    return choose_path("auto") is not None and find_compiler() is not None
+
+
+def _resolved_dtype(dtype: str, config: Mapping[str, Any], has_kernels: bool) -> str:
     """What the engine makes of `dtype` on this machine's CPU."""
     from millrace.engine.config import EngineConfig, resolve_config
 
     resolved = resolve_config(
-        EngineConfig(model_path=Path(), name="", dtype=dtype), config, has_cuda=False
+        EngineConfig(model_path=Path(), name="", dtype=dtype),
+        config,
+        has_cuda=False,
+        has_kernels=has_kernels,
     )
     if resolved.dtype not in DTYPE_BYTES:
         raise ConfigError(f"dtype {dtype!r} is not one of {', '.join(DTYPE_BYTES)}", field="dtype")

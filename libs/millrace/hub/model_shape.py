@@ -75,6 +75,21 @@ class ModelShape:
         logits = num_rows * self.vocab_size * (size + 4 * _LOGIT_COPIES)
         return max(attending, num_tokens * in_mlp * size, logits)
 
+    def kernel_activation_bytes(
+        self, dtype: str, *, num_tokens: int, num_rows: int, context_len: int
+    ) -> int:
+        """The same where the CPU kernels run the step: rows in float32, inputs of products beside
+        them, and no copies of K and V."""
+        num_tokens = min(num_tokens, context_len)
+        attended = self.num_heads * self.head_dim
+        heads = attended + 2 * self.num_kv_heads * self.head_dim
+        wide = self.hidden_size + heads + self.head_dim
+        if dtype in QUANTIZED:
+            wide += max(attended, self.intermediate_size)
+        inputs = self.hidden_size + attended + self.intermediate_size
+        per_token = 4 * wide + DTYPE_BYTES[dtype] * inputs
+        return num_tokens * per_token + 4 * num_rows * self.vocab_size
+
     def workspace_bytes_per_token(self, dtype: str) -> int:
         """What a decode step adds for each token of context: one layer's K and V gathered, and a
         float32 score for each head, twice."""

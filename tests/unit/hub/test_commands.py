@@ -81,7 +81,7 @@ def test_fit_refuses_with_the_nearest_setting(
 ) -> None:
     folder = make_model("long", max_position_embeddings=10_000_000)
 
-    status = main(["fit", str(folder), "--memory", "1GB"])
+    status = main(["fit", str(folder), "--memory", "500MB"])
 
     output = capsys.readouterr().out
     assert status == 1

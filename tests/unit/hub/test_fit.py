@@ -55,25 +55,25 @@ def test_8_bit_weights_are_asked_for_and_suggested(
     make_model: Callable[..., Path], home: Home
 ) -> None:
     entry = resolve_model(str(make_model("short", max_position_embeddings=256)), home)
-    rows = {row.dtype: row for row in check_fit(entry, GB).rows}
+    rows = {row.dtype: row for row in check_fit(entry, GB, has_kernels=False).rows}
     memory = (rows["int8"].needed_bytes + rows["bfloat16"].needed_bytes) // 2
 
-    refused = check_fit(entry, memory, "bfloat16")
+    refused = check_fit(entry, memory, "bfloat16", has_kernels=False)
 
     assert not refused.fits
     assert "--quantization int8" in refused.suggestion
-    assert check_fit(entry, memory, "bfloat16", quantization="int8").fits
+    assert check_fit(entry, memory, "bfloat16", quantization="int8", has_kernels=False).fits
 
 
 def test_4_bit_weights_are_suggested_where_8_do_not_fit(
     make_model: Callable[..., Path], home: Home
 ) -> None:
     entry = resolve_model(str(make_model("short", max_position_embeddings=256)), home)
-    rows = {row.dtype: row for row in check_fit(entry, GB).rows}
+    rows = {row.dtype: row for row in check_fit(entry, GB, has_kernels=False).rows}
     memory = (rows["int4"].needed_bytes + rows["int8"].needed_bytes) // 2
 
     for asked in ("none", "int8"):
-        refused = check_fit(entry, memory, "bfloat16", quantization=asked)
+        refused = check_fit(entry, memory, "bfloat16", quantization=asked, has_kernels=False)
         assert not refused.fits
         assert "4-bit weights, at some cost in quality (--quantization int4" in refused.suggestion
 
@@ -215,3 +215,15 @@ def test_writer_refuses_bytes_that_do_not_fit(tmp_path: Path) -> None:
 
 def test_sizes_are_short_and_decimal() -> None:
     assert [format_bytes(n) for n in (12, 2000, 5_000_000)] == ["12 B", "2.0 kB", "5.0 MB"]
+
+
+def test_kernels_do_without_torch_and_copies_of_k_and_v(
+    make_model: Callable[..., Path], home: Home
+) -> None:
+    entry = resolve_model(str(make_model("short", max_position_embeddings=256)), home)
+    kernels, torch = (check_fit(entry, GB, has_kernels=has).asked for has in (True, False))
+
+    assert kernels.runtime_bytes < torch.runtime_bytes
+    assert kernels.bytes_per_sequence(256) == 256 * kernels.kv_bytes_per_token
+    assert kernels.peak_resident_bytes == kernels.needed_bytes
+    assert kernels.packing_bytes > kernels.needed_bytes > torch.packing_bytes == 0
