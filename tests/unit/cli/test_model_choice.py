@@ -63,8 +63,9 @@ def test_services_get_a_folder_by_path_and_a_known_model_by_name() -> None:
     assert served_model("/models/tiny", ENTRY).name == "tiny"
 
 
+@pytest.mark.parametrize(("backend", "has_kernels"), [("auto", None), ("torch", False)])
 def test_the_fit_check_asks_for_what_the_worker_is_set_to(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, backend: str, has_kernels: bool | None
 ) -> None:
     asked: list[dict[str, Any]] = []
 
@@ -77,7 +78,11 @@ def test_the_fit_check_asks_for_what_the_worker_is_set_to(
         return Report()
 
     monkeypatch.setattr("millrace.hub.fit.check_fit", check)
-    environ = {"MILLRACE_HOME": str(tmp_path), "MILLRACE_WORKER_MAX_NUM_SEQS": "5"}
+    environ = {
+        "MILLRACE_HOME": str(tmp_path),
+        "MILLRACE_WORKER_MAX_NUM_SEQS": "5",
+        "MILLRACE_WORKER_BACKEND": backend,
+    }
 
     with pytest.raises(ConfigError, match="does not fit"):
         require_fit(ENTRY, UpConfig(workers=2, dtype="float32", quantization="int8"), environ)
@@ -89,5 +94,6 @@ def test_the_fit_check_asks_for_what_the_worker_is_set_to(
             "max_model_len": 0,
             "num_workers": 2,
             "quantization": "int8",
+            "has_kernels": has_kernels,
         }
     ]

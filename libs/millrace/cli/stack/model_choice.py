@@ -47,6 +47,7 @@ def require_fit(entry: ModelEntry, config: UpConfig, environ: Mapping[str, str])
         max_model_len=int(worker["max_model_len"].value),
         num_workers=config.workers,
         quantization=config.quantization or str(worker["quantization"].value),
+        has_kernels=False if worker["backend"].value == "torch" else None,
     ).require()
 
 
