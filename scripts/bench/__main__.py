@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from millrace.engine.config import QUANTIZATIONS
 from millrace.engine.kernels.cpu.library import Kernels
 from millrace.engine.machine import usable_cpus
 from millrace.hub.catalog import resolve_model
@@ -120,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--url", default="", help="HTTP address of a running stack")
     parser.add_argument("--grpc-address", default="", help="its gRPC address, host:port")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16"))
-    parser.add_argument("--quantization", default="none", choices=("none", "int8", "int4"))
+    parser.add_argument("--quantization", default="none", choices=QUANTIZATIONS)
     parser.add_argument("--workers", type=int, default=1, help="workers of the own stack")
     parser.add_argument(
         "--telemetry-pairs",

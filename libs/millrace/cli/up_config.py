@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from millrace.config.loader import setting
 from millrace.core.errors import ConfigError
+from millrace.engine.config import QUANTIZATIONS
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class UpConfig:
         None, help="Number type of the weights.", choices=("auto", "float32", "bfloat16")
     )
     quantization: str | None = setting(
-        None, help="How weights are stored on a CPU.", choices=("none", "int8", "int4")
+        None, help="How weights are stored on a CPU.", choices=QUANTIZATIONS
     )
     host: str | None = setting(None, help="Where the gateway listens.")
     http_port: int | None = setting(None, help="The gateway's HTTP port.")

@@ -118,9 +118,5 @@ def _positions(query_lens: IntArray, context_lens: IntArray, cu_seqlens_q: IntAr
     return np.arange(int(cu_seqlens_q[-1])) + np.repeat(first - cu_seqlens_q[:-1], query_lens)
 
 
-def _wants_logits(item: Work) -> bool:
-    return not item.row.sample.is_plain_greedy
-
-
 def _context_len(item: Work) -> int:
     return item.context_len

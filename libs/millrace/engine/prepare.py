@@ -15,7 +15,7 @@ from .config import KV_DTYPES, QUANTIZATIONS, EngineConfig, resolve_config, weig
 from .config_json import read_config
 from .kernels.cpu.build import build_library, find_compiler
 from .kernels.cpu.instruction_paths import choose_path
-from .kernels.cpu.load import default_cache_dir
+from .kernels.cpu.load import buildable_path, default_cache_dir
 from .kernels.cpu.packed_weights import packed_path
 from .routes import is_native
 
@@ -43,8 +43,8 @@ def lacks_weights(config: EngineConfig) -> bool:
     """True where a worker with these settings would have to pack weights first. No torch needed."""
     if config.backend not in ("auto", "cpu") or config.device not in ("auto", "cpu"):
         return False
-    path = choose_path(config.instruction_path)
-    if path is None or find_compiler() is None:
+    path = buildable_path(config.instruction_path)
+    if path is None:
         return False
     checkpoint = read_config(config.model_path)
     if config.route == "generic" or not is_native(checkpoint):

@@ -302,10 +302,9 @@ def _available_memory_bytes() -> int:
 
 
 def _kernels_run_here() -> bool:
-    from millrace.engine.kernels.cpu.build import find_compiler
-    from millrace.engine.kernels.cpu.instruction_paths import choose_path
+    from millrace.engine.kernels.cpu.load import buildable_path
 
-    return choose_path("auto") is not None and find_compiler() is not None
+    return buildable_path("auto") is not None
 
 
 def _resolved_dtype(dtype: str, config: Mapping[str, Any], has_kernels: bool) -> str:

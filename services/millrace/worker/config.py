@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from millrace.config.loader import setting
+from millrace.engine.config import QUANTIZATIONS
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class WorkerConfig:
     quantization: str = setting(
         "none",
         help="how weights are stored; int8 and int4 need the cpu backend",
-        choices=("none", "int8", "int4"),
+        choices=QUANTIZATIONS,
     )
     kv_dtype: str = setting(
         "auto", help="how K/V is stored; int8 needs the cpu backend", choices=("auto", "int8")

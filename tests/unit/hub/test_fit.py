@@ -12,12 +12,18 @@ from millrace.config.home import Home
 from millrace.core.errors import ConfigError, UnsupportedModel
 from millrace.hub.byte_size import format_bytes, parse_memory
 from millrace.hub.catalog import resolve_model
-from millrace.hub.entry import read_config
+from millrace.hub.entry import ModelEntry, read_config
 from millrace.hub.fit import check_fit
 from millrace.hub.model_shape import shape_of
 from millrace.hub.safetensors_file import read_tensor_headers, tensor_headers, write_safetensors
 
 GB = 10**9
+
+
+@pytest.fixture
+def short(make_model: Callable[..., Path], home: Home) -> ModelEntry:
+    """A small model of 256 positions."""
+    return resolve_model(str(make_model("short", max_position_embeddings=256)), home)
 
 
 def test_parameters_and_kv_are_counted_from_the_files(tiny_model: Path) -> None:
@@ -51,29 +57,23 @@ def test_matrices_of_4_bits_have_a_head_of_8(tiny_model: Path) -> None:
     assert tied.weight_bytes("int4") == 2 * embedding + embedding * 34 // 32 + matrices * 20 // 32
 
 
-def test_8_bit_weights_are_asked_for_and_suggested(
-    make_model: Callable[..., Path], home: Home
-) -> None:
-    entry = resolve_model(str(make_model("short", max_position_embeddings=256)), home)
-    rows = {row.dtype: row for row in check_fit(entry, GB, has_kernels=False).rows}
+def test_8_bit_weights_are_asked_for_and_suggested(short: ModelEntry) -> None:
+    rows = {row.dtype: row for row in check_fit(short, GB, has_kernels=False).rows}
     memory = (rows["int8"].needed_bytes + rows["bfloat16"].needed_bytes) // 2
 
-    refused = check_fit(entry, memory, "bfloat16", has_kernels=False)
+    refused = check_fit(short, memory, "bfloat16", has_kernels=False)
 
     assert not refused.fits
     assert "--quantization int8" in refused.suggestion
-    assert check_fit(entry, memory, "bfloat16", quantization="int8", has_kernels=False).fits
+    assert check_fit(short, memory, "bfloat16", quantization="int8", has_kernels=False).fits
 
 
-def test_4_bit_weights_are_suggested_where_8_do_not_fit(
-    make_model: Callable[..., Path], home: Home
-) -> None:
-    entry = resolve_model(str(make_model("short", max_position_embeddings=256)), home)
-    rows = {row.dtype: row for row in check_fit(entry, GB, has_kernels=False).rows}
+def test_4_bit_weights_are_suggested_where_8_do_not_fit(short: ModelEntry) -> None:
+    rows = {row.dtype: row for row in check_fit(short, GB, has_kernels=False).rows}
     memory = (rows["int4"].needed_bytes + rows["int8"].needed_bytes) // 2
 
     for asked in ("none", "int8"):
-        refused = check_fit(entry, memory, "bfloat16", quantization=asked, has_kernels=False)
+        refused = check_fit(short, memory, "bfloat16", quantization=asked, has_kernels=False)
         assert not refused.fits
         assert "4-bit weights, at some cost in quality (--quantization int4" in refused.suggestion
 
@@ -217,11 +217,8 @@ def test_sizes_are_short_and_decimal() -> None:
     assert [format_bytes(n) for n in (12, 2000, 5_000_000)] == ["12 B", "2.0 kB", "5.0 MB"]
 
 
-def test_kernels_do_without_torch_and_copies_of_k_and_v(
-    make_model: Callable[..., Path], home: Home
-) -> None:
-    entry = resolve_model(str(make_model("short", max_position_embeddings=256)), home)
-    kernels, torch = (check_fit(entry, GB, has_kernels=has).asked for has in (True, False))
+def test_kernels_do_without_torch_and_copies_of_k_and_v(short: ModelEntry) -> None:
+    kernels, torch = (check_fit(short, GB, has_kernels=has).asked for has in (True, False))
 
     assert kernels.runtime_bytes < torch.runtime_bytes
     assert kernels.bytes_per_sequence(256) == 256 * kernels.kv_bytes_per_token

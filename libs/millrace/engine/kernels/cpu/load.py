@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from millrace.core.errors import ConfigError
 from millrace.engine.machine import usable_cpus
 
-from .build import build_library
-from .instruction_paths import choose_path
+from .build import build_library, find_compiler
+from .instruction_paths import InstructionPath, choose_path
 
 if TYPE_CHECKING:
     from millrace.engine.config import EngineConfig
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
 def default_cache_dir() -> Path:
     """Where libraries and packed weights go for an engine that was told no other folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millrace"
+
+
+def buildable_path(asked: str) -> InstructionPath | None:
+    """The path that `asked` means on this machine; None where none is or no compiler is there."""
+    path = choose_path(asked)
+    return None if find_compiler() is None else path
 
 
 def load_kernels(config: EngineConfig, report: Callable[[str], None]) -> Kernels | None:

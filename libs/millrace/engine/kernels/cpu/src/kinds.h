@@ -79,6 +79,7 @@ struct Int8 {
 #else
   static constexpr int kWeightOffset = 0;
 #endif
+  static constexpr float kHighest = 127.0f;  // weight
   static constexpr int kNumbersPerByte = 1;
   static constexpr bool kHasLeast = false;
   static constexpr long kGroupWeightBytes = kGroup * kColumns;

@@ -47,7 +47,7 @@ struct GroupCode {
       least = to_float(to_bf16(*low));
       step = to_float(to_bf16((*high - *low) / Kind::kHighest));
     } else {
-      step = to_float(to_bf16_above(std::max(-*low, *high) / 127.0f));
+      step = to_float(to_bf16_above(std::max(-*low, *high) / Kind::kHighest));
     }
     // Of less it would not be finite.
     if (step >= std::numeric_limits<float>::min()) inverse = 1.0f / step;
