@@ -16,6 +16,7 @@ from millrace.bus.configuration import request_stream_config
 from millrace.bus.nats import NatsBus, connect_bus
 from millrace.bus.setup import init_bus
 from millrace.core.request import QueuedRequest
+from millrace.gateway.access_log import AccessLog
 from millrace.gateway.directory import ModelDirectory
 from millrace.gateway.frames import FrameRouter
 from millrace.gateway.health import Health
@@ -104,7 +105,9 @@ class EdgeGateway:
             idempotency_records=records,
         )
         self.health = Health(bus, tokenizer, None, self.directory, lambda: False)
-        self._edge = HttpEdge(self.pipeline, self.directory, self.health, registry)
+        self._edge = HttpEdge(
+            self.pipeline, self.directory, self.health, registry, AccessLog(metrics)
+        )
         self._server = RpcServer("gateway", "127.0.0.1", 0)
 
     async def start(self) -> None:

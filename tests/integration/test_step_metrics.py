@@ -44,9 +44,9 @@ async def test_tokens_leave_for_the_gateway_before_the_next_plan_is_made(
     loop, convert = stack.service._loop, servicer._to_response
     send_outcome, dispatch = loop._frames.send_outcome, loop.dispatch
 
-    def apply(outcome: StepOutcome) -> None:
+    def apply(outcome: StepOutcome, worker_id: str = "") -> None:
         order.extend(["tokens"] * bool(outcome.deltas))
-        send_outcome(outcome)
+        send_outcome(outcome, worker_id)
 
     def to_response(event: LinkEvent) -> scheduler_pb2.AttachResponse:
         order.extend(["frame"] * (isinstance(event, TokenFrame) and bool(event.deltas)))

@@ -16,7 +16,8 @@ from typing import Any, TextIO
 from millrace.config.environment import current_environment
 from millrace.config.home import millrace_home
 from millrace.core.errors import RequestNotFound
-from millrace.telemetry.diagnosis import diagnose, format_s
+from millrace.telemetry.diagnosis import diagnose
+from millrace.telemetry.durations import format_s
 from millrace.telemetry.store import STORE_FILE, RequestSummary, RequestTrace, TraceStore
 from millrace.telemetry.waterfall import draw
 

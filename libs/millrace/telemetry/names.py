@@ -43,11 +43,14 @@ SPAN_STEP = "step"
 # Events on `process` (scheduler) unless said otherwise.
 EVENT_QUEUED = "queued"
 EVENT_ADMITTED = "admitted"
-EVENT_PREFILL_START = "prefill_start"
 EVENT_FIRST_TOKEN = "first_token"  # also on the root
+# A choice lost its row, and gave its first token after that: with reason and worker.
 EVENT_PREEMPTED = "preempted"
 EVENT_RESUMED = "resumed"
 EVENT_FINISHED = "finished"
+# On the root: the stream to the scheduler broke, and the request was named on a new one.
+EVENT_SCHEDULER_LOST = "scheduler_lost"
+EVENT_SCHEDULER_BACK = "scheduler_back"
 
 # Generative AI conventions (root span).
 ATTR_OPERATION_NAME = "gen_ai.operation.name"
@@ -106,7 +109,11 @@ ATTR_ERROR_REASON = "millrace.error.reason"
 # Root: how long the gateway had text that the client did not take.
 ATTR_CLIENT_BLOCKED_S = "millrace.client.blocked_s"
 ATTR_RESPONSE_CACHE = "millrace.response_cache"  # hit | miss | refresh | bypass
-# `process`: times it lost its row.
+# Of `preempted` and `resumed`: a `Loss`.
+ATTR_LOSS_REASON = "millrace.reason"
+# Of `preempted` and `scheduler_lost`: how long nothing had been heard when the loss was noticed.
+ATTR_SILENT_S = "millrace.silent_s"
+# `process`: times it lost its row for want of blocks.
 ATTR_NUM_PREEMPTIONS = "millrace.num_preemptions"
 # `prefill` (worker): executed tokens, without the cached ones, and in how many chunks.
 ATTR_PREFILL_NUM_TOKENS = "millrace.prefill.num_tokens"
@@ -135,6 +142,8 @@ METRIC_TIME_PER_OUTPUT_TOKEN = "millrace_time_per_output_token_seconds"
 METRIC_E2E_REQUEST_LATENCY = "millrace_e2e_request_latency_seconds"
 METRIC_PROMPT_TOKENS = "millrace_prompt_tokens"
 METRIC_GENERATION_TOKENS = "millrace_generation_tokens"
+METRIC_HTTP_REQUESTS = "millrace_http_requests"
+METRIC_GRPC_REQUESTS = "millrace_grpc_requests"
 METRIC_REQUEST_SUCCESS = "millrace_request_success"
 METRIC_REQUEST_FAILURE = "millrace_request_failure"
 METRIC_REQUEST_CANCELLED = "millrace_request_cancelled"

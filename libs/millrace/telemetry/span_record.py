@@ -6,7 +6,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .names import SERVICE_GATEWAY, SPAN_REQUEST, matches_span
+from .names import (
+    ATTR_REQUEST_ID,
+    ATTR_USAGE_INPUT_TOKENS,
+    SERVICE_GATEWAY,
+    SPAN_PROCESS,
+    SPAN_REQUEST,
+    matches_span,
+)
 
 NS_PER_S = 1_000_000_000
 
@@ -57,8 +64,16 @@ class SpanRecord:
 
     @property
     def is_request(self) -> bool:
-        """True for the gateway's span around a whole request."""
-        return self.service == SERVICE_GATEWAY and matches_span(SPAN_REQUEST, self.name)
+        """True for the gateway's span around a whole request, a batch or a refusal."""
+        if self.service != SERVICE_GATEWAY:
+            return False
+        has_id = ATTR_REQUEST_ID in self.attributes and self.name != SPAN_PROCESS
+        return has_id or matches_span(SPAN_REQUEST, self.name)
+
+    @property
+    def is_accepted(self) -> bool:
+        """For the span of a request: False if it ended with an error before it was queued."""
+        return self.status != "ERROR" or ATTR_USAGE_INPUT_TOKENS in self.attributes
 
 
 def children_of(spans: Iterable[SpanRecord]) -> dict[str, list[SpanRecord]]:
@@ -91,6 +106,14 @@ def subtree(spans: Sequence[SpanRecord], root: SpanRecord) -> list[SpanRecord]:
         found.append(span)
         pending.extend(reversed(children.get(span.span_id, ())))
     return found
+
+
+def orphans(spans: Sequence[SpanRecord], known: Sequence[SpanRecord]) -> list[SpanRecord]:
+    """What is not `known` and lies below a span that is not there, depth first."""
+    ids = {span.span_id for span in spans}
+    tops = [span for span in spans if span.parent_id and span.parent_id not in ids]
+    found = [span for top in tops for span in subtree(spans, top)]
+    return [span for span in found if span not in known]
 
 
 Interval = tuple[int, int]

@@ -12,7 +12,7 @@ from typing import Any
 from millrace.core.errors import InvalidRequest, RequestNotFound, Unavailable
 
 from .names import SPAN_STEP
-from .span_record import NS_PER_S, SpanEvent, SpanLink, SpanRecord, subtree
+from .span_record import NS_PER_S, SpanEvent, SpanLink, SpanRecord, orphans, subtree
 
 STORE_FILE = "spans.db"
 MIN_PREFIX_CHARS = 6
@@ -45,7 +45,10 @@ class RequestSummary:
 
 @dataclass(frozen=True, slots=True)
 class RequestTrace:
-    """A request's spans, root first and depth first, and the sampled batch steps it was in."""
+    """A request's spans, root first and depth first, and the sampled batch steps it was in.
+
+    Last come spans whose parent was lost.
+    """
 
     spans: Sequence[SpanRecord]
     steps: Sequence[SpanRecord]
@@ -116,6 +119,9 @@ class TraceStore:
         if root is None:
             raise RequestNotFound(f"{request.request_id} is no longer in the store")
         members = subtree(spans, root)
+        if sum(span.is_request for span in spans) == 1:
+            # Those below a span that a killed process took with it: whose else could they be?
+            members += orphans(spans, members)
         return RequestTrace(members, self.steps(request.trace_id, {s.span_id for s in members}))
 
     def spans(self, trace_id: str) -> list[SpanRecord]:

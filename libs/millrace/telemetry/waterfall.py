@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .diagnosis import Diagnosis, format_s
-from .names import ATTR_BATCH_KIND, ATTR_REQUEST_ID, RPC_PREFIX
-from .span_record import SpanRecord
+from .diagnosis import Diagnosis
+from .durations import format_s
+from .names import ATTR_BATCH_KIND, ATTR_LOSS_REASON, ATTR_REQUEST_ID, RPC_PREFIX
+from .span_record import SpanEvent, SpanRecord
 from .store import RequestTrace
 
 MIN_BAR_CELLS = 12
@@ -34,7 +35,7 @@ def draw(trace: RequestTrace, diagnosis: Diagnosis, *, width: int, is_unicode: b
             f"{format_s(offset_s):>9} {format_s(span.duration_s):>9} {bar}".rstrip()
         )
         lines += _event_lines(span, depths[span.span_id])
-    return [*lines, "", _step_line(trace.steps, diagnosis), f"cause: {diagnosis.sentence}"]
+    return [*lines, "", _step_line(trace.steps, diagnosis), diagnosis.sentence]
 
 
 def _headline(root: SpanRecord) -> list[str]:
@@ -45,10 +46,13 @@ def _headline(root: SpanRecord) -> list[str]:
 
 
 def _depths(spans: Sequence[SpanRecord]) -> dict[str, int]:
-    """Span id → depth below the first span; parents stand before their children."""
-    depths: dict[str, int] = {}
-    for span in spans:
-        depths[span.span_id] = depths.get(span.parent_id, -1) + 1
+    """Span id → depth below the first span; parents stand before their children.
+
+    A span without its parent is drawn as a child of the first.
+    """
+    depths = {spans[0].span_id: 0}
+    for span in spans[1:]:
+        depths[span.span_id] = depths.get(span.parent_id, 0) + 1
     return depths
 
 
@@ -78,9 +82,15 @@ def _event_lines(span: SpanRecord, depth: int) -> list[str]:
         return []
     events = sorted(span.events, key=lambda event: event.time_ns)
     shown = ", ".join(
-        f"{event.name} +{format_s((event.time_ns - span.start_ns) / 1e9)}" for event in events
+        f"{_event_name(event)} +{format_s((event.time_ns - span.start_ns) / 1e9)}"
+        for event in events
     )
     return [f"{'  ' * (depth + 1)}({shown})"]
+
+
+def _event_name(event: SpanEvent) -> str:
+    reason = event.attributes.get(ATTR_LOSS_REASON)
+    return f"{event.name} {reason}" if reason else event.name
 
 
 def _step_line(steps: Sequence[SpanRecord], diagnosis: Diagnosis) -> str:

@@ -7,17 +7,26 @@ The asserting functions take span records, so they serve unit tests (a recorder)
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.common.trace_encoder import encode_spans
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Tracer
 
-from millrace.telemetry.names import SERVICE_EDGES, Edge, EdgeKind, matches_span
-from millrace.telemetry.otlp import decode_spans
+from millrace.telemetry.names import (
+    SERVICE_EDGES,
+    SERVICE_GATEWAY,
+    SERVICE_TOKENIZER,
+    Edge,
+    EdgeKind,
+    matches_span,
+)
+from millrace.telemetry.otlp import decode_spans, records_of
 from millrace.telemetry.setup import create_resource
 from millrace.telemetry.span_record import SpanRecord, clip, find_root, subtree, total_s
 
@@ -59,9 +68,29 @@ class SpanRecorder:
         """The spans that have ended, in that order, as they would arrive at a collector."""
         return decode_spans(encode_spans(self._exporter.get_finished_spans()).SerializeToString())
 
+    def spans_of_services(self) -> list[SpanRecord]:
+        """The same where all services share one process: each span's service by its tracer."""
+        request = encode_spans(self._exporter.get_finished_spans())
+        found = []
+        for resource_spans in request.resource_spans:
+            for scope_spans in resource_spans.scope_spans:
+                service = _service_of(scope_spans.scope.name)
+                alone = ExportTraceServiceRequest()
+                alone.resource_spans.add().scope_spans.append(scope_spans)
+                found += [replace(span, service=service) for span in records_of(alone)]
+        return found
+
     def clear(self) -> None:
         """Forget them."""
         self._exporter.clear()
+
+
+def _service_of(tracer: str) -> str:
+    """`millrace.worker.row_spans` is the worker; calls go from the gateway to the tokenizer."""
+    package = tracer.split(".")[1] if tracer.startswith("millrace.") else ""
+    if package == "rpc":
+        return SERVICE_TOKENIZER if tracer.endswith("interceptors") else SERVICE_GATEWAY
+    return package
 
 
 def assert_edges(spans: Sequence[SpanRecord], edges: Iterable[Edge] = SERVICE_EDGES) -> None:

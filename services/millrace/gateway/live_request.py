@@ -38,6 +38,8 @@ class LiveRequest:
         self.on_first_token: Callable[[], None] | None = None
         self.on_cancelled: Callable[[CancelReason], None] | None = None
         self.on_gap: Callable[[float, int], None] | None = None
+        self.on_link_lost: Callable[[float], None] | None = None
+        self.on_link_back: Callable[[int], None] | None = None
         self.is_registered = False
         self.num_gaps = 0
         self.gap_at: tuple[int, int] | None = None

@@ -45,6 +45,7 @@ from .frames import FrameRouter
 from .generation import CacheMode, GenerationRequest
 from .idempotency import KeyedRequests
 from .limits import check_token_ids, resolve_max_tokens, stop_ids
+from .link_events import watch_link
 from .live_request import LiveRequest
 from .ports import AnswerCache, IdempotencyRecords, Tokenizer
 from .queue_forecast import QueueForecast
@@ -270,6 +271,7 @@ class Pipeline:
         queued = self._queued(request, info, call, prompt_token_ids, seed, timeout_s)
         live = self._live(request, queued)
         record.watch(live)
+        watch_link(live, call.span)
         await self._router.register(live)
         try:
             await self._publish(queued)

@@ -60,6 +60,8 @@ class SchedulerLink:
         self._attached = asyncio.Event()
         self._outbox: asyncio.Queue[Notice] = asyncio.Queue()
         self._num_events = 0
+        # How long the stream had been silent when it was given up; 0 where it broke by itself.
+        self._silent_s = 0.0
 
     @property
     def is_attached(self) -> bool:
@@ -124,6 +126,8 @@ class SchedulerLink:
             serving.cancel()
             changed.cancel()
             (outcome, _) = await asyncio.gather(serving, changed, return_exceptions=True)
+            if self._stream is not None:
+                self._tell_lost()
             self._stream = None
             self._attached.clear()
             self._on_detached()
@@ -140,9 +144,10 @@ class SchedulerLink:
         writer: asyncio.Task[None] | None = None
         try:
             self._outbox = asyncio.Queue()
-            for live in self._live_requests():
-                if live.is_registered and not live.is_over:
-                    await stream.resume(live.request_id, live.cursors())
+            for live in self._open_requests():
+                await stream.resume(live.request_id, live.cursors())
+                if live.on_link_back is not None:
+                    live.on_link_back(owner.owner_epoch)
             self._stream = stream
             self._attached.set()
             writer = asyncio.create_task(self._write(stream, self._outbox))
@@ -153,13 +158,25 @@ class SchedulerLink:
                 await asyncio.gather(writer, return_exceptions=True)
             await stream.close()
 
+    def _open_requests(self) -> list[LiveRequest]:
+        """Those that the scheduler knows of and that are not over."""
+        lives = self._live_requests()
+        return [live for live in lives if live.is_registered and not live.is_over]
+
+    def _tell_lost(self) -> None:
+        for live in self._open_requests():
+            if live.on_link_lost is not None:
+                live.on_link_lost(self._silent_s)
+
     async def _read(self, stream: SchedulerStream) -> None:
+        self._silent_s = 0.0
         events = aiter(stream.events())
         while True:
             try:
                 async with asyncio.timeout(SILENCE_LIMIT_S):
                     event = await anext(events, None)
             except TimeoutError as exc:
+                self._silent_s = SILENCE_LIMIT_S
                 raise Unavailable(f"no word for {SILENCE_LIMIT_S:g} s") from exc
             if event is None:
                 raise Unavailable("the scheduler ended the stream")

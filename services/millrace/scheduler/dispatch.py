@@ -26,6 +26,7 @@ class WorkerLink:
     """A claimed worker. `send` never waits: a writer task hands the plans to the stream.
 
     `round_trip_ns`: from the last result's plan sent to its result; None for one of a leased step.
+    `frozen_s`: how long the worker had stood still when it was given up as frozen; else 0.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class WorkerLink:
         self._channel = channel
         self._stream = stream
         self.round_trip_ns: int | None = None
+        self.frozen_s = 0.0
         # When each was sent.
         self._outstanding: dict[int, int] = {}
         self._plans: asyncio.Queue[StepPlan] = asyncio.Queue()

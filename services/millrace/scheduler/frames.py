@@ -25,8 +25,17 @@ class FrameSender:
         self._links = links
         self.owner_epoch = 0
 
-    def send_outcome(self, outcome: StepOutcome) -> None:
-        """At most one frame for each gateway."""
+    def send_outcome(
+        self, outcome: StepOutcome, worker_id: str = "", silent_s: float = 0.0
+    ) -> None:
+        """At most one frame for each gateway.
+
+        `worker_id` is the worker that the outcome comes from; `silent_s` is how long nothing had
+        been heard of it when it was given up.
+        """
+        for request_id, choice in outcome.lost_rows:
+            if entry := self._ledger.get(request_id):
+                entry.spans.row_lost(choice, outcome.loss, worker_id, silent_s)
         frames: dict[str, TokenFrame] = {}
         for scheduled in outcome.scheduled:
             if entry := self._ledger.get(scheduled.request_id):
@@ -36,12 +45,12 @@ class FrameSender:
         for delta in outcome.deltas:
             entry = self._ledger.get(delta.request_id)
             if entry is not None:
-                entry.record(delta)
+                entry.record(delta, worker_id)
                 self._frame_for(frames, entry).deltas.append(delta)
         for request_id, error in outcome.failed:
             if entry := self._ledger.get(request_id):
                 self._frame_for(frames, entry).failed.append(_fail(entry, error))
-        self._mark_entries(outcome)
+        self._mark_entries(outcome, worker_id)
         for gateway_id, frame in frames.items():
             self._links.send(gateway_id, frame)
 
@@ -69,10 +78,10 @@ class FrameSender:
         if not frame.is_empty():
             self._links.send(entry.request.gateway_id, frame)
 
-    def _mark_entries(self, outcome: StepOutcome) -> None:
+    def _mark_entries(self, outcome: StepOutcome, worker_id: str) -> None:
         for request_id, choice in outcome.preempted:
             if entry := self._ledger.get(request_id):
-                entry.spans.preempted(choice)
+                entry.spans.row_came_back(choice, worker_id)
         for request_id in outcome.finished:
             if entry := self._ledger.get(request_id):
                 entry.end()

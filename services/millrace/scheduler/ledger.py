@@ -50,20 +50,16 @@ class LedgerEntry:
         """Takes over the tokens that the gateway has accepted from an earlier owner."""
         for choice, token_ids in cursors.items():
             self.outputs[choice] = ChoiceOutput(list(token_ids))
+        self.spans.taken_over(choice for choice, token_ids in cursors.items() if token_ids)
 
-    def record(self, delta: TokenDelta) -> None:
-        """Keeps what a step produced."""
+    def record(self, delta: TokenDelta, worker_id: str = "") -> None:
+        """Keeps what a step of a worker produced."""
         output = self.outputs.setdefault(delta.choice, ChoiceOutput())
         if delta.token_ids:
-            self.spans.token_arrived(delta.choice)
+            self.spans.token_arrived(delta.choice, worker_id)
         output.token_ids.extend(delta.token_ids)
         output.logprobs.extend(delta.logprobs)
         output.finish = delta.finish
-
-    def worker_lost(self, worker_id: str) -> None:
-        """Rows of the request are gone; their choices begin again where they were."""
-        running = (choice for choice, output in self.outputs.items() if not output.finish)
-        self.spans.worker_lost(worker_id, running)
 
     def end(self, error_reason: str = "") -> None:
         """The last frame is on its way."""

@@ -8,6 +8,7 @@ import time
 from contextlib import aclosing
 
 from millrace.core.errors import Conflict, MillraceError
+from millrace.core.loss import Loss
 from millrace.core.model import ModelInfo
 from millrace.core.step import StepResult
 from millrace.telemetry.metrics import SchedulerMetrics
@@ -58,7 +59,7 @@ class StepLoop:
         owner takes, is not.
         """
         self._add(worker)
-        is_death = False
+        loss = Loss.WORKER_LEFT
         watch = asyncio.create_task(self._watch(worker))
         try:
             async with aclosing(worker.results()) as results:
@@ -70,10 +71,11 @@ class StepLoop:
                     self.dispatch()
         except MillraceError as error:
             _log.warning("worker %s: %s", worker.worker_id, error)
-            is_death = not isinstance(error, Conflict)
+            if not isinstance(error, Conflict):
+                loss = Loss.WORKER_FROZEN if worker.frozen_s else Loss.WORKER_LOST
         finally:
             watch.cancel()
-            self._remove(worker, is_death)
+            self._remove(worker, loss)
 
     def dispatch(self) -> None:
         """Sends every worker the plans it has room for."""
@@ -93,6 +95,7 @@ class StepLoop:
             complaint = watchdog.complaint(self._scheduler.predicted_step_ms(worker.worker_id))
             if complaint:
                 _log.warning("worker %s is frozen: %s", worker.worker_id, complaint)
+                worker.frozen_s = watchdog.stalled_s
                 worker.break_off()
                 return
 
@@ -111,22 +114,21 @@ class StepLoop:
         self._frames.send_outcome(outcome)
         self.dispatch()
 
-    def _remove(self, worker: WorkerLink, is_death: bool) -> None:
+    def _remove(self, worker: WorkerLink, loss: Loss) -> None:
         del self._workers[worker.worker_id]
-        outcome = self._scheduler.remove_worker(worker.worker_id, is_death=is_death)
-        num_requeued = len(outcome.requeued)
-        _log.info("worker %s is gone; %d requests wait again", worker.worker_id, num_requeued)
-        for request_id in outcome.requeued:
-            if entry := self._ledger.get(request_id):
-                entry.worker_lost(worker.worker_id)
-        self._frames.send_outcome(outcome)
+        outcome = self._scheduler.remove_worker(worker.worker_id, loss)
+        _log.info(
+            "worker %s is gone (%s); requests back in the queue: %d",
+            *(worker.worker_id, loss, len(outcome.requeued)),
+        )
+        self._frames.send_outcome(outcome, worker.worker_id, worker.frozen_s)
         self._dead_letters.record(outcome.dead_letters)
         self.dispatch()
 
     def _apply(self, worker: WorkerLink, result: StepResult) -> StepOutcome:
         outcome = self._scheduler.apply(worker.worker_id, result, time.time_ns())
         if not outcome.is_canary:
-            self._frames.send_outcome(outcome)
+            self._frames.send_outcome(outcome, worker.worker_id)
             self._dead_letters.record(outcome.dead_letters)
         return outcome
 

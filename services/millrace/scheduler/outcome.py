@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from millrace.core.dead_letter import DeadLetter
 from millrace.core.errors import MillraceError
+from millrace.core.loss import Loss
 from millrace.core.tokens import Scheduled, TokenDelta
 
 
@@ -15,8 +16,9 @@ class StepOutcome:
 
     `finished` are requests whose every choice has ended with a finish reason in some delta;
     `failed` ones ended with an error instead. Aborted requests are in neither. `preempted` are the
-    requests and choices that lost their rows, `requeued` those that lost their worker, in order of
-    arrival. `dead_letters` tell more of those in `failed` that were given up as harmful.
+    requests and choices whose rows the worker has given back, `lost_rows` those that have just lost
+    their rows by a fault, which is `loss`. `requeued` are the requests that lost their worker, in
+    order of arrival. `dead_letters` tell more of those in `failed` that were given up as harmful.
     `is_canary`: the step was for no request.
     """
 
@@ -26,6 +28,8 @@ class StepOutcome:
     failed: list[tuple[str, MillraceError]] = field(default_factory=list)
     preempted: list[tuple[str, int]] = field(default_factory=list)
     requeued: list[str] = field(default_factory=list)
+    lost_rows: list[tuple[str, int]] = field(default_factory=list)
+    loss: Loss = Loss.BLOCKS
     dead_letters: list[DeadLetter] = field(default_factory=list)
     is_canary: bool = False
 

@@ -11,6 +11,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 
 from millrace.bus.subjects import REQUEST_TEMPLATE
+from millrace.core.loss import Loss
 from millrace.core.request import QueuedRequest
 from millrace.core.step import StepResult
 from millrace.core.tokens import Scheduled
@@ -23,6 +24,7 @@ from millrace.telemetry.names import (
     ATTR_CHOICE,
     ATTR_ERROR_REASON,
     ATTR_FORWARD_S,
+    ATTR_LOSS_REASON,
     ATTR_MESSAGING_DELIVERY_COUNT,
     ATTR_MESSAGING_DESTINATION_TEMPLATE,
     ATTR_MESSAGING_OPERATION_NAME,
@@ -32,6 +34,7 @@ from millrace.telemetry.names import (
     ATTR_PRIORITY,
     ATTR_REQUEST_ID,
     ATTR_SAMPLE_S,
+    ATTR_SILENT_S,
     ATTR_STEP_ID,
     ATTR_STEP_S,
     ATTR_WORKER_ID,
@@ -60,13 +63,15 @@ class RequestSpans:
     """The spans of one request while the scheduler holds it."""
 
     process: Span
-    published_unix_ns: int
+    started_unix_ns: int
     admitted_unix_ns: int = 0
     has_queue_wait: bool = False
     num_preemptions: int = 0
     is_answering: bool = False
-    # Choices that have lost their row and given no token since.
-    interrupted: set[int] = field(default_factory=set)
+    # Choices that have lost their row and given no token since, and why.
+    interrupted: dict[int, Loss] = field(default_factory=dict)
+    # Those of a failed step, until the worker has given their rows back.
+    coming_back: set[int] = field(default_factory=set)
 
     @classmethod
     def begin(
@@ -77,12 +82,16 @@ class RequestSpans:
         num_delivered: int,
         published_unix_ns: int,
     ) -> RequestSpans:
-        """From the message's trace context; the time on the queue is part of `queue_wait`."""
+        """From the message's trace context; the time on the queue is part of `queue_wait`.
+
+        A message that is delivered again was in other hands in between: it is told from now on.
+        """
+        started_unix_ns = published_unix_ns if num_delivered == 1 else time.time_ns()
         process = _tracer.start_span(
             SPAN_PROCESS,
             context=context_from_traceparent(request.traceparent),
             kind=SpanKind.CONSUMER,
-            start_time=published_unix_ns,
+            start_time=started_unix_ns,
             attributes={
                 ATTR_MESSAGING_SYSTEM: MESSAGING_SYSTEM_NATS,
                 ATTR_MESSAGING_OPERATION_NAME: "process",
@@ -93,7 +102,7 @@ class RequestSpans:
                 ATTR_ATTEMPT: owner_epoch,
             },
         )
-        return cls(process, published_unix_ns)
+        return cls(process, started_unix_ns)
 
     @property
     def traceparent(self) -> str:
@@ -117,29 +126,42 @@ class RequestSpans:
         queue_wait = _tracer.start_span(
             SPAN_QUEUE_WAIT,
             context=trace.set_span_in_context(self.process),
-            start_time=self.published_unix_ns,
+            start_time=self.started_unix_ns,
         )
         queue_wait.end(self.admitted_unix_ns or time.time_ns())
 
-    def token_arrived(self, choice: int) -> None:
+    def token_arrived(self, choice: int, worker_id: str) -> None:
         """A choice has given a token: the first one, or one after its row was lost, is told."""
         if not self.is_answering:
             self.is_answering = True
             self.process.add_event(EVENT_FIRST_TOKEN)
         if choice in self.interrupted:
-            self.interrupted.remove(choice)
-            self.process.add_event(EVENT_RESUMED, {ATTR_CHOICE: choice})
+            loss = self.interrupted.pop(choice)
+            self.process.add_event(EVENT_RESUMED, _event(choice, loss, worker_id))
 
-    def preempted(self, choice: int) -> None:
-        """A choice lost its row for want of blocks."""
+    def row_came_back(self, choice: int, worker_id: str) -> None:
+        """The worker has given a choice's row back: for want of blocks, unless its step failed."""
+        if choice in self.coming_back:
+            self.coming_back.remove(choice)
+            return
         self.num_preemptions += 1
-        self.interrupted.add(choice)
-        self.process.add_event(EVENT_PREEMPTED, {ATTR_CHOICE: choice})
+        self.row_lost(choice, Loss.BLOCKS, worker_id)
 
-    def worker_lost(self, worker_id: str, choices: Iterable[int]) -> None:
-        """The worker of some of the choices, all that are not over at the most, has gone."""
-        self.interrupted.update(choices)
-        self.process.add_event(EVENT_PREEMPTED, {ATTR_WORKER_ID: worker_id})
+    def row_lost(self, choice: int, loss: Loss, worker_id: str, silent_s: float = 0.0) -> None:
+        """A choice has no row any more; for `silent_s` before, nothing was heard of it."""
+        self.interrupted[choice] = loss
+        if loss in (Loss.STEP_FAILED, Loss.OUT_OF_MEMORY):
+            self.coming_back.add(choice)
+        else:
+            self.coming_back.discard(choice)
+        attributes = _event(choice, loss, worker_id)
+        if silent_s:
+            attributes[ATTR_SILENT_S] = silent_s
+        self.process.add_event(EVENT_PREEMPTED, attributes)
+
+    def taken_over(self, choices: Iterable[int]) -> None:
+        """Another scheduler has given tokens of these choices, and is gone."""
+        self.interrupted.update((choice, Loss.SCHEDULER_LOST) for choice in choices)
 
     def end(self, error_reason: str = "") -> None:
         """The request is terminal."""
@@ -190,6 +212,10 @@ class StepSpans:
             },
         )
         span.end(result.started_unix_ns + result.step_ns)
+
+
+def _event(choice: int, loss: Loss, worker_id: str) -> dict[str, str | int | float]:
+    return {ATTR_CHOICE: choice, ATTR_LOSS_REASON: loss.value, ATTR_WORKER_ID: worker_id}
 
 
 def _kind(num_prefill_tokens: int, num_decode_rows: int) -> str:

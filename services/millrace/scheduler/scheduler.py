@@ -14,6 +14,7 @@ from itertools import islice
 
 from millrace.core.dead_letter import DeadLetter
 from millrace.core.errors import Conflict, ContextLengthExceeded, InternalError
+from millrace.core.loss import Loss
 from millrace.core.request import QueuedRequest
 from millrace.core.step import RowToken, StepPlan, StepResult
 from millrace.core.tokens import FinishReason, Scheduled, TokenDelta
@@ -90,7 +91,7 @@ class Scheduler:
                 self._end(request)
         return outcome
 
-    def remove_worker(self, worker_id: str, *, is_death: bool = False) -> StepOutcome:
+    def remove_worker(self, worker_id: str, loss: Loss = Loss.WORKER_LEFT) -> StepOutcome:
         """Forgets a worker; its sequences wait again at their old place, with all tokens so far.
 
         A death, unlike an orderly end, counts against the requests that were in its rows.
@@ -103,10 +104,11 @@ class Scheduler:
         ]
         for sequence in held:
             self._queue_again(sequence)
-        outcome = StepOutcome()
+        outcome = StepOutcome(loss=loss)
+        outcome.lost_rows = [(sequence.request_id, sequence.choice) for sequence in held]
         requests = {sequence.request.order: sequence.request for sequence in held}
         in_order = [requests[order] for order in sorted(requests)]
-        if is_death:
+        if loss.is_death:
             self._blame(in_order, Fault.WORKER_DEATH, "", outcome)
         outcome.requeued = [r.request_id for r in in_order if r.request_id in self._requests]
         return outcome
@@ -241,6 +243,11 @@ class Scheduler:
 
     # Numbers.
 
+    @property
+    def num_preemptions(self) -> int:
+        """Rows taken back for want of blocks, since the start."""
+        return self._num_preemptions
+
     def members(self, worker_id: str) -> list[str]:
         """Request ids of the worker's live rows, one per row."""
         worker = self._workers[worker_id]
@@ -367,9 +374,10 @@ class Scheduler:
         for row in rows:
             row.sequence.status = SequenceStatus.PREEMPTED
             worker.leave(row)
-        if is_out_of_memory(result.failure) and worker.limits.shrink(
-            len(result.failed_rows), step.num_prefill_tokens
-        ):
+        is_too_large = is_out_of_memory(result.failure)
+        outcome.loss = Loss.OUT_OF_MEMORY if is_too_large else Loss.STEP_FAILED
+        outcome.lost_rows = [(row.sequence.request_id, row.sequence.choice) for row in rows]
+        if is_too_large and worker.limits.shrink(len(result.failed_rows), step.num_prefill_tokens):
             return
         requests = {id(row.sequence.request): row.sequence.request for row in rows}
         self._blame(list(requests.values()), Fault.FAILED_STEP, result.failure, outcome)

@@ -62,6 +62,11 @@ class StepWatchdog:
             self._progress = count
             self._moved_s = self._heard_s
 
+    @property
+    def stalled_s(self) -> float:
+        """How long ago the worker last came any further."""
+        return self._clock_s() - self._moved_s
+
     def complaint(self, predicted_ms: float) -> str:
         """Why the worker counts as frozen, for a step that should take `predicted_ms`; else ""."""
         now_s = self._clock_s()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from millrace.core.errors import InternalError
+from millrace.core.loss import Loss
 from millrace.core.step import CANARY_ROW_EPOCH, StepPlan, StepResult
 from millrace.testing.model_worker import ModelWorker
 
@@ -87,7 +88,7 @@ def test_lost_canary_is_nobodys_fault(sim, make_request) -> None:
     assert _is_canary(sim.plan())
     sim.add(make_request("a"))
     sim.plan()
-    outcome = sim.scheduler.remove_worker("w", is_death=True)
+    outcome = sim.scheduler.remove_worker("w", Loss.WORKER_LOST)
     assert (outcome.requeued, outcome.dead_letters) == (["a"], [])
     sim.add_worker("w", ModelWorker())
     sim.run()

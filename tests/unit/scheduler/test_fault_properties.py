@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from millrace.core.dead_letter import DeadLetter
+from millrace.core.loss import Loss
 from millrace.core.step import StepPlan, StepResult
 from millrace.scheduler.suspicion import Fault
 from millrace.testing.model_worker import ModelWorker
@@ -63,10 +64,10 @@ class Faults:
         """With its rows, and with what is on its way to it and from it; comes back empty."""
         if self.num_deadly < MOST_DEADLY:
             self.num_deadly += 1
-            self._leave(worker_id, is_death=True)
+            self._leave(worker_id, Loss.WORKER_LOST)
 
     def end(self, worker_id: str) -> None:
-        self._leave(worker_id, is_death=False)
+        self._leave(worker_id, Loss.WORKER_LEFT)
 
     def break_step(self, worker_id: str) -> None:
         if self.num_deadly < MOST_DEADLY:
@@ -84,9 +85,9 @@ class Faults:
         ended = self._sim.scheduler.expire(self._sim.now_ns // 1_000_000)
         self._sim.aborted.update(ended)
 
-    def _leave(self, worker_id: str, *, is_death: bool) -> None:
+    def _leave(self, worker_id: str, loss: Loss) -> None:
         worker = self._sim.links.pop(worker_id).worker
-        self._sim._take(self._sim.scheduler.remove_worker(worker_id, is_death=is_death))
+        self._sim._take(self._sim.scheduler.remove_worker(worker_id, loss))
         worker.reset()
         self._sim.add_worker(worker_id, worker)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from millrace.core.errors import InternalError
+from millrace.core.loss import Loss
 from millrace.core.step import StepPlan, StepResult
 from millrace.scheduler.step_limits import RECOVERY_STEPS, StepLimits, is_out_of_memory
 from millrace.testing.model_worker import ModelWorker
@@ -136,7 +137,7 @@ def test_out_of_memory_is_told_by_the_type(failure: str, expected: bool) -> None
 def _die(sim, worker_id: str):
     """The worker dies with its rows and comes back empty."""
     worker = sim.links[worker_id].worker
-    outcome = sim.scheduler.remove_worker(worker_id, is_death=True)
+    outcome = sim.scheduler.remove_worker(worker_id, Loss.WORKER_LOST)
     sim._take(outcome)
     del sim.links[worker_id]
     worker.reset()

@@ -47,7 +47,7 @@ def test_last_is_drawn_with_its_cause(stored: Path, capsys: pytest.CaptureFixtur
 
     shown = capsys.readouterr().out
     assert "request 0000a003" in shown
-    assert "cause: worker: 40 decode steps of 10.0 ms each" in shown
+    assert "most of the time: worker: 40 decode steps of 10.0 ms each" in shown
     assert shown.isascii()
 
 

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from millrace.telemetry.diagnosis import Cause, diagnose, format_s
+from millrace.telemetry.cause import Cause
+from millrace.telemetry.diagnosis import diagnose
+from millrace.telemetry.durations import format_s
 from millrace.testing.sample_trace import SampleTimings, sample_steps, sample_trace
 
 
@@ -23,7 +25,8 @@ from millrace.testing.sample_trace import SampleTimings, sample_steps, sample_tr
         (
             SampleTimings(preempted_s=2.0, prefill_s=0.3),
             Cause.PREEMPTION,
-            "lost its row once for want of KV blocks, and getting back took 2.30 s",
+            "cause: preemption: it lost its row once for want of KV blocks, and getting back took "
+            "2.30 s",
         ),
         (
             SampleTimings(decode_s=4.0, num_steps=40),
@@ -121,11 +124,53 @@ def test_batch_size_is_the_mean_over_linked_steps() -> None:
     assert "batches of 12.0 rows" in diagnosis.sentence
 
 
+def test_healthy_request_has_no_cause_but_what_took_longest() -> None:
+    assert diagnose(sample_trace()).sentence.startswith("most of the time: worker: 40 decode steps")
+
+
 def test_failed_request_says_so_first() -> None:
     spans = sample_trace()
-    root = replace(spans[0], status="ERROR", attributes={"millrace.error.reason": "UNAVAILABLE"})
+    attributes = {**spans[0].attributes, "millrace.error.reason": "UNAVAILABLE"}
+    root = replace(spans[0], status="ERROR", attributes=attributes, status_message="gone")
 
-    assert diagnose([root, *spans[1:]]).sentence.startswith("failed (UNAVAILABLE); worker")
+    sentence = diagnose([root, *spans[1:]]).sentence
+
+    assert sentence.startswith("failed: UNAVAILABLE: gone; most of the time: worker")
+
+
+@pytest.mark.parametrize(
+    ("reason", "message", "cause", "sentence"),
+    [
+        (
+            "CONTEXT_LENGTH_EXCEEDED",
+            "too long",
+            Cause.CLIENT_ERROR,
+            "refused: CONTEXT_LENGTH_EXCEEDED: too long (client error)",
+        ),
+        (
+            "MODEL_NOT_FOUND",
+            "no model x",
+            Cause.CLIENT_ERROR,
+            "refused: MODEL_NOT_FOUND: no model x (client error)",
+        ),
+        ("UNAVAILABLE", "no worker", Cause.REFUSED, "refused: UNAVAILABLE: no worker"),
+        # As spans of before said it.
+        ("OVERLOADED", "OVERLOADED", Cause.REFUSED, "refused: OVERLOADED"),
+    ],
+)
+def test_refused_request_tells_its_error_and_nothing_else(
+    reason: str, message: str, cause: Cause, sentence: str
+) -> None:
+    root = replace(
+        sample_trace()[0],
+        status="ERROR",
+        status_message=message,
+        attributes={"millrace.error.reason": reason},
+    )
+
+    diagnosis = diagnose([root, *sample_trace(SampleTimings(encode_s=2.0))[1:3]])
+
+    assert (diagnosis.cause, diagnosis.sentence) == (cause, sentence)
 
 
 def test_broken_trace_is_still_diagnosed() -> None:

@@ -93,6 +93,67 @@ def test_traces_without_a_request_do_not_push_requests_out(path: Path) -> None:
         assert connection.execute("SELECT count(*) FROM traces").fetchone() == (11,)
 
 
+def _refused(number: int, name: str = "POST /v1/chat/completions") -> SpanRecord:
+    root = sample_trace(number=number)[0]
+    attributes = {"millrace.request_id": f"{number:032x}", "millrace.error.reason": "X"}
+    return replace(root, name=name, status="ERROR", attributes=attributes)
+
+
+@pytest.mark.parametrize("name", ["chat", "chat smollm2", "GET unknown", "POST /generate"])
+def test_refused_request_is_found_by_its_id(path: Path, name: str) -> None:
+    _write(path, [_refused(0xABCDEF, name)])
+
+    with closing(TraceStore(path)) as store:
+        assert store.find(f"{0xABCDEF:032x}").name == name
+
+
+@pytest.mark.parametrize("is_child_first", [True, False])
+def test_storm_of_refusals_pushes_no_request_out(path: Path, is_child_first: bool) -> None:
+    storm = []
+    for number in range(100, 200):
+        child = replace(sample_trace(number=number)[2], parent_id="f" * 16)
+        pair = [[child], [_refused(number)]]
+        storm += pair if is_child_first else pair[::-1]
+    bounds = {"max_requests": 5, "max_refused": 10, "max_other_traces": 3}
+    _write(path, sample_trace(number=1), *storm, sample_trace(number=2), **bounds)
+
+    with closing(TraceStore(path)) as store:
+        kept = [int(item.trace_id, 16) >> 64 for item in store.latest(100)]
+    assert kept == [2, *range(199, 189, -1), 1]
+
+
+def test_refusal_in_the_trace_of_a_request_is_kept_with_it(path: Path) -> None:
+    request = sample_trace(number=1)
+    refused = replace(_refused(7), trace_id=request[0].trace_id)
+    _write(path, request, [refused], *[[_refused(n)] for n in range(100, 200)], max_refused=10)
+
+    with closing(TraceStore(path)) as store:
+        assert store.find(f"{7:032x}").trace_id == request[0].trace_id
+
+
+def test_batch_is_found_by_its_own_id_and_by_those_of_its_parts(path: Path) -> None:
+    part = sample_trace(number=2)
+    attributes = {"millrace.request_id": f"{1:032x}"}
+    root = replace(part[0], name="text_completion", attributes=attributes, span_id="f" * 16)
+    _write(path, [replace(part[0], parent_id=root.span_id), *part[1:], root])
+
+    with closing(TraceStore(path)) as store:
+        whole, mine = store.find(f"{1:032x}"), store.find(part[0].attributes["millrace.request_id"])
+        assert len(store.load(whole).spans) == len(part) + 1
+        assert len(store.load(mine).spans) == len(part)
+
+
+def test_spans_below_one_that_was_lost_still_belong_to_the_request(path: Path) -> None:
+    spans = sample_trace()
+    process = next(span for span in spans if span.name.startswith("process"))
+    _write(path, [span for span in spans if span is not process])
+
+    with closing(TraceStore(path)) as store:
+        loaded = store.load(store.latest(1)[0]).spans
+    assert {span.name for span in loaded} >= {"queue_wait", "prefill", "decode"}
+    assert loaded[0] == spans[0]
+
+
 def test_steps_are_bounded_apart_and_found_by_member(path: Path) -> None:
     spans = sample_trace()
     steps = sample_steps(spans, count=30)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from millrace.telemetry.diagnosis import diagnose
+from millrace.telemetry.names import SPAN_PROCESS
 from millrace.telemetry.span_record import SpanRecord
 from millrace.telemetry.store import RequestTrace
 from millrace.telemetry.waterfall import draw
@@ -28,8 +29,8 @@ chat smollm2                 gateway       0.0 ms  459.0 ms ####################
   detokenize                 gateway      21.0 ms  437.0 ms  ############################
 
 batch steps: 2 sampled (2 decode), mean batch 8.0 rows, 10.0 ms each
-cause: worker: 40 decode steps of 10.0 ms each took 400.0 ms of 459.0 ms (87%), in batches of \
-8.0 rows on average"""
+most of the time: worker: 40 decode steps of 10.0 ms each took 400.0 ms of 459.0 ms (87%), in \
+batches of 8.0 rows on average"""
 
 
 def _draw(
@@ -62,6 +63,24 @@ def test_narrow_terminal_keeps_a_bar() -> None:
     lines = _draw(sample_trace(), width=20)
 
     assert lines[4].endswith("#" * 12)
+
+
+def test_event_shows_why_a_row_was_lost() -> None:
+    spans = sample_trace(SampleTimings(preempted_s=0.1))
+    process = next(span for span in spans if span.name == SPAN_PROCESS)
+    lost = next(event for event in process.events if event.name == "preempted")
+    told = replace(lost, attributes={"millrace.reason": "worker_lost"})
+    events = [told if event is lost else event for event in process.events]
+    spans[spans.index(process)] = replace(process, events=events)
+
+    assert any("preempted worker_lost +" in line for line in _draw(spans))
+
+
+def test_span_that_lost_its_parent_is_drawn_below_the_root() -> None:
+    spans = sample_trace()
+    orphan = replace(spans[-1], span_id="f" * 16, parent_id="e" * 16, name="lost child")
+
+    assert any(line.startswith("  lost child") for line in _draw([*spans, orphan]))
 
 
 def test_failed_span_is_marked() -> None:
