@@ -26,6 +26,8 @@ from millrace.telemetry.names import (
 from millrace.telemetry.propagation import context_from_traceparent
 from millrace.wire.status import to_grpc_status
 
+from .call_watch import CallWatch, ServicerContext
+
 _log = logging.getLogger(__name__)
 # Made once: making one costs as much as a span. It finds the process's provider by itself.
 _tracer = trace.get_tracer(__name__)
@@ -36,12 +38,11 @@ TRACEPARENT_KEY = "traceparent"
 Handler = Callable[[Any, Any], Any]
 MethodHandler = Any
 Continuation = Callable[[grpc.HandlerCallDetails], Awaitable[MethodHandler]]
-ServicerContext = grpc.aio.ServicerContext[Any, Any]
 
 
-def server_interceptors() -> list[grpc.aio.ServerInterceptor]:
+def server_interceptors(watch: CallWatch | None = None) -> list[grpc.aio.ServerInterceptor]:
     """Outermost first."""
-    return [TraceServerInterceptor(), ErrorServerInterceptor()]
+    return [TraceServerInterceptor(), ErrorServerInterceptor(watch)]
 
 
 def rpc_attributes(method: str) -> dict[str, str]:
@@ -52,8 +53,11 @@ def rpc_attributes(method: str) -> dict[str, str]:
 class ErrorServerInterceptor(grpc.aio.ServerInterceptor):
     """Ends a call that raised with the status of its error; what is not ours becomes INTERNAL.
 
-    The traceback of a defect goes to the log, never to the caller.
+    The traceback of a defect goes to the log, never to the caller. `watch` hears of every call.
     """
+
+    def __init__(self, watch: CallWatch | None = None) -> None:
+        self._watch = watch
 
     async def intercept_service(
         self,
@@ -62,25 +66,27 @@ class ErrorServerInterceptor(grpc.aio.ServerInterceptor):
     ) -> MethodHandler:
         """Wraps the handler of one method."""
         handler = await continuation(handler_call_details)
+        method, watch = handler_call_details.method, self._watch
         if handler is None:
+            if watch is not None:
+                watch.unknown(method)
             return handler
-        method = handler_call_details.method
         if handler.request_streaming and handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(
-                _guard_stream(handler.stream_stream, method),
+                _guard_stream(handler.stream_stream, method, watch),
                 handler.request_deserializer,
                 handler.response_serializer,
             )
         if handler.response_streaming:
             return grpc.unary_stream_rpc_method_handler(
-                _guard_stream(handler.unary_stream, method),
+                _guard_stream(handler.unary_stream, method, watch),
                 _tolerant(handler.request_deserializer),
                 handler.response_serializer,
             )
         if handler.request_streaming:
             return handler
         return grpc.unary_unary_rpc_method_handler(
-            _guard_unary(handler.unary_unary, method),
+            _guard_unary(handler.unary_unary, method, watch),
             _tolerant(handler.request_deserializer),
             handler.response_serializer,
         )
@@ -109,21 +115,25 @@ def _require_decoded(request: Any) -> None:
         raise InvalidRequest("the request is no message of this call, or has text that is no UTF-8")
 
 
-def _guard_unary(behavior: Handler, method: str) -> Handler:
+def _guard_unary(behavior: Handler, method: str, watch: CallWatch | None) -> Handler:
     async def guarded(request: Any, context: ServicerContext) -> Any:
+        if watch is not None:
+            watch.begin(method, context)
         try:
             _require_decoded(request)
             return await behavior(request, context)
         except MillraceError as error:
-            await context.abort_with_status(to_grpc_status(error))
+            await _abort(error, context, watch)
         except Exception as exc:
-            await _abort_unexpected(exc, method, context)
+            await _abort_unexpected(exc, method, context, watch)
 
     return guarded
 
 
-def _guard_stream(behavior: Handler, method: str) -> Handler:
+def _guard_stream(behavior: Handler, method: str, watch: CallWatch | None) -> Handler:
     async def guarded(request: Any, context: ServicerContext) -> AsyncIterator[Any]:
+        if watch is not None:
+            watch.begin(method, context)
         try:
             _require_decoded(request)
             responses = behavior(request, context)
@@ -136,19 +146,27 @@ def _guard_stream(behavior: Handler, method: str) -> Handler:
                 async for response in responses:
                     yield response
         except MillraceError as error:
-            await context.abort_with_status(to_grpc_status(error))
+            await _abort(error, context, watch)
         except Exception as exc:
-            await _abort_unexpected(exc, method, context)
+            await _abort_unexpected(exc, method, context, watch)
 
     return guarded
 
 
-async def _abort_unexpected(exc: Exception, method: str, context: ServicerContext) -> None:
+async def _abort(error: MillraceError, context: ServicerContext, watch: CallWatch | None) -> None:
+    if watch is not None:
+        watch.failed(error)
+    await context.abort_with_status(to_grpc_status(error))
+
+
+async def _abort_unexpected(
+    exc: Exception, method: str, context: ServicerContext, watch: CallWatch | None
+) -> None:
     # AbortError, or RpcError when the peer is gone: both have ended the call already.
     if isinstance(exc, (grpc.aio.AbortError, grpc.RpcError)):
         raise exc
     _log.exception("%s failed", method)
-    await context.abort_with_status(to_grpc_status(InternalError("internal error")))
+    await _abort(InternalError("internal error"), context, watch)
 
 
 class TraceServerInterceptor(grpc.aio.ServerInterceptor):

@@ -11,6 +11,7 @@ from grpc_reflection.v1alpha import reflection
 
 from millrace.core.errors import ConfigError
 
+from .call_watch import CallWatch
 from .client import KEEPALIVE_TIME_MS, MAX_MESSAGE_BYTES, message_limits
 from .interceptors import server_interceptors
 
@@ -26,6 +27,7 @@ class RpcServer:
 
     Its health is NOT_SERVING until `start`, and again from `stop` on. More than `max_connections`
     are closed at once, and idle ones after a while; 0: any number, for as long as they like.
+    `watch` hears of every call.
     """
 
     def __init__(
@@ -36,13 +38,14 @@ class RpcServer:
         *,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         max_connections: int = 0,
+        watch: CallWatch | None = None,
     ) -> None:
         self.service = service
         self._host = host
         self._port = port
         self._names = [health.SERVICE_NAME, reflection.SERVICE_NAME]
         self._server = grpc.aio.server(
-            interceptors=server_interceptors(),
+            interceptors=server_interceptors(watch),
             options=[
                 *message_limits(max_message_bytes),
                 ("grpc.so_reuseport", 0),

@@ -147,6 +147,18 @@ class GatewayMetrics:
         self.response_cache = counter(
             names.METRIC_RESPONSE_CACHE, "Response cache look-ups.", "result"
         )
+        self.http_requests = Counter(
+            names.METRIC_HTTP_REQUESTS,
+            "HTTP requests of any kind, refused ones and probes too.",
+            ("route", "method", "code"),
+            registry=registry,
+        )
+        self.grpc_requests = Counter(
+            names.METRIC_GRPC_REQUESTS,
+            "gRPC calls of any kind, refused ones and probes too.",
+            ("method", "code"),
+            registry=registry,
+        )
         self.requests_in_flight = Gauge(
             names.METRIC_REQUESTS_IN_FLIGHT, "Requests being answered.", MODEL, registry=registry
         )

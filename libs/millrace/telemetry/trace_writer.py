@@ -1,8 +1,9 @@
 """The writing side of the local span store: an SQLite file with the last requests' spans.
 
-Bounded by count: `max_requests` traces that hold a request, a few hundred others, and the last
-`max_steps` batch steps, which are kept apart because they are roots without a request. The file is
-a cache: one that is damaged or of another version is made anew.
+Bounded by count: `max_requests` traces that hold an accepted request, and some hundred that hold a
+refused one or none, so that those cannot push out the first. The last `max_steps` batch steps are
+kept apart, because they are roots without a request. The file is a cache: one that is damaged or of
+another version is made anew.
 """
 
 from __future__ import annotations
@@ -20,8 +21,11 @@ from .span_record import SpanRecord
 
 SCHEMA_VERSION = 1
 MAX_REQUESTS = 2000
+MAX_REFUSED = 500
 MAX_OTHER_TRACES = 200
 MAX_STEPS = 10_000
+# Values of `traces.is_request`. A trace is of the first kind that any of its spans makes it.
+OTHER, REQUEST, REFUSED = 0, 1, 2
 # An agent may put thousands of requests into one trace.
 MAX_SPANS_PER_TRACE = 2000
 
@@ -71,11 +75,12 @@ class TraceWriter:
         path: Path,
         *,
         max_requests: int = MAX_REQUESTS,
+        max_refused: int = MAX_REFUSED,
         max_other_traces: int = MAX_OTHER_TRACES,
         max_steps: int = MAX_STEPS,
     ) -> None:
         """Opens or makes the file. Raises OSError or sqlite3.Error where neither is possible."""
-        self._max_traces = {1: max_requests, 0: max_other_traces}
+        self._max_traces = {REQUEST: max_requests, REFUSED: max_refused, OTHER: max_other_traces}
         self._max_steps = max_steps
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -124,13 +129,11 @@ class TraceWriter:
 
     def _add_to_trace(self, trace_id: str, spans: Sequence[SpanRecord]) -> None:
         execute = self._connection.execute
-        is_request = int(
-            any(span.is_request or ATTR_REQUEST_ID in span.attributes for span in spans)
-        )
         row = execute(
-            "INSERT INTO traces (trace_id, is_request) VALUES (?, ?) ON CONFLICT (trace_id)"
-            " DO UPDATE SET is_request = max(is_request, excluded.is_request) RETURNING num_spans",
-            (trace_id, is_request),
+            "INSERT INTO traces (trace_id, is_request) VALUES (?, ?) ON CONFLICT (trace_id) DO"
+            f" UPDATE SET is_request = CASE WHEN {REQUEST} IN (is_request, excluded.is_request)"
+            f" THEN {REQUEST} ELSE max(is_request, excluded.is_request) END RETURNING num_spans",
+            (trace_id, _kind_of(spans)),
         ).fetchone()
         kept = spans[: max(0, MAX_SPANS_PER_TRACE - row[0])]
         added = self._connection.executemany(
@@ -189,6 +192,17 @@ def _open(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _kind_of(spans: Iterable[SpanRecord]) -> int:
+    kinds = {_kind(span) for span in spans}
+    return next(kind for kind in (REQUEST, REFUSED, OTHER) if kind in kinds)
+
+
+def _kind(span: SpanRecord) -> int:
+    if span.is_request:
+        return REQUEST if span.is_accepted else REFUSED
+    return REQUEST if ATTR_REQUEST_ID in span.attributes else OTHER
 
 
 def _is_step(span: SpanRecord) -> bool:

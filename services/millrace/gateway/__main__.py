@@ -7,6 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any
 
 import grpc
@@ -28,17 +29,20 @@ from millrace.wire.idempotency_client import IdempotencyClient
 from millrace.wire.scheduler_client import AttachStream
 from millrace.wire.tokenizer_client import TokenizerClient
 
+from .access_log import AccessLog
 from .config import GatewayConfig
 from .directory import ModelDirectory
 from .file_limit import allowed_connections
 from .frames import FrameRouter
 from .health import Health
+from .http.access import connection_refused
 from .http.app import create_app
 from .http.connection import ConnectionLimits
 from .http.edge import HttpEdge
 from .http.server import HttpServer
 from .members import hear_aborts, watch_members
 from .pipeline import Pipeline, PipelineLimits
+from .rpc_access import RpcAccess
 from .servicer import SERVICE_NAME, InferenceServicer
 
 _log = logging.getLogger(__name__)
@@ -115,14 +119,23 @@ class Gateway:
             bus, self._tokenizer, cache, self._directory, lambda: self._pipeline.is_draining
         )
         max_connections = allowed_connections(config.max_connections)
+        access_log = AccessLog(metrics, is_written=config.access_log)
         self._rpc = RpcServer(
-            "gateway", config.host, config.grpc_port, max_connections=max_connections
+            "gateway",
+            config.host,
+            config.grpc_port,
+            max_connections=max_connections,
+            watch=RpcAccess(access_log),
         )
         self._http = HttpServer(
-            create_app(self._edge(registry)),
+            create_app(self._edge(registry, access_log)),
             config.host,
             config.http_port,
-            ConnectionLimits(max_connections, HEAD_TIMEOUT_S),
+            ConnectionLimits(
+                max_connections,
+                HEAD_TIMEOUT_S,
+                on_refused=partial(connection_refused, access_log),
+            ),
         )
         self.rpc_address = ""
         self.http_address = ""
@@ -182,13 +195,14 @@ class Gateway:
     async def _attach(self, address: str) -> AttachStream:
         return await AttachStream.open(self._channels.get(address), self._gateway_id)
 
-    def _edge(self, registry: CollectorRegistry) -> HttpEdge:
+    def _edge(self, registry: CollectorRegistry, access_log: AccessLog) -> HttpEdge:
         config = self._config
         return HttpEdge(
             self._pipeline,
             self._directory,
             self._health,
             registry,
+            access_log,
             max_body_bytes=config.max_body_bytes,
             max_batch_size=config.max_batch_size,
             max_batch_concurrency=config.max_batch_concurrency,

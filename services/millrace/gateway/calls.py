@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from opentelemetry import trace
 from opentelemetry.trace import (
@@ -18,7 +18,7 @@ from opentelemetry.trace import (
     TraceFlags,
 )
 
-from millrace.core.errors import MillraceError
+from millrace.core.errors import InvalidRequest, MillraceError
 from millrace.telemetry.names import (
     ATTR_ERROR_REASON,
     ATTR_ERROR_TYPE,
@@ -28,18 +28,22 @@ from millrace.telemetry.names import (
 )
 from millrace.telemetry.propagation import extract, traceparent_of
 
+from .call_facts import current_facts
+
 # Made once: making one costs as much as a span. It finds the process's provider by itself.
 _tracer = trace.get_tracer(__name__)
 
 PROVIDER_NAME = "millrace"
 REQUEST_ID_HEADER = "x-request-id"
 TRACE_HEADER = "traceresponse"
+MAX_MESSAGE_CHARS = 256
 
 
 class Call:
     """Made by the edge on arrival, ended by it when the reply is out.
 
-    `arrival_ns` is on the monotonic clock.
+    `arrival_ns` is on the monotonic clock. A call without an operation generates nothing: its span
+    is kept only if it fails.
     """
 
     def __init__(self, span: Span, operation: str = "") -> None:
@@ -49,7 +53,10 @@ class Call:
         self.arrival_unix_ns = time.time_ns()
         self.arrival_ns = time.monotonic_ns()
         self.error: MillraceError | None = None
+        self.facts = current_facts()
+        self.facts.call = self.facts.call or self
         self._is_ended = False
+        self._when_ended: Callable[[], None] | None = None
         if span.is_recording():
             span.set_attribute(ATTR_REQUEST_ID, self.request_id)
 
@@ -80,12 +87,30 @@ class Call:
         if self._is_ended:
             return
         self._is_ended = True
-        error = error or self.error
-        if error is not None and self.span.is_recording():
-            self.span.set_attribute(ATTR_ERROR_TYPE, type(error).__name__)
-            self.span.set_attribute(ATTR_ERROR_REASON, error.reason)
-            self.span.set_status(Status(StatusCode.ERROR, error.reason))
-        self.span.end()
+        self.error = error or self.error
+        if self.span.is_recording():
+            self._set_status()
+        if self.operation or self.error is not None:
+            self.span.end()
+        if self._when_ended is not None:
+            self._when_ended()
+
+    def when_ended(self, action: Callable[[], None]) -> None:
+        """Runs `action` at the end; at once if that has been, or if nobody else ends the call."""
+        if not self.operation:
+            self.end()
+        self._when_ended = action
+        if self._is_ended:
+            action()
+
+    def _set_status(self) -> None:
+        error = self.error
+        if error is None:
+            self.span.set_status(StatusCode.OK)
+            return
+        self.span.set_attribute(ATTR_ERROR_TYPE, type(error).__name__)
+        self.span.set_attribute(ATTR_ERROR_REASON, error.reason)
+        self.span.set_status(Status(StatusCode.ERROR, _told(error)))
 
 
 def begin_call(operation: str, carrier: Mapping[str, str]) -> Call:
@@ -102,8 +127,21 @@ def begin_call(operation: str, carrier: Mapping[str, str]) -> Call:
 
 
 def begin_untraced_call(carrier: Mapping[str, str]) -> Call:
-    """A call that no trace is kept of; the reply names a trace id all the same."""
-    return Call(_unrecorded(carrier))
+    """A call that no trace is kept of unless it fails; the reply names a trace id all the same."""
+    facts = current_facts()
+    if facts.is_probe:
+        return Call(_unrecorded(carrier))
+    span = _tracer.start_span(facts.name, context=extract(carrier), kind=SpanKind.SERVER)
+    return Call(span if span.get_span_context().is_valid else _unrecorded(carrier))
+
+
+def _told(error: MillraceError) -> str:
+    """The message, without what a client wrote in the wrong place: it may be its prompt."""
+    message = error.message
+    shown = error.metadata.get("value", "")
+    if isinstance(error, InvalidRequest) and shown.startswith('"'):
+        message = message.replace(shown, '"..."')
+    return message[:MAX_MESSAGE_CHARS]
 
 
 def _attributes(operation: str) -> dict[str, str]:

@@ -51,6 +51,8 @@ class GatewayConfig:
         10.0, help="how long running requests may go on after SIGTERM", unit="s"
     )
 
+    access_log: bool = setting(True, help="one line in the log per request, health probes left out")
+
     def check(self) -> None:
         """Raises `ConfigError` where a value cannot work."""
         if not is_loopback(self.host) and not self.insecure_bind:

@@ -34,7 +34,7 @@ class RequestRecord:
 
     def on_model(self, info: ModelInfo) -> None:
         """The model is known."""
-        self._model = info.name
+        self._model = self._call.facts.model = info.name
         self._metrics.requests_in_flight.labels(info.name).inc()
         span = self._call.span
         if not span.is_recording():
@@ -61,6 +61,7 @@ class RequestRecord:
     def on_accepted(self, num_prompt_tokens: int, max_tokens: int, seed: int) -> None:
         """The request is on the queue."""
         self._metrics.prompt_tokens.labels(self._model).inc(num_prompt_tokens)
+        self._call.facts.num_prompt_tokens += num_prompt_tokens
         if self._call.span.is_recording():
             self._call.span.set_attributes(
                 {
@@ -110,6 +111,10 @@ class RequestRecord:
         reasons = [choice.finish_reason.name.lower() for choice in finished.choices]
         metrics.request_success.labels(self._model, reasons[0]).inc()
         metrics.generation_tokens.labels(self._model).inc(usage.num_output_tokens)
+        self._call.facts.num_output_tokens += usage.num_output_tokens
+        if finished.is_cached:
+            # It never was on the queue.
+            self._call.facts.num_prompt_tokens += usage.num_prompt_tokens
         observe(metrics.e2e_request_latency.labels(self._model), total_s, span)
         if usage.num_output_tokens > 1 and not finished.is_cached:
             per_token_s = (timings.total_ns - timings.time_to_first_token_ns) / 1e9
@@ -135,8 +140,10 @@ class RequestRecord:
         if self._is_over:
             return
         self._metrics.request_failure.labels(self._model or UNKNOWN_MODEL, error.reason).inc()
-        if self._call.span.is_recording():
-            self._call.span.set_attribute(names.ATTR_ERROR_REASON, error.reason)
+        self._call.error = self._call.error or error
+        if live is not None:
+            num_emitted = sum(choice.num_emitted for choice in live.choices)
+            self._call.facts.num_output_tokens += num_emitted
         self._close(live)
 
     def _close(self, live: LiveRequest | None) -> None:

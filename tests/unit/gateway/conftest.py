@@ -28,6 +28,7 @@ from millrace.core.model import ModelInfo
 from millrace.core.request import QueuedRequest
 from millrace.core.sampling import SamplingParams
 from millrace.core.tokens import FinishReason, Scheduled, TokenDelta, TokenFrame, TokenLogprobs
+from millrace.gateway.access_log import AccessLog
 from millrace.gateway.answers import Answer
 from millrace.gateway.calls import begin_call
 from millrace.gateway.directory import ModelDirectory
@@ -298,7 +299,9 @@ class Harness:
             self.directory,
             lambda: self.pipeline.is_draining,
         )
-        self.edge = HttpEdge(self.pipeline, self.directory, self.health, self.registry)
+        self.edge = HttpEdge(
+            self.pipeline, self.directory, self.health, self.registry, AccessLog(self.metrics)
+        )
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:

@@ -10,6 +10,7 @@ from millrace.core.errors import MillraceError
 from millrace.telemetry.names import OPERATION_CHAT, OPERATION_TEXT_COMPLETION
 
 from . import openai_chat, openai_completions, plain
+from .access import HttpAccess
 from .edge import HttpEdge
 from .errors import on_http_error, on_millrace_error
 from .middleware import CallMiddleware
@@ -26,16 +27,22 @@ OPERATIONS = {
 
 def create_app(edge: HttpEdge) -> Starlette:
     """The HTTP edge over a pipeline."""
+    routes = [
+        *openai_chat.chat_routes(edge),
+        *openai_completions.completion_routes(edge),
+        *plain.plain_routes(edge),
+        *model_routes(edge),
+        *operation_routes(edge),
+    ]
     app = Starlette(
-        routes=[
-            *openai_chat.chat_routes(edge),
-            *openai_completions.completion_routes(edge),
-            *plain.plain_routes(edge),
-            *model_routes(edge),
-            *operation_routes(edge),
-        ],
+        routes=routes,
         middleware=[
-            Middleware(CallMiddleware, operations=OPERATIONS, load=lambda: edge.pipeline.load)
+            Middleware(
+                CallMiddleware,
+                operations=OPERATIONS,
+                load=lambda: edge.pipeline.load,
+                access=HttpAccess(routes, edge.access_log),
+            )
         ],
         exception_handlers={MillraceError: on_millrace_error, HTTPException: on_http_error},
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,17 +22,23 @@ MAX_HEAD_BYTES = 32 << 10
 RETRY_AFTER_S = 1
 
 
+def _ignore(status: int, code: str, peer: tuple[str, int] | None) -> None:
+    """Nobody wants to know."""
+
+
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
     """`max_connections` are served at once. One too many is told so when it asks something.
 
     `head_timeout_s`: from the connection, or from the first byte of a later request, to the end of
-    its headers; connections that are too many have `refusal_timeout_s` to ask.
+    its headers; connections that are too many have `refusal_timeout_s` to ask. `on_refused` hears
+    what was answered to whom.
     """
 
     max_connections: int = 4096
     head_timeout_s: float = 10.0
     refusal_timeout_s: float = 1.0
+    on_refused: Callable[[int, str, tuple[str, int] | None], None] = _ignore
 
     @property
     def max_refused(self) -> int:
@@ -146,6 +153,7 @@ class Connection(HttpToolsProtocol):
     def _refuse(self, status: str, kind: str, code: str, message: str) -> None:
         if self.transport.is_closing():
             return
+        self.limits.on_refused(int(status[:3]), code, self.client)
         error = {"message": message, "type": kind, "param": None, "code": code}
         body = json.dumps({"error": error}).encode()
         retry = f"retry-after: {RETRY_AFTER_S}" if self._is_refused else "x-should-retry: false"

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 
 from millrace.core.errors import Aborted
+from millrace.gateway.access_log import AccessLog
 from millrace.gateway.calls import Call
 from millrace.gateway.directory import ModelDirectory
 from millrace.gateway.health import Health
@@ -29,6 +30,7 @@ class HttpEdge:
     directory: ModelDirectory
     health: Health
     registry: CollectorRegistry
+    access_log: AccessLog
     max_body_bytes: int = 8 << 20
     max_batch_size: int = 1024
     max_batch_concurrency: int = 256

@@ -11,6 +11,7 @@ from millrace.core.errors import InternalError
 from millrace.gateway.calls import Call, begin_call, begin_untraced_call
 from millrace.gateway.drain_rate import Load
 
+from .access import HttpAccess
 from .edge import CALL_KEY
 from .errors import error_response
 from .rate_limit import rate_limit_headers
@@ -21,31 +22,37 @@ _log = logging.getLogger(__name__)
 class CallMiddleware:
     """Makes a `Call` per request; `operations` names the paths whose POST generates.
 
-    Only these get a span: a trace per health probe would push out those of requests. Only these get
-    the headers of limits, of the `load` then.
+    Of the others only what fails gets a span: one per health probe would push out those of
+    requests. Only these get the headers of limits, of the `load` then. `access` hears of all.
     """
 
     def __init__(
-        self, app: ASGIApp, operations: Mapping[str, str], load: Callable[[], Load]
+        self,
+        app: ASGIApp,
+        operations: Mapping[str, str],
+        load: Callable[[], Load],
+        access: HttpAccess,
     ) -> None:
         self._app = app
         self._operations = operations
         self._load = load
+        self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        facts = self._access.begin(scope)
         call = self._begin(scope)
         scope[CALL_KEY] = call
         is_operation = self._operation_of(scope) is not None
-        is_started = False
+        status: int | None = None
 
         async def send_with_ids(message: Message) -> None:
-            nonlocal is_started
-            if not is_started and message["type"] == "http.response.start":
-                is_started = True
+            nonlocal status
+            if status is None and message["type"] == "http.response.start":
+                status = message["status"]
                 added = [*call.headers, *(rate_limit_headers(self._load()) if is_operation else ())]
                 encoded = [(key.encode(), value.encode()) for key, value in added]
                 message["headers"] = [*message.get("headers", ()), *encoded]
@@ -57,9 +64,10 @@ class CallMiddleware:
             _log.exception("request %s failed", call.request_id)
             call.error = InternalError(f"internal error; the request id is {call.request_id}")
             # Once the reply is under way only the connection can tell: it is closed unfinished.
-            if not is_started:
+            if status is None:
                 await error_response(call.error)(scope, receive, send_with_ids)
         finally:
+            self._access.end(facts, status)
             call.end()
 
     def _begin(self, scope: Scope) -> Call:
