@@ -51,8 +51,8 @@ class ServiceProcess:
         _started.append(made)
         async with asyncio.timeout(START_TIMEOUT_S):
             line = (await process.stdout.readline()).decode()
-        assert line.startswith("ready "), f"{module} did not start"
-        made.address = line.split()[2]
+        assert " ready " in line, f"{module} did not start"
+        made.address = line.split()[-1]
         return made
 
     async def until_healthy(self) -> None:

@@ -229,7 +229,7 @@ async def test_newer_owner_takes_the_worker_and_a_lower_epoch_is_refused(stack: 
 async def test_claim_of_an_earlier_start_of_the_worker_is_refused(stack: Stack) -> None:
     node = await stack.add_worker()
     async with open_channel(node.registration.advertise_address) as channel:
-        with pytest.raises(Conflict, match="another start of the worker"):
+        with pytest.raises(Conflict, match="an earlier run of this worker"):
             await ExecuteStream.open(channel, 2**50, "owner", boot_id="of-a-dead-process")
     assert stack.worker_ids()
 

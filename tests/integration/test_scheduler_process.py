@@ -39,7 +39,7 @@ def _scheduler(server: LocalServer, model: str) -> Iterator[subprocess.Popen[str
     ) as process:
         assert process.stdout is not None
         try:
-            assert process.stdout.readline().startswith("ready scheduler 127.0.0.1:")
+            assert " ready scheduler 127.0.0.1:" in process.stdout.readline()
             yield process
         finally:
             process.kill()

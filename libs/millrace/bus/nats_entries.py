@@ -81,7 +81,7 @@ async def _updates(
         except Unavailable as error:
             if error.message != told:
                 told = error.message
-                _log.warning("nats: no watcher: %s", error)
+                _log.warning("nats: entries cannot be watched, trying again: %s", error)
             await asyncio.sleep(RETRY_S)
             yield None
             continue

@@ -197,7 +197,7 @@ class NatsLink:
     def _lose(self, client: NatsClient, reason: str) -> None:
         if self._session is None or self._session.client is not client:
             return
-        _log.warning("nats: connection given up: %s", reason)
+        _log.warning("nats: the connection is given up and made anew: %s", reason)
         self._reason = reason
         self._session = None
         self._is_up.clear()

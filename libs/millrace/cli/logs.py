@@ -1,22 +1,33 @@
-"""`millrace logs`: what the processes printed, from their log files."""
+"""`millrace logs`: what the processes printed, from their log files, in order of time."""
 
 from __future__ import annotations
 
 import argparse
+import heapq
 import os
+import re
 import time
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
 from millrace.config.home import millrace_home
 from millrace.core.errors import Unavailable
+from millrace.telemetry.log_line import time_of
 
 from .console import Console
 from .count import positive_count
-from .stack.log_file import last_lines
+from .stack.log_file import START_MARK, lines_of
+from .stack.stack_view import OWN_NAME
 
 _POLL_S = 0.2
+# What the terminal of a background start would have shown; its lines are in the others too.
+_TRANSCRIPT = "up"
+_AGO = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -26,6 +37,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("-f", "--follow", action="store_true", help="go on with new lines")
     parser.add_argument(
         "-n", "--lines", type=positive_count, default=50, help="of each; default 50"
+    )
+    parser.add_argument(
+        "--since",
+        type=parse_since,
+        metavar="TIME",
+        help="from then on, as 90s, 10m, 2h, 3d or 2026-03-01T09:30; default: the current run",
     )
 
 
@@ -38,14 +55,50 @@ def run(args: argparse.Namespace) -> int:
         paths = [path for path in paths if path.stem == args.service]
         if not paths:
             raise Unavailable(f"no log of {args.service} in {folder}; there are: {known}")
+    else:
+        paths = [path for path in paths if path.stem != _TRANSCRIPT]
+    since_s = _run_began_s(folder) if args.since is None else args.since
+    is_alone = len(paths) == 1
     with ExitStack() as stack:
         tails = [stack.enter_context(closing(Tail(path))) for path in paths]
-        for path in paths:
-            for line in last_lines(path, args.lines):
-                console.line(_prefixed(console, path, line, is_alone=len(paths) == 1))
+        for path, line in merged(paths, since_s, args.lines):
+            console.line(_prefixed(console, path, line, is_alone=is_alone))
         if args.follow:
             _follow(console, tails)
     return 0
+
+
+def parse_since(text: str) -> float:
+    """Unix time of `10m` ago, or of a date in ISO 8601, local unless it names a zone."""
+    if found := _AGO.fullmatch(text.strip()):
+        return time.time() - float(found[1]) * _SECONDS[found[2]]
+    try:
+        return datetime.fromisoformat(text.strip()).timestamp()
+    except ValueError:
+        message = f"{text!r} is neither 90s, 10m, 2h or 3d nor a time like 2026-03-01T09:30"
+        raise argparse.ArgumentTypeError(message) from None
+
+
+def merged(paths: Iterable[Path], since_s: float, num_lines: int) -> Iterator[tuple[Path, str]]:
+    """The last `num_lines` of each log from a time on, all together in order of time."""
+    parts = [deque(_since(path, since_s), maxlen=num_lines) for path in paths]
+    return ((path, line) for _, _, path, line in heapq.merge(*parts))
+
+
+def _since(path: Path, since_s: float) -> Iterator[tuple[float, int, Path, str]]:
+    """Lines with their time and number; one without a time is as old as the one before it."""
+    at_s = 0.0
+    for number, line in enumerate(lines_of(path)):
+        at_s = max(at_s, time_of(line) or 0.0)
+        if at_s >= since_s:
+            yield at_s, number, path, line
+
+
+def _run_began_s(folder: Path) -> float:
+    """When the stack was started last; 0 where that is not known."""
+    own = lines_of(folder / f"{OWN_NAME}.log")
+    starts = [time_of(line) for line in own if START_MARK in line]
+    return (starts[-1] if starts else None) or 0.0
 
 
 class Tail:
@@ -93,4 +146,7 @@ def _follow(console: Console, tails: list[Tail]) -> None:
 
 
 def _prefixed(console: Console, path: Path, line: str, *, is_alone: bool) -> str:
-    return line if is_alone else f"{console.paint(path.stem.ljust(9) + ' |', 'cyan')} {line}"
+    # A line in JSON names its process itself, and stays whole for whoever reads it.
+    if is_alone or line.startswith("{"):
+        return line
+    return f"{console.paint(path.stem.ljust(9) + ' |', 'cyan')} {line}"

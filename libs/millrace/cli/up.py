@@ -15,18 +15,20 @@ from millrace.config.environment import current_environment
 from millrace.config.home import Home, millrace_home
 from millrace.config.loader import add_flags, check_variables, config_from_flags
 from millrace.core.errors import Conflict
+from millrace.telemetry.log_line import log_line
 
 from .console import Console
 from .service_settings import explain_service
 from .stack.background import start_in_background
 from .stack.command import run_millrace
 from .stack.first_answer import FirstAnswer
+from .stack.log_file import begin_log
 from .stack.model_choice import find_or_pull, require_fit, served_model
 from .stack.options import choose_model, public_endpoints, wiring_options
 from .stack.preparation import prepare_weights
 from .stack.run_file import new_stack_record, running_stack, stack_lock
 from .stack.servers import find_server
-from .stack.stack_view import StackView
+from .stack.stack_view import OWN_NAME, StackView
 from .stack.supervisor import PartFailed, Supervisor
 from .stack.topology import ProcessSpec, Topology, load_topology
 from .stack.wiring import Wiring, wire_stack
@@ -109,6 +111,7 @@ class _Foreground:
         servers = {instance.name for instance in wiring.instances if instance.spec.is_server}
         quiet = frozenset(names if is_background else servers)
         self._view = StackView(self._console, names, quiet=quiet)
+        self._log = begin_log(home.logs / f"{OWN_NAME}.log")
         self._began = time.monotonic()
         self._is_stopping = False
 
@@ -126,13 +129,13 @@ class _Foreground:
             record,
             environ=self._environ,
             show=self._view.show,
-            note=self._view.note,
+            note=self._note,
             run_init=run_millrace,
         )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._stop, supervisor)
-        self._view.note(f"starting {model}; logs are in {self._home.logs}")
+        self._note(f"starting {model}; logs are in {self._home.logs}")
         first = FirstAnswer(self._console, self._view, endpoints, self._config)
         try:
             await supervisor.run(lambda: first.show(self._began))
@@ -140,13 +143,19 @@ class _Foreground:
             self._view.release()
             for line in exc.log_lines:
                 self._console.line(f"    {line}")
+            self._log.write_line(log_line(OWN_NAME, str(exc), "ERROR"))
             print(f"millrace: {exc}", file=sys.stderr)
             return 1
-        self._view.note("stopped")
+        self._note("stopped")
         return 0
+
+    def _note(self, message: str) -> None:
+        """On this terminal, and kept: what ended and came back is asked for later."""
+        self._log.write_line(log_line(OWN_NAME, message))
+        self._view.note(message)
 
     def _stop(self, supervisor: Supervisor) -> None:
         self._view.release()
-        self._view.note("stopping at once" if self._is_stopping else STOPPING)
+        self._note("stopping at once" if self._is_stopping else STOPPING)
         self._is_stopping = True
         supervisor.request_stop()

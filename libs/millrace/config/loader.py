@@ -30,7 +30,8 @@ ENV_PREFIX = "MILLRACE_"
 TABLES = ("up", "gateway", "tokenizer", "scheduler", "worker", "cache", "collector")
 # Variables of no service.
 SHARED_VARIABLES = (
-    *("MILLRACE_HOME", "MILLRACE_CONFIG", "MILLRACE_LOG_LEVEL", "MILLRACE_DEBUG"),
+    *("MILLRACE_HOME", "MILLRACE_CONFIG", "MILLRACE_LOG_LEVEL", "MILLRACE_LOG_FORMAT"),
+    *("MILLRACE_DEBUG",),
     *("MILLRACE_MODEL", "MILLRACE_TARGET", "MILLRACE_TEST_EXAMPLES"),
 )
 _METADATA_KEY = "millrace.setting"

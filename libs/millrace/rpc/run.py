@@ -8,7 +8,8 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from millrace.core.errors import MillraceError
+from millrace.core.errors import ConfigError, MillraceError
+from millrace.telemetry.log_line import JSON, log_format, log_line
 
 
 @contextmanager
@@ -36,7 +37,7 @@ def tell_ready(service: str, address: str) -> None:
     """
     gc.collect()
     gc.freeze()
-    print(f"ready {service} {address}", flush=True)
+    print(log_line(service, f"ready {service} {address}"), flush=True)
 
 
 async def run_until_first(*coroutines: Coroutine[Any, Any, None]) -> None:
@@ -53,7 +54,18 @@ async def run_until_first(*coroutines: Coroutine[Any, Any, None]) -> None:
 
 
 def _line(service: str, error: BaseException) -> str:
-    return f"millrace {service}: {' '.join(str(error).split())}"
+    message = " ".join(str(error).split())
+    if _is_json():
+        return log_line(service, message, "ERROR")
+    return f"millrace {service}: {message}"
+
+
+def _is_json() -> bool:
+    try:
+        return log_format() == JSON
+    except ConfigError:
+        # What is to be told, most likely.
+        return False
 
 
 def _first_leaf(error: BaseException) -> BaseException:

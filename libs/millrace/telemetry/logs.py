@@ -1,4 +1,4 @@
-"""One line per log record, on stderr: `HH:MM:SS.mmm level service message key=value`.
+"""Log records as lines on stderr; see `log_line.py` for what they look like.
 
 Keys come from `extra=`; `trace_id` and `span_id` are added inside a sampled span. An exception is
 told by its type and place, with its message only where the message is known to be free of users'
@@ -11,33 +11,31 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import time
 from traceback import extract_tb, format_exception
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 from opentelemetry import trace
 
 from millrace.core.errors import ConfigError, MillraceError
 
+from .log_line import TEXT, log_format, make_line
+
 LOG_LEVEL_VARIABLE = "MILLRACE_LOG_LEVEL"
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+# Ours, also in the module that `python -m` runs. The libraries beneath tell their troubles only:
+# at DEBUG they would drown everything else, and nobody asked for them.
+OUR_LOGGERS = ("millrace", "__main__")
+LEAST_OF_OTHERS = logging.WARNING
 
 _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-_ESCAPES = {code: f"\\x{code:02x}" for code in (*range(32), 127, 0x85)} | {
-    ord("\n"): "\\n",
-    ord("\r"): "\\r",
-    ord("\t"): "\\t",
-    0x2028: "\\u2028",
-    0x2029: "\\u2029",
-}
 
 
 def configure_logging(service: str, *, stream: TextIO | None = None) -> None:
     """Send every logger's records to `stream` (default stderr) as lines that name the service.
 
-    The level is `MILLRACE_LOG_LEVEL`, INFO by default. A second call replaces the first. Raises
-    ConfigError for an unknown level.
+    Our level is `MILLRACE_LOG_LEVEL`, INFO by default; the format is `MILLRACE_LOG_FORMAT`, text
+    or json. A second call replaces the first. Raises ConfigError for an unknown level or format.
     """
     level = os.environ.get(LOG_LEVEL_VARIABLE, "INFO").upper() or "INFO"
     if level not in LEVELS:
@@ -46,12 +44,16 @@ def configure_logging(service: str, *, stream: TextIO | None = None) -> None:
             field=LOG_LEVEL_VARIABLE,
         )
     handler = logging.StreamHandler(sys.stderr if stream is None else stream)
-    handler.setFormatter(LineFormatter(service, with_traceback=level == "DEBUG"))
+    handler.setFormatter(
+        LineFormatter(service, style=log_format(), with_traceback=level == "DEBUG")
+    )
     root = logging.getLogger()
     for old in [old for old in root.handlers if isinstance(old.formatter, LineFormatter)]:
         root.removeHandler(old)
     root.addHandler(handler)
-    root.setLevel(level)
+    root.setLevel(max(logging.getLevelNamesMapping()[level], LEAST_OF_OTHERS))
+    for name in OUR_LOGGERS:
+        logging.getLogger(name).setLevel(level)
     # A closed stderr must not turn one lost line into a traceback per line.
     logging.raiseExceptions = False
 
@@ -59,34 +61,39 @@ def configure_logging(service: str, *, stream: TextIO | None = None) -> None:
 class LineFormatter(logging.Formatter):
     """Formats a record as one line."""
 
-    def __init__(self, service: str, *, with_traceback: bool = False) -> None:
+    def __init__(self, service: str, *, style: str = TEXT, with_traceback: bool = False) -> None:
         super().__init__()
         self._service = service
+        self._format = style
         self._with_traceback = with_traceback
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without a newline at its end."""
-        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
-        message = _escape(record.getMessage())
-        parts = [f"{clock}.{int(record.msecs):03d} {record.levelname:<7} {self._service} {message}"]
-        parts += [
-            f"{key}={_quote(value)}"
+        fields = {
+            key: value
             for key, value in vars(record).items()
             if key not in _STANDARD_FIELDS and not key.startswith("_")
-        ]
-        parts += self._trace_ids()
+        }
+        self._add_trace_ids(fields)
         error = record.exc_info[1] if isinstance(record.exc_info, tuple) else None
         if error is not None:
-            parts.append(f"error={_quote(describe_error(error))}")
+            fields["error"] = describe_error(error)
             if self._with_traceback:
-                parts.append(f"traceback={_quote(''.join(format_exception(error)))}")
-        return " ".join(parts)
+                fields["traceback"] = "".join(format_exception(error))
+        return make_line(
+            self._format,
+            record.created,
+            record.levelname,
+            self._service,
+            record.getMessage(),
+            fields,
+        )
 
-    def _trace_ids(self) -> list[str]:
+    def _add_trace_ids(self, fields: dict[str, Any]) -> None:
         context = trace.get_current_span().get_span_context()
-        if not (context.is_valid and context.trace_flags.sampled):
-            return []
-        return [f"trace_id={context.trace_id:032x}", f"span_id={context.span_id:016x}"]
+        if context.is_valid and context.trace_flags.sampled and "trace_id" not in fields:
+            fields["trace_id"] = f"{context.trace_id:032x}"
+            fields["span_id"] = f"{context.span_id:016x}"
 
 
 def describe_error(error: BaseException) -> str:
@@ -103,14 +110,3 @@ def _place(traceback: TracebackType | None) -> str:
         return ""
     filename = frames[-1].filename.replace(os.sep, "/")
     return f" at {'/'.join(filename.split('/')[-3:])}:{frames[-1].lineno}"
-
-
-def _escape(text: str) -> str:
-    return text.translate(_ESCAPES)
-
-
-def _quote(value: object) -> str:
-    text = _escape(str(value))
-    if text and not any(mark in text for mark in ' "='):
-        return text
-    return '"' + text.replace('"', '\\"') + '"'

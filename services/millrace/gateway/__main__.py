@@ -177,12 +177,12 @@ class Gateway:
         await self._rpc.set_serving(False)
         timeout_s = self._config.drain_timeout_s
         if num_running := self._pipeline.num_in_flight:
-            _log.info("waits up to %g s for %d running requests", timeout_s, num_running)
+            _log.info("draining; running requests: %d, at most %g s", num_running, timeout_s)
         end_s = time.monotonic() + timeout_s
         while self._pipeline.num_in_flight and time.monotonic() < end_s:  # noqa: ASYNC110
             await asyncio.sleep(DRAIN_POLL_S)
         if num_ended := self._pipeline.end_all():
-            _log.warning("%d requests were still running and were ended", num_ended)
+            _log.warning("running requests that were ended: %d", num_ended)
 
     async def stop(self) -> None:
         """Ends everything."""

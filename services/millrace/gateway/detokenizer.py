@@ -114,7 +114,9 @@ class Detokenizer:
             try:
                 return await self._tokenizer.decode(self._model, rows)
             except Unavailable as error:
-                _log.warning("decode for %s: %s; trying again", self._model, error.message)
+                _log.warning(
+                    "text of %s cannot be decoded, trying again: %s", self._model, error.message
+                )
                 await asyncio.sleep(delay_s)
         return await self._tokenizer.decode(self._model, rows)
 

@@ -201,7 +201,10 @@ class FrameRouter:
         if live.num_gaps > MAX_GAPS:
             self._on_failed(live, InternalError("tokens were lost on the way"))
         elif live.gap_at != place:
-            _log.warning("request %s: tokens are missing; asking for them", live.request_id)
+            _log.warning(
+                "tokens were lost on the way from the scheduler; asking for them again",
+                extra={"request_id": live.request_id},
+            )
             live.gap_at = place
             side.link.tell(Notice("resume", live, live.request_id))
 
@@ -247,4 +250,4 @@ async def _quietly(errand: Awaitable[None]) -> None:
     try:
         await errand
     except MillraceError as error:
-        _log.info("abort not published: %s", error)
+        _log.info("the schedulers could not be told of an abort: %s", error)

@@ -174,7 +174,10 @@ class KeyedRequests:
         try:
             if not await _persistently(lambda: records.finish(key, record)):
                 # Not freed: the claim stays in the way until it runs out, rather than a second run.
-                _log.error("request %s: the answer of its key was not kept", record.request_id)
+                _log.error(
+                    "an answer could not be kept under its idempotency key",
+                    extra={"request_id": record.request_id},
+                )
         finally:
             self._release(key, this)
 
@@ -189,7 +192,11 @@ class KeyedRequests:
             await records.free(key, request_id)
             self._unfreed.pop(request_id, None)
         except Unavailable as error:
-            _log.warning("request %s: its key was not given back: %s", request_id, error)
+            _log.warning(
+                "an idempotency key could not be freed, it expires by itself: %s",
+                error,
+                extra={"request_id": request_id},
+            )
         finally:
             self._release(key, this)
 

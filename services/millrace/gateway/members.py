@@ -34,7 +34,7 @@ async def hear_aborts(bus: Bus, abort: Callable[[str], object]) -> None:
             async for request_id in bus.aborts():
                 abort(request_id)
         except MillraceError as error:
-            _log.warning("hearing aborts: %s", error)
+            _log.warning("cannot listen for aborts, trying again: %s", error)
         await asyncio.sleep(RETRY_S)
 
 
@@ -47,5 +47,5 @@ async def _watch(
             async for key, entry in watch():
                 on_entry(key, entry)
         except MillraceError as error:
-            _log.warning("watching the bus: %s", error)
+            _log.warning("cannot watch the bus, trying again: %s", error)
         await asyncio.sleep(RETRY_S)

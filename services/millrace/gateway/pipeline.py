@@ -154,7 +154,7 @@ class Pipeline:
             record.fail(Aborted("the client went away"))
             raise
         except Exception as exc:
-            _log.exception("request %s failed", call.request_id)
+            _log.exception("a request failed", extra={"request_id": call.request_id})
             defect = InternalError(f"internal error; the request id is {call.request_id}")
             record.fail(defect)
             raise defect from exc

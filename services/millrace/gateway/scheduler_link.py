@@ -135,9 +135,10 @@ class SchedulerLink:
             # Once per break: the tries that follow are many and say the same.
             level = logging.WARNING if self._num_events else logging.DEBUG
             address = owner.advertise_address
-            _log.log(level, "attach to %s at %s: %s", self.model, address, outcome)
+            told = {"model": self.model, "address": address}
+            _log.log(level, "the stream to the scheduler broke: %s", outcome, extra=told)
         elif isinstance(outcome, Exception):
-            _log.error("attach to %s failed", self.model, exc_info=outcome)
+            _log.error("the stream to the scheduler failed", exc_info=outcome)
 
     async def _serve(self, owner: SchedulerOwner) -> None:
         stream = await self._open_stream(owner.advertise_address)
@@ -189,7 +190,8 @@ class SchedulerLink:
             try:
                 await self._send(stream, notice)
             except MillraceError as error:
-                _log.info("attach to %s: %s not told: %s", self.model, notice.kind, error)
+                told = {"request_id": notice.request_id, "what": notice.kind}
+                _log.info("the scheduler could not be told: %s", error, extra=told)
                 return
 
     def _send(self, stream: SchedulerStream, notice: Notice) -> Awaitable[None]:

@@ -15,6 +15,7 @@ _log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_S = 2.0
 MAX_PUBLISHING = 1024
+_IN_LOG_ONLY = "a dead letter could not be published; it is in the log only"
 
 
 class DeadLetters:
@@ -31,7 +32,7 @@ class DeadLetters:
             _tell(letter)
             self._metrics.dlq.inc()
             if len(self._publishing) >= MAX_PUBLISHING:
-                _log.warning("dead letter of %s is in the log only", letter.request_id)
+                _log.warning(_IN_LOG_ONLY, extra={"request_id": letter.request_id})
                 continue
             task = asyncio.create_task(self._publish(letter))
             self._publishing.add(task)
@@ -46,27 +47,32 @@ class DeadLetters:
         try:
             await self._bus.publish_dead_letter(letter)
         except MillraceError as error:
-            _log.warning("dead letter of %s is in the log only: %s", letter.request_id, error)
+            told = {"request_id": letter.request_id}
+            _log.warning("%s: %s", _IN_LOG_ONLY, error, extra=told)
 
 
 def _tell(letter: DeadLetter) -> None:
     if letter.payload_hash:
         _log.error(
-            "dead letter: message %s on %s, %d bytes, BLAKE2b %s: %s, delivery %d",
-            letter.request_id,
-            letter.subject,
-            letter.num_payload_bytes,
-            letter.payload_hash.hex(),
+            "dead letter: a message that cannot be read (%s)",
             letter.cause,
-            letter.num_attempts,
+            extra={
+                "request_id": letter.request_id,
+                "subject": letter.subject,
+                "bytes": letter.num_payload_bytes,
+                "blake2b": letter.payload_hash.hex(),
+                "deliveries": letter.num_attempts,
+            },
         )
     else:
         _log.error(
-            "dead letter: request %s of %s, prompt of %d tokens, BLAKE2b %s: %s, %d faults",
-            letter.request_id,
-            letter.model,
-            letter.num_prompt_tokens,
-            letter.prompt_hash.hex(),
+            "dead letter: a request that was given up (%s)",
             letter.cause,
-            letter.num_attempts,
+            extra={
+                "request_id": letter.request_id,
+                "model": letter.model,
+                "prompt_tokens": letter.num_prompt_tokens,
+                "blake2b": letter.prompt_hash.hex(),
+                "faults": letter.num_attempts,
+            },
         )

@@ -112,9 +112,10 @@ class WorkerLink:
             while True:
                 await self._stream.send(await self._plans.get())
         except MillraceError as error:
-            _log.info("worker %s: %s", self.worker_id, error)
+            told = {"worker_id": self.worker_id}
+            _log.info("a plan could not be sent: %s", error, extra=told)
         except Exception:
-            _log.exception("worker %s: a plan cannot be sent", self.worker_id)
+            _log.exception("a plan cannot be sent", extra={"worker_id": self.worker_id})
         finally:
             # Whoever reads the results must not wait for those of plans that were never sent.
             self._stream.close()

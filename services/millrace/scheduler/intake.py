@@ -167,7 +167,7 @@ class Intake:
             except Unavailable as error:
                 if error.message != told:
                     told = error.message
-                    _log.warning("intake: %s", error)
+                    _log.warning("requests cannot be fetched, trying again: %s", error)
                 await asyncio.sleep(RETRY_S)
                 continue
             told = ""
@@ -250,7 +250,7 @@ class Intake:
                 for entry in self._ledger:
                     await entry.held.in_progress()
             except Unavailable as error:
-                _log.warning("intake: %s", error)
+                _log.warning("held requests cannot be kept from running out: %s", error)
 
     async def _tick(self) -> None:
         while True:
@@ -274,7 +274,8 @@ class Intake:
         for gateway_id in gateway_ids:
             if self._links.absent_for_s(gateway_id) > self._gateway_grace_s:
                 entries = self._ledger.of_gateway(gateway_id)
-                _log.warning("gateway %s is gone: %d requests end", gateway_id, len(entries))
+                told = {"gateway_id": gateway_id, "requests": len(entries)}
+                _log.warning("a gateway is gone for good; its requests are ended", extra=told)
                 for entry in entries:
                     self.aborted(entry.request.request_id, CancelReason.GATEWAY_GONE)
                     self._remember_given_up(entry.request)
@@ -321,4 +322,8 @@ async def _settle(request_id: str, settlement: Settlement) -> None:
         await settlement()
     except MillraceError as exc:
         # The queue delivers it again; the gateway then says that it is gone.
-        _log.warning("request %s: message not settled: %s", request_id, exc)
+        _log.warning(
+            "a message could not be settled, it will be delivered again: %s",
+            exc,
+            extra={"request_id": request_id},
+        )

@@ -70,7 +70,8 @@ class StepLoop:
                     self._note(worker, result, outcome)
                     self.dispatch()
         except MillraceError as error:
-            _log.warning("worker %s: %s", worker.worker_id, error)
+            told = {"worker_id": worker.worker_id}
+            _log.warning("the stream to a worker ended: %s", error, extra=told)
             if not isinstance(error, Conflict):
                 loss = Loss.WORKER_FROZEN if worker.frozen_s else Loss.WORKER_LOST
         finally:
@@ -94,7 +95,8 @@ class StepLoop:
             await asyncio.sleep(watchdog.limits.check_every_s)
             complaint = watchdog.complaint(self._scheduler.predicted_step_ms(worker.worker_id))
             if complaint:
-                _log.warning("worker %s is frozen: %s", worker.worker_id, complaint)
+                told = {"worker_id": worker.worker_id}
+                _log.warning("a worker is frozen: %s", complaint, extra=told)
                 worker.frozen_s = watchdog.stalled_s
                 worker.break_off()
                 return
@@ -110,17 +112,16 @@ class StepLoop:
             prefix_seed=prefix_seed(opened.model.revision, _kv_kind(opened.model)),
         )
         self._workers[worker.worker_id] = worker
-        _log.info("worker %s: %d blocks", worker.worker_id, opened.num_blocks)
+        told = {"worker_id": worker.worker_id, "kv_blocks": opened.num_blocks}
+        _log.info("a worker is there", extra=told)
         self._frames.send_outcome(outcome)
         self.dispatch()
 
     def _remove(self, worker: WorkerLink, loss: Loss) -> None:
         del self._workers[worker.worker_id]
         outcome = self._scheduler.remove_worker(worker.worker_id, loss)
-        _log.info(
-            "worker %s is gone (%s); requests back in the queue: %d",
-            *(worker.worker_id, loss, len(outcome.requeued)),
-        )
+        told = {"worker_id": worker.worker_id, "reason": loss, "requeued": len(outcome.requeued)}
+        _log.info("a worker is gone", extra=told)
         self._frames.send_outcome(outcome, worker.worker_id, worker.frozen_s)
         self._dead_letters.record(outcome.dead_letters)
         self.dispatch()

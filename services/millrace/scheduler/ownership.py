@@ -40,7 +40,7 @@ class Ownership:
             try:
                 epoch = await self._bus.claim_ownership(self.owner)
             except Unavailable as error:
-                _log.warning("ownership not claimed: %s", error)
+                _log.warning("the model cannot be claimed, trying again: %s", error)
                 await self._wait_for_bus()
                 if is_standby:
                     # Whoever was active before the outage goes first: its streams have not ended.
@@ -48,10 +48,10 @@ class Ownership:
                 continue
             if epoch is not None:
                 self.owner = replace(self.owner, owner_epoch=epoch)
-                _log.info("active for %s, epoch %d", self.owner.model, epoch)
+                _log.info("active", extra={"model": self.owner.model, "epoch": epoch})
                 return epoch
             if not is_standby:
-                _log.info("standby for %s", self.owner.model)
+                _log.info("standby: another scheduler has %s", self.owner.model)
                 is_standby = True
             await asyncio.sleep(CLAIM_EVERY_S)
 
@@ -67,7 +67,7 @@ class Ownership:
             try:
                 epoch = await self._bus.claim_ownership(self.owner)
             except MillraceError as error:
-                _log.warning("ownership not renewed: %s", error)
+                _log.warning("the claim on the model cannot be renewed: %s", error)
                 continue
             if epoch != self.owner.owner_epoch:
                 raise Unavailable(f"another scheduler owns {self.owner.model}")
@@ -79,4 +79,4 @@ class Ownership:
                 await self._bus.release_ownership(self.owner)
         except (MillraceError, TimeoutError) as error:
             # The entry has a time to live.
-            _log.warning("ownership not released: %s", repr(error))
+            _log.warning("the claim on the model cannot be given up, it runs out: %s", repr(error))

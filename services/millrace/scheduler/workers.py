@@ -72,7 +72,7 @@ class Workers:
             try:
                 await self._drive(registration)
             except MillraceError as error:
-                _log.warning("worker %s: %s", worker_id, error)
+                _log.warning("cannot take a worker: %s", error, extra={"worker_id": worker_id})
             if time.monotonic() - began_s > STEADY_S:
                 delay_s = RETRY_S
             await asyncio.sleep(delay_s)

@@ -25,5 +25,5 @@ async def announce(
             await bus.register_worker(registration)
             await bus.publish_load(load())
         except MillraceError as error:
-            _log.warning("cannot register: %s", error)
+            _log.warning("cannot register on the bus, trying again: %s", error)
         await asyncio.sleep(heartbeat_s)

@@ -142,7 +142,7 @@ class EngineLoop:
         try:
             self._serve()
         except BaseException as exc:
-            _log.critical("the engine is lost", exc_info=True)
+            _log.critical("the engine has ended", exc_info=True)
             with self._wake:
                 self.failure = InternalError(f"the engine is lost: {type(exc).__name__}: {exc}")
                 session, self._session = self._session, None
@@ -166,7 +166,7 @@ class EngineLoop:
             result = self._run_step(session, plan)
         except PlanRefused as error:
             # Its rows are not those of its owner any more: whoever comes next finds none.
-            _log.exception("out of step with the scheduler")
+            _log.exception("a plan does not fit the rows that are here; dropping them all")
             self.close_session(session)
             session.on_error(error)
             return

@@ -136,12 +136,13 @@ class WorkerServicer(worker_pb2_grpc.WorkerServiceServicer):
         if opening.protocol != PROTOCOL_VERSION:
             raise Conflict(f"protocol {opening.protocol} is not {PROTOCOL_VERSION}")
         if opening.boot_id not in ("", self.registration.boot_id):
-            raise Conflict("another start of the worker is meant, which is over")
+            raise Conflict("the claim is meant for an earlier run of this worker")
         if opening.owner_epoch < self._owner_epoch:
             raise Conflict(
                 f"owner epoch {opening.owner_epoch} is lower than {self._owner_epoch}, seen before"
             )
-        _log.info("claimed by %s, epoch %d", opening.scheduler_id, opening.owner_epoch)
+        told = {"scheduler_id": opening.scheduler_id, "epoch": opening.owner_epoch}
+        _log.info("a scheduler takes this worker", extra=told)
         self._owner_epoch = opening.owner_epoch
         if self._owner_results is not None:
             # Cancelling its task would end the call without a word to its client.

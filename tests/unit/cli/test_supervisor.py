@@ -28,6 +28,7 @@ from millrace.cli.stack.topology import ProcessSpec
 from millrace.cli.stack.wiring import Instance, Wiring
 from millrace.config.home import Home
 from millrace.core.errors import Conflict, Unavailable
+from millrace.telemetry.log_line import log_line, time_of
 
 HERE = Path(__file__).parent
 FAST = RestartPolicy(first_delay_s=0.01, max_delay_s=0.02, max_exits=3)
@@ -194,7 +195,8 @@ async def test_a_part_that_does_not_start_ends_the_stack_with_its_last_lines(
     with pytest.raises(PartFailed, match="worker ended with status 3") as caught:
         await stack.run()
 
-    assert caught.value.log_lines == ["cannot find the flux capacitor"]
+    (line,) = caught.value.log_lines
+    assert line.endswith(" INFO    worker cannot find the flux capacitor")
     assert stack.events("stop") == ["bus"]
     assert_nothing_left(stack)
 
@@ -243,7 +245,7 @@ async def test_a_crash_loop_is_given_up_with_the_last_lines(stack: FakeStack) ->
     with pytest.raises(PartFailed, match="worker ended 3 times within 60 s") as caught:
         await stack.run(wait)
 
-    assert "about to divide by zero" in caught.value.log_lines
+    assert caught.value.log_lines[-1].endswith("about to divide by zero")
     assert stack.events("ready").count("worker") == 3
     assert stack.events("stop") == ["bus"]
     assert_nothing_left(stack)
@@ -316,15 +318,40 @@ async def test_output_goes_to_the_log_and_the_ready_line_is_not_shown(stack: Fak
     stack.add("worker", "talking")
 
     async def wait(supervisor: Supervisor) -> None:
-        await eventually(lambda: ("worker", "second line") in stack.shown, "second line shown")
+        await eventually(lambda: "second line" in str(stack.shown), "second line shown")
 
     await stack.run(wait)
 
     lines = last_lines(stack.home.logs / "worker.log", 100)
-    assert lines[-2:] == ["second line", "no newline at the end"]
-    assert any(line.startswith("ready worker") for line in lines)
-    assert not any(line.startswith("ready") for _, line in stack.shown)
+    assert [line.split(" worker ")[1] for line in lines[-2:]] == [
+        *("second line", "no newline at the end")
+    ]
+    assert all(time_of(line) for line in lines), "every line has a time"
+    assert any(" ready worker " in line for line in lines)
+    assert not any(" ready " in line for _, line in stack.shown)
     assert max(len(line) for line in lines) < 100_000
+
+
+@pytest.mark.parametrize(
+    ("line", "is_ready"),
+    [
+        ("ready worker 127.0.0.1:1", True),
+        (log_line("worker", "ready worker [::1]:1"), True),
+        ('{"time":"t","message":"ready worker 127.0.0.1:1"}', True),
+        ("ready worker", False),
+        ("ready scheduler 127.0.0.1:1", False),
+        ("ready worker 127.0.0.1:1 not yet", False),
+        ("already worker 127.0.0.1:1", False),
+    ],
+)
+def test_a_ready_line_is_known_in_every_format(stack: FakeStack, line: str, is_ready: bool) -> None:
+    stack.add("worker")
+    process = stack.supervisor()._processes[0]
+
+    process._take_line(line)
+    process.log.close()
+
+    assert process._ready.is_set() is is_ready
 
 
 def _start_fake_stack(home: Home, journal: Path, *parts: str) -> subprocess.Popen[str]:

@@ -93,7 +93,7 @@ def test_ready_service_is_told_of_and_leaves_what_it_has_to_the_garbage_collecto
     del gone
     try:
         tell_ready("cache", "127.0.0.1:50062")
-        assert capsys.readouterr().out == "ready cache 127.0.0.1:50062\n"
+        assert capsys.readouterr().out.endswith(" INFO    cache ready cache 127.0.0.1:50062\n")
         assert is_gone() is None
         assert not any(kept is each for each in gc.get_objects())
     finally:

@@ -272,7 +272,7 @@ async def test_failed_settlement_is_logged_and_nothing_more(
     desk.bus.queues[Priority.NORMAL].deliveries.put_nowait(Broken(queued_request()))
     await until(lambda: "r" in desk.ledger)
     desk.intake.aborted("r")
-    await until(lambda: "not settled: no bus" in caplog.text)
+    await until(lambda: "will be delivered again: no bus" in caplog.text)
 
 
 async def test_missing_consumer_ends_the_intake(desk: Desk) -> None:

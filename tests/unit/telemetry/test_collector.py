@@ -238,8 +238,8 @@ async def test_process_prints_ready_stores_and_ends_on_sigterm(tmp_path: Path) -
     try:
         async with asyncio.timeout(20):
             ready = (await process.stdout.readline()).decode().split()
-            assert ready[:2] == ["ready", "collector"]
-            host, port = ready[2].split(":")
+            assert ready[-3:-1] == ["ready", "collector"]
+            host, port = ready[-1].split(":")
             body = otlp_body(sample_trace())
             reader, writer = await asyncio.open_connection(host, int(port))
             writer.write(

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from millrace.telemetry.log_line import log_line
+
 MAX_BYTES = 8 << 20
+# Stands in every log where a run of the stack begins.
+START_MARK = "---- started"
 
 
 class LogFile:
@@ -36,9 +41,21 @@ class LogFile:
         self._file.close()
 
 
+def begin_log(path: Path) -> LogFile:
+    """A log file with the mark of a new run at its end."""
+    log = LogFile(path)
+    log.write_line(log_line(path.stem, START_MARK))
+    return log
+
+
+def lines_of(path: Path) -> Iterator[str]:
+    """Every line of a log, with those before it became `<name>.1`; none where there is none."""
+    for part in (path.with_name(path.name + ".1"), path):
+        if part.is_file():
+            with part.open(encoding="utf-8", errors="replace") as file:
+                yield from (line.rstrip("\n") for line in file)
+
+
 def last_lines(path: Path, num_lines: int) -> list[str]:
-    """The end of a log file; empty where there is none."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", errors="replace") as file:
-        return [line.rstrip("\n") for line in deque(file, maxlen=num_lines)]
+    """The end of a log; empty where there is none."""
+    return list(deque(lines_of(path), maxlen=num_lines))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from millrace.core.errors import Unavailable
+from millrace.telemetry.log_line import stamped
 
 from .log_file import LogFile
 from .parent_death import death_with_parent
@@ -27,7 +28,7 @@ ShowLine = Callable[[str, str], None]
 class ManagedProcess:
     """Runs an instance in its own process group; every line it prints goes to its log file.
 
-    `show` gets (name, line) for each line, except the ready line.
+    A line without a time gets one. `show` gets (name, line) for each line, except the ready line.
     """
 
     def __init__(
@@ -41,7 +42,9 @@ class ManagedProcess:
         self._process: asyncio.subprocess.Process | None = None
         self._pump: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
-        self._ready_line = re.compile(rf"ready {re.escape(instance.spec.name)} \S+")
+        # The whole line, the end of a line of text, or the message of one in JSON.
+        ready = rf"ready {re.escape(instance.spec.name)} "
+        self._ready_line = re.compile(rf'(?:^|[ "]){ready}[^\s"]+(?:$|")')
 
     @property
     def name(self) -> str:
@@ -151,8 +154,9 @@ class ManagedProcess:
             self._take_line(pending.decode(errors="replace"))
 
     def _take_line(self, line: str) -> None:
+        line = stamped(self.name, line)
         self.log.write_line(line)
-        if self.instance.spec.ready == "line" and self._ready_line.fullmatch(line):
+        if self.instance.spec.ready == "line" and self._ready_line.search(line):
             self._ready.set()
         else:
             self._show(self.name, line)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import time
+
 from millrace.cli.console import Console
+from millrace.telemetry.log_line import JSON, iso_time, log_format, log_line
 
 PREFIX_COLOURS = ("cyan", "magenta", "green", "yellow", "blue")
 OWN_NAME = "millrace"
 
 
 class StackView:
-    """Prefixes lines with the process name; can hold them back while something else is shown."""
+    """Prefixes lines with the process name; can hold them back while something else is shown.
+
+    Lines in JSON name their process themselves, and stay whole for whoever reads them.
+    """
 
     def __init__(self, console: Console, names: list[str], *, quiet: frozenset[str]) -> None:
         self._console = console
@@ -19,6 +25,7 @@ class StackView:
         }
         self._quiet = quiet
         self._held: list[str] | None = None
+        self._is_json = log_format() == JSON
 
     def show(self, name: str, line: str) -> None:
         """One line that a process printed; those of quiet processes are only in their logs."""
@@ -27,7 +34,10 @@ class StackView:
 
     def note(self, message: str) -> None:
         """One line about the stack itself."""
-        self._line(OWN_NAME, message, "bold")
+        if self._is_json:
+            self._line(OWN_NAME, log_line(OWN_NAME, message), "bold")
+        else:
+            self._line(OWN_NAME, f"{iso_time(time.time())} {message}", "bold")
 
     def hold(self) -> None:
         """Keeps lines back until `release`."""
@@ -40,7 +50,9 @@ class StackView:
             self._console.line(line)
 
     def _line(self, name: str, text: str, colour: str) -> None:
-        line = f"{self._console.paint(name.ljust(self._width) + ' |', colour)} {text}"
+        line = text
+        if not self._is_json:
+            line = f"{self._console.paint(name.ljust(self._width) + ' |', colour)} {text}"
         if self._held is None:
             self._console.line(line)
         else:

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from millrace.config.home import Home
 from millrace.core.errors import Unavailable
 
-from .log_file import LogFile, last_lines
+from .log_file import START_MARK, LogFile, begin_log, last_lines
 from .process import ManagedProcess, ShowLine, describe_exit
 from .run_file import StackRecord, end_leftovers, remove_run_file, write_run_file
 from .wiring import Instance, Wiring
 
 NUM_SHOWN_LINES = 15
-_START_LINE = "---- started"
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,14 +208,12 @@ class Supervisor:
             process.log.close()
 
     def _open_log(self, instance: Instance) -> LogFile:
-        log = LogFile(self._home.logs / f"{instance.name}.log")
-        log.write_line(f"{_START_LINE} {time.strftime('%Y-%m-%d %H:%M:%S')}")
-        return log
+        return begin_log(self._home.logs / f"{instance.name}.log")
 
     def _last_lines(self, process: ManagedProcess) -> list[str]:
         """The end of this run's log, without what earlier runs wrote."""
         lines = last_lines(process.log.path, NUM_SHOWN_LINES)
-        starts = [index for index, line in enumerate(lines) if line.startswith(_START_LINE)]
+        starts = [index for index, line in enumerate(lines) if START_MARK in line]
         return lines[starts[-1] + 1 :] if starts else lines
 
     def _publish(self) -> None:

@@ -11,6 +11,7 @@ from millrace.config.loader import load_config
 from millrace.core.errors import ConfigError, MillraceError, Unavailable
 from millrace.core.loopback import is_loopback
 from millrace.telemetry.http_server import HttpServer
+from millrace.telemetry.log_line import log_line
 from millrace.telemetry.logs import configure_logging
 from millrace.telemetry.trace_writer import TraceWriter
 
@@ -44,7 +45,8 @@ async def serve(config: CollectorConfig) -> None:
     except OSError as error:
         writer.close()
         raise Unavailable(f"cannot listen on {config.host}:{config.port}: {error}") from error
-    print(f"ready collector {config.host}:{server.port}", flush=True)
+    ready = f"ready collector {config.host}:{server.port}"
+    print(log_line("collector", ready), flush=True)
     await stopped.wait()
     await server.close()
     await receiver.close()

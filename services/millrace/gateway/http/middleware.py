@@ -61,7 +61,7 @@ class CallMiddleware:
         try:
             await self._app(scope, receive, send_with_ids)
         except Exception:
-            _log.exception("request %s failed", call.request_id)
+            _log.exception("a request failed", extra={"request_id": call.request_id})
             call.error = InternalError(f"internal error; the request id is {call.request_id}")
             # Once the reply is under way only the connection can tell: it is closed unfinished.
             if status is None:
