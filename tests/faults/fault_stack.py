@@ -19,6 +19,7 @@ from millrace.scheduler.watchdog import WatchLimits
 from tests.faults.edge import Edge, TokenizerNode
 from tests.faults.faulty_engine import FaultyEngine
 from tests.faults.oracle import check_stream
+from tests.integration.gateway import MODEL
 from tests.integration.stack import Stack
 
 ROOT = Path(__file__).parents[2]
@@ -105,7 +106,8 @@ class FaultStack(Stack):
     def aborted(self, reason: str) -> float:
         """Requests that the scheduler counted as aborted for a reason."""
         name = "millrace_request_aborted_total"
-        return self.registry.get_sample_value(name, {"reason": reason}) or 0.0
+        labels = {"model_name": MODEL, "reason": reason}
+        return self.registry.get_sample_value(name, labels) or 0.0
 
     async def check_all(self) -> None:
         """One terminal event each, no gap, nothing double, nothing leaked."""

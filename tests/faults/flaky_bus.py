@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Mapping
 
-from millrace.bus.base import HeldRequest, WorkQueue
+from millrace.bus.base import HeldRequest, IntakeLoad, WorkQueue
 from millrace.bus.memory import MemoryBus
 from millrace.core.errors import Unavailable
 from millrace.core.membership import SchedulerOwner
@@ -56,6 +56,10 @@ class FlakyBus(MemoryBus):
 
     async def work_queue(self, model: str, priority: Priority) -> WorkQueue:
         return FlakyQueue(self, await super().work_queue(model, priority))
+
+    async def intake_load(self, model: str) -> IntakeLoad:
+        self.check()
+        return await super().intake_load(model)
 
     async def publish_abort(self, request_id: str) -> None:
         self.check()

@@ -23,7 +23,7 @@ from millrace.telemetry.metrics import SchedulerMetrics, WorkerMetrics, create_r
 from millrace.testing.model_worker import ModelWorker
 from millrace.worker.engine_loop import EngineLoop
 from millrace.worker.servicer import WorkerServicer
-from tests.integration.gateway import ScriptedGateway
+from tests.integration.gateway import MODEL, ScriptedGateway
 
 WAIT_S = 10.0
 
@@ -122,7 +122,9 @@ class Stack:
     ) -> None:
         self.bus = bus
         self.registry = create_registry("scheduler")
-        self.service = SchedulerService(config, bus, SchedulerMetrics(self.registry), watch_limits)
+        self.service = SchedulerService(
+            config, bus, SchedulerMetrics(self.registry, MODEL), watch_limits
+        )
         self.workers: dict[str, WorkerNode] = {}
         self.gateways: list[ScriptedGateway] = []
 

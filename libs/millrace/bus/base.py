@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from millrace.core.dead_letter import DeadLetter
 from millrace.core.membership import SchedulerOwner, WorkerLoad, WorkerRegistration
 from millrace.core.request import Priority, QueuedRequest
+
+
+@dataclass(frozen=True, slots=True)
+class IntakeLoad:
+    """How full the intake queue is: all of it, and what of one model nobody has fetched yet.
+
+    A limit of 0 is none.
+    """
+
+    num_messages: int
+    num_bytes: int
+    max_messages: int
+    max_bytes: int
+    num_pending: Mapping[Priority, int]
+
+    @property
+    def usage(self) -> float:
+        """The fuller of the two, from 0 to 1."""
+        pairs = ((self.num_messages, self.max_messages), (self.num_bytes, self.max_bytes))
+        return max((used / most for used, most in pairs if most > 0), default=0.0)
 
 
 class HeldRequest(Protocol):
@@ -61,6 +82,9 @@ class Bus(Protocol):
 
     async def work_queue(self, model: str, priority: Priority) -> WorkQueue:
         """Raises `ConfigError` where it is not as `millrace bus init` makes it, or missing."""
+
+    async def intake_load(self, model: str) -> IntakeLoad:
+        """How full the queue is. Raises `Unavailable`."""
 
     async def publish_abort(self, request_id: str) -> None:
         """Tells every scheduler to end a request. Raises `Unavailable`."""

@@ -15,7 +15,7 @@ from millrace.core.membership import SchedulerOwner, WorkerLoad, WorkerRegistrat
 from millrace.core.model import model_slug
 from millrace.core.request import Priority, QueuedRequest
 
-from .base import Bus, HeldRequest, WorkQueue
+from .base import Bus, HeldRequest, IntakeLoad, WorkQueue
 
 Entry = TypeVar("Entry")
 
@@ -80,6 +80,12 @@ class MemoryBus(Bus):
 
     def _queue(self, model: str, priority: Priority) -> MemoryWorkQueue:
         return self._queues.setdefault((model, priority), MemoryWorkQueue())
+
+    async def intake_load(self, model: str) -> IntakeLoad:
+        """See `Bus`. No bytes are counted here."""
+        total = sum(queue.num_messages for queue in self._queues.values())
+        pending = {each: self._queue(model, each).num_pending for each in Priority}
+        return IntakeLoad(total, 0, self._max_queued * len(Priority), 0, pending)
 
     async def publish_abort(self, request_id: str) -> None:
         """See `Bus`."""
@@ -150,6 +156,11 @@ class MemoryWorkQueue(WorkQueue):
         self._ready: deque[MemoryHeldRequest] = deque()
         self._arrived = asyncio.Event()
         self.num_messages = 0
+
+    @property
+    def num_pending(self) -> int:
+        """Messages to deliver."""
+        return len(self._ready)
 
     def push(self, request: QueuedRequest) -> None:
         """A new message."""

@@ -26,7 +26,7 @@ from millrace.wire.membership import (
 from millrace.wire.requests import queued_request_to_proto
 
 from . import nats_owners
-from .base import Bus, WorkQueue
+from .base import Bus, IntakeLoad, WorkQueue
 from .configuration import OWNER_TTL_S, WORKER_TTL_S
 from .nats_entries import unsubscribe_quietly, watch_entries
 from .nats_errors import answering
@@ -40,6 +40,7 @@ from .subjects import (
     abort_subject,
     dead_letter_subject,
     load_subject,
+    request_consumer,
     request_subject,
 )
 
@@ -88,6 +89,24 @@ class NatsBus(Bus):
         queue = NatsWorkQueue(self._link, model, priority)
         await queue.bind(await self._link.session())
         return queue
+
+    async def intake_load(self, model: str) -> IntakeLoad:
+        """See `Bus`."""
+        async with self._answering() as session:
+            stream = await session.jetstream.stream_info(REQUEST_STREAM)
+            pending = {}
+            for priority in Priority:
+                durable = request_consumer(model, priority)
+                info = await session.jetstream.consumer_info(REQUEST_STREAM, durable)
+                pending[priority] = info.num_pending or 0
+        limits = stream.config
+        return IntakeLoad(
+            stream.state.messages,
+            stream.state.bytes,
+            max(0, limits.max_msgs or 0),
+            max(0, limits.max_bytes or 0),
+            pending,
+        )
 
     async def publish_abort(self, request_id: str) -> None:
         """See `Bus`."""

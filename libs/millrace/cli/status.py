@@ -11,6 +11,7 @@ from millrace.hub.byte_size import format_bytes
 
 from .console import Console, format_duration
 from .http_probe import get_json
+from .stack.metrics_targets import FILE_NAME as TARGETS_FILE
 from .stack.process_info import resident_bytes
 from .stack.run_file import ProcessRecord, StackRecord, running_stack
 
@@ -60,6 +61,7 @@ def _process_report(item: ProcessRecord) -> dict[str, Any]:
         "uptime_s": round(time.time() - item.started, 1) if item.pid else 0.0,
         "rss_bytes": resident_bytes(item.pid) if item.pid else 0,
         "num_restarts": item.num_restarts,
+        "metrics_url": item.metrics_url,
     }
 
 
@@ -87,3 +89,4 @@ def _show(console: Console, report: dict[str, Any]) -> None:
     console.table(["process", "pid", "state", "uptime", "memory", "restarts", "address"], rows)
     for name in ("http", "grpc"):
         console.line(f"{name}  {report['endpoints'][name]}")
+    console.line(f"metrics  {millrace_home().run / TARGETS_FILE} (Prometheus: file_sd_configs)")

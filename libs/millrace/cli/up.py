@@ -23,6 +23,7 @@ from .stack.background import start_in_background
 from .stack.command import run_millrace
 from .stack.first_answer import FirstAnswer
 from .stack.log_file import begin_log
+from .stack.metrics_targets import remove_targets, write_targets
 from .stack.model_choice import find_or_pull, require_fit, served_model
 from .stack.options import choose_model, public_endpoints, wiring_options
 from .stack.preparation import prepare_weights
@@ -137,6 +138,7 @@ class _Foreground:
             loop.add_signal_handler(number, self._stop, supervisor)
         self._note(f"starting {model}; logs are in {self._home.logs}")
         first = FirstAnswer(self._console, self._view, endpoints, self._config)
+        write_targets(self._home, self._wiring.instances)
         try:
             await supervisor.run(lambda: first.show(self._began))
         except PartFailed as exc:
@@ -146,6 +148,8 @@ class _Foreground:
             self._log.write_line(log_line(OWN_NAME, str(exc), "ERROR"))
             print(f"millrace: {exc}", file=sys.stderr)
             return 1
+        finally:
+            remove_targets(self._home)
         self._note("stopped")
         return 0
 

@@ -21,9 +21,9 @@ from millrace.rpc.client import open_channel
 from millrace.rpc.run import exit_on_error, tell_ready
 from millrace.rpc.server import RpcServer
 from millrace.rpc.signals import run_until_signalled
-from millrace.telemetry.metrics import GatewayMetrics, create_registry
+from millrace.telemetry.metrics import BusMetrics, GatewayMetrics, create_registry
 from millrace.telemetry.setup import configure_logging, start_telemetry
-from millrace.v1 import inference_pb2_grpc
+from millrace.v1 import inference_pb2, inference_pb2_grpc
 from millrace.wire.cache_client import CacheClient
 from millrace.wire.idempotency_client import IdempotencyClient
 from millrace.wire.scheduler_client import AttachStream
@@ -90,13 +90,14 @@ class Gateway:
         self._gateway_id = uuid.uuid4().hex
         self._channels = Channels()
         metrics = GatewayMetrics(registry)
+        BusMetrics(registry, lambda: bus.is_connected)
         channel = self._channels.get
         self._tokenizer = TokenizerClient([channel(each) for each in config.tokenizer_addresses])
         cache = records = None
         if config.cache_address:
             cache = CacheClient(channel(config.cache_address))
             records = IdempotencyClient(channel(config.cache_address))
-        self._directory = ModelDirectory(config.default_model)
+        self._directory = ModelDirectory(config.default_model, on_new=metrics.add_model)
         self._router = FrameRouter(
             self._attach,
             self._tokenizer,
@@ -120,12 +121,13 @@ class Gateway:
         )
         max_connections = allowed_connections(config.max_connections)
         access_log = AccessLog(metrics, is_written=config.access_log)
+        service = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
         self._rpc = RpcServer(
             "gateway",
             config.host,
             config.grpc_port,
             max_connections=max_connections,
-            watch=RpcAccess(access_log),
+            watch=RpcAccess(access_log, service),
         )
         self._http = HttpServer(
             create_app(self._edge(registry, access_log)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from opentelemetry.trace import Span
@@ -23,6 +24,14 @@ class AccessLog:
     def __init__(self, metrics: GatewayMetrics, *, is_written: bool = True) -> None:
         self._metrics = metrics
         self._is_written = is_written
+
+    def expect_routes(self, routes: Iterable[tuple[str, str]]) -> None:
+        """The counts of (route, method) are there before the first request."""
+        self._metrics.add_routes(routes)
+
+    def expect_methods(self, methods: Iterable[str]) -> None:
+        """The counts of gRPC methods are there before the first call."""
+        self._metrics.add_methods(methods)
 
     def http_ended(self, facts: CallFacts, status: int) -> None:
         """A reply is out, or the client has gone before it was (499)."""

@@ -36,12 +36,18 @@ class ModelDirectory:
     """Fed by worker registrations and scheduler statuses.
 
     A model stays known once seen: while its last worker restarts it is unavailable, not unknown.
+    `on_new` hears of each.
     """
 
     def __init__(
-        self, default_model: str = "", *, unix_time_s: Callable[[], float] = time.time
+        self,
+        default_model: str = "",
+        *,
+        unix_time_s: Callable[[], float] = time.time,
+        on_new: Callable[[str], None] = lambda name: None,
     ) -> None:
         self._default_model = default_model
+        self._on_new = on_new
         self._unix_time_s = unix_time_s
         self._entries: dict[str, _Entry] = {}
         self._workers: dict[str, WorkerRegistration] = {}
@@ -138,6 +144,7 @@ class ModelDirectory:
         entry = self._entries.get(info.name)
         if entry is None:
             entry = self._entries[info.name] = _Entry(info, int(self._unix_time_s()))
+            self._on_new(info.name)
         elif info.config_json == "{}":
             entry.info = replace(info, config_json=entry.info.config_json)
         else:

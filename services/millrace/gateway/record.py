@@ -8,6 +8,7 @@ from millrace.core.cancellation import CancelReason
 from millrace.core.errors import MillraceError
 from millrace.core.model import ModelInfo
 from millrace.telemetry import names
+from millrace.telemetry.metric_sets import UNKNOWN_MODEL
 from millrace.telemetry.metrics import GatewayMetrics, observe
 
 from .calls import Call
@@ -17,8 +18,6 @@ from .live_request import LiveRequest
 
 # Made once: making one costs as much as a span. It finds the process's provider by itself.
 _tracer = trace.get_tracer(__name__)
-
-UNKNOWN_MODEL = "unknown"
 
 
 class RequestRecord:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, cast
 
 import grpc
+from google.protobuf.descriptor import ServiceDescriptor
 
 from millrace.core.errors import MillraceError
 from millrace.rpc.call_watch import CallWatch, ServicerContext
@@ -20,8 +21,9 @@ PROBE_PREFIX = "/grpc."
 class RpcAccess(CallWatch):
     """Follows every call of the server that it is given to."""
 
-    def __init__(self, log: AccessLog) -> None:
+    def __init__(self, log: AccessLog, service: ServiceDescriptor) -> None:
         self._log = log
+        log.expect_methods(f"{service.full_name}/{method.name}" for method in service.methods)
 
     def begin(self, method: str, context: ServicerContext) -> None:
         """Notes a call and tells of it when it is over and its span has ended."""

@@ -8,7 +8,12 @@ from millrace.bus.nats import connect_bus
 from millrace.config.loader import load_config
 from millrace.rpc.run import exit_on_error, run_until_first, tell_ready
 from millrace.rpc.signals import run_until_signalled
-from millrace.telemetry.metrics import SchedulerMetrics, create_registry, start_metrics_server
+from millrace.telemetry.metrics import (
+    BusMetrics,
+    SchedulerMetrics,
+    create_registry,
+    start_metrics_server,
+)
 from millrace.telemetry.setup import configure_logging, start_telemetry
 
 from .config import SchedulerConfig
@@ -28,7 +33,8 @@ async def serve(config: SchedulerConfig) -> None:
     telemetry = start_telemetry("scheduler")
     registry = create_registry("scheduler", telemetry)
     bus = await connect_bus(config.nats_url, name="scheduler")
-    service = SchedulerService(config, bus, SchedulerMetrics(registry))
+    BusMetrics(registry, lambda: bus.is_connected)
+    service = SchedulerService(config, bus, SchedulerMetrics(registry, config.model))
 
     async def run() -> None:
         address = await service.start()

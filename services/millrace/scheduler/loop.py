@@ -46,6 +46,7 @@ class StepLoop:
         self._dead_letters = dead_letters
         self._metrics = metrics
         self._workers: dict[str, WorkerLink] = {}
+        self._num_preemptions = 0
 
     @property
     def models(self) -> list[ModelInfo]:
@@ -122,6 +123,8 @@ class StepLoop:
         outcome = self._scheduler.remove_worker(worker.worker_id, loss)
         told = {"worker_id": worker.worker_id, "reason": loss, "requeued": len(outcome.requeued)}
         _log.info("a worker is gone", extra=told)
+        self._metrics.workers_lost.labels(loss).inc()
+        self._metrics.rows_lost.labels(loss).inc(len(outcome.lost_rows))
         self._frames.send_outcome(outcome, worker.worker_id, worker.frozen_s)
         self._dead_letters.record(outcome.dead_letters)
         self.dispatch()
@@ -149,8 +152,11 @@ class StepLoop:
 
     def _count(self, outcome: StepOutcome) -> None:
         metrics = self._metrics
-        if outcome.preempted:
-            metrics.preemptions.inc(len(outcome.preempted))
+        if outcome.lost_rows:
+            metrics.rows_lost.labels(outcome.loss).inc(len(outcome.lost_rows))
+        num_preemptions = self._scheduler.num_preemptions
+        metrics.preemptions.inc(num_preemptions - self._num_preemptions)
+        self._num_preemptions = num_preemptions
         for scheduled in outcome.scheduled:
             if entry := self._ledger.get(scheduled.request_id):
                 entry.spans.draw_queue_wait()

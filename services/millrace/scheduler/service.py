@@ -14,6 +14,7 @@ from .dead_letters import DeadLetters
 from .frames import FrameSender
 from .gateway_links import GatewayLinks
 from .intake import Intake
+from .intake_figures import IntakeFigures
 from .ledger import Ledger
 from .loop import StepLoop
 from .ownership import Ownership
@@ -79,6 +80,7 @@ class SchedulerService:
             self.links,
             metrics,
         )
+        self._figures = IntakeFigures(bus, config.model, metrics)
         self._server = RpcServer("scheduler", config.host, config.port)
         self._ownership: Ownership | None = None
         servicer = SchedulerServicer(
@@ -118,6 +120,7 @@ class SchedulerService:
             group.create_task(workers.run())
             group.create_task(self._intake.run(self._config.model))
             group.create_task(self._board.run())
+            group.create_task(self._figures.run())
 
     async def stop(self) -> None:
         """Hands over at once: the model, the gateways' streams and every held message."""

@@ -63,7 +63,7 @@ class StatusBoard:
             self._metrics.num_requests_waiting.set(status.num_waiting)
             self._metrics.num_requests_running.set(status.num_running)
             self._metrics.nats_ack_pending.set(len(self._ledger))
-            if status.num_blocks:
-                used = 1 - status.num_free_blocks / status.num_blocks
-                self._metrics.kv_cache_usage.set(used)
+            workers = self._scheduler.stats().workers
+            used = {each.worker_id: each.num_used_blocks / each.num_blocks for each in workers}
+            self._metrics.kv_cache_usage.set_all(used)
             await asyncio.sleep(STATUS_EVERY_S)

@@ -23,13 +23,19 @@ from millrace.internal.v1 import worker_pb2_grpc
 from millrace.rpc.run import exit_on_error, run_until_first, tell_ready
 from millrace.rpc.server import RpcServer
 from millrace.rpc.signals import run_until_signalled
-from millrace.telemetry.metrics import WorkerMetrics, create_registry, start_metrics_server
+from millrace.telemetry.metrics import (
+    BusMetrics,
+    WorkerMetrics,
+    create_registry,
+    start_metrics_server,
+)
 from millrace.telemetry.setup import configure_logging, start_telemetry
 
 from .announce import announce
 from .config import WorkerConfig
 from .engine_loop import EngineLoop
 from .engine_watch import EngineLost, watch_engine
+from .load import resident_bytes
 from .servicer import WorkerServicer
 from .warm_up import warm_up
 
@@ -99,9 +105,12 @@ async def serve(config: WorkerConfig, engine: Engine) -> None:
         block_size=engine.block_size,
         max_num_seqs=engine.max_num_seqs,
     )
-    servicer = WorkerServicer(registration, loop, WorkerMetrics(registry))
+    metrics = WorkerMetrics(registry, engine.info.name, registration.worker_id)
+    metrics.watch(lambda: loop.num_rows, resident_bytes)
+    servicer = WorkerServicer(registration, loop, metrics)
     server.add(worker_pb2_grpc.add_WorkerServiceServicer_to_server, servicer, SERVICE_NAME)
     bus = await connect_bus(config.nats_url, name="worker")
+    BusMetrics(registry, lambda: bus.is_connected)
     step_grace_s = STEP_GRACE_S
 
     async def run() -> None:

@@ -30,7 +30,8 @@ class StepMetrics:
         metrics.tokens.labels("decode").inc(result.num_decode_rows)
         metrics.tokens.labels("prefill").inc(result.num_tokens - result.num_decode_rows)
         metrics.starved_rows.inc(len(result.starved_rows))
-        metrics.live_rows.set(num_live_rows)
+        if result.failure:
+            metrics.failed_steps.inc()
         if result.plan_id == self._last_plan_id:
             metrics.lease_steps.inc()
         self._last_plan_id = result.plan_id

@@ -4,65 +4,20 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
-import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
 
 from millrace.cli.stack.topology import load_topology
-from millrace.telemetry.metrics import (
-    CacheMetrics,
-    GatewayMetrics,
-    SchedulerMetrics,
-    TokenizerMetrics,
-    WorkerMetrics,
-)
 
 ROOT = Path(__file__).parents[3]
-DASHBOARD = ROOT / "deploy" / "grafana" / "dashboards" / "millrace.json"
-METRICS = (CacheMetrics, GatewayMetrics, SchedulerMetrics, TokenizerMetrics, WorkerMetrics)
-SERIES = re.compile(r"millrace_\w+")
 
 
 def loaded(path: str) -> Any:
     return importlib.import_module("yaml").safe_load((ROOT / path).read_text())
-
-
-def known_series() -> set[str]:
-    """Every series that a service can expose, suffixes and all."""
-    suffixes = {
-        "counter": ("_total",),
-        "gauge": ("",),
-        "histogram": ("_bucket", "_sum", "_count"),
-    }
-    names: set[str] = set()
-    for metrics in METRICS:
-        registry = CollectorRegistry()
-        metrics(registry)
-        for family in registry.collect():
-            names |= {family.name + suffix for suffix in suffixes[family.type]}
-    return names
-
-
-def test_the_dashboard_asks_only_for_series_that_exist() -> None:
-    dashboard = json.loads(DASHBOARD.read_text())
-    queries = [target["expr"] for panel in dashboard["panels"] for target in panel["targets"]]
-    asked = {name for query in queries for name in SERIES.findall(query)}
-
-    assert asked
-    assert asked - known_series() == set()
-
-
-def test_the_dashboard_uses_the_provisioned_source() -> None:
-    source = loaded("deploy/grafana/provisioning/datasources/prometheus.yml")["datasources"][0]
-    panels = json.loads(DASHBOARD.read_text())["panels"]
-
-    assert {panel["datasource"]["uid"] for panel in panels} == {source["uid"]}
 
 
 def test_prometheus_scrapes_every_service_where_it_serves_its_metrics() -> None:
@@ -70,16 +25,19 @@ def test_prometheus_scrapes_every_service_where_it_serves_its_metrics() -> None:
     for spec in load_topology().processes:
         if spec.is_server or not spec.in_compose:
             continue
-        port = spec.compose_settings.get("metrics_port") or spec.ports["http_port"]
+        port = spec.ports.get("metrics_port") or spec.ports["http_port"]
         wanted.add((spec.name, f"{spec.name}:{port}"))
+    config = loaded("deploy/prometheus/prometheus.yml")
     scraped = {
-        (job["job_name"], target)
-        for job in loaded("deploy/prometheus/prometheus.yml")["scrape_configs"]
-        for config in job["static_configs"]
-        for target in config["targets"]
+        (group["labels"]["service"], target)
+        for job in config["scrape_configs"]
+        for group in job["static_configs"]
+        for target in group["targets"]
     }
 
     assert scraped == wanted
+    folder = ROOT / "deploy" / "prometheus"
+    assert [path.name for rules in config["rule_files"] for path in folder.glob(rules)]
 
 
 def test_every_container_ends_in_time_under_an_init_and_gains_no_rights() -> None:

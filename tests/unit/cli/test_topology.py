@@ -74,7 +74,6 @@ def test_compose_services_get_the_settings_of_the_topology(
         names = names_in_compose(topology, spec)
         wanted = {key: filled(value, names) for key, value in spec.settings.items()}
         wanted.update({key: str(port) for key, port in spec.ports.items()})
-        wanted.update(spec.compose_settings)
         if spec.is_public:
             wanted["insecure_bind"] = "true"
         prefix = f"MILLRACE_{spec.name.upper()}_"
@@ -145,7 +144,7 @@ def test_every_setting_of_the_topology_exists(topology: Topology) -> None:
     for spec in topology.processes:
         if spec.config:
             known = settings_class(spec).__dataclass_fields__
-            assert {*spec.settings, *spec.ports, *spec.compose_settings} <= set(known), spec.name
+            assert {*spec.settings, *spec.ports} <= set(known), spec.name
 
 
 def test_servers_start_first_and_the_gateway_last(topology: Topology) -> None:

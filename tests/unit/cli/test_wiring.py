@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import socket
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from millrace.cli.stack.metrics_targets import remove_targets, write_targets
+from millrace.cli.stack.options import ServedModel, wiring_options
 from millrace.cli.stack.topology import ProcessSpec, Topology, load_topology
 from millrace.cli.stack.wiring import Instance, Wiring, WiringOptions, fill, wire_stack
+from millrace.cli.up_config import UpConfig
 from millrace.config.home import Home
 from millrace.core.errors import ConfigError
 
+MODEL = ServedModel("/models/tiny", "tiny")
 OPTIONS = WiringOptions(
     model="/models/tiny",
     served_name="tiny",
@@ -61,6 +67,84 @@ def test_several_workers_have_names_and_ports_of_their_own() -> None:
     told = [worker.environ["MILLRACE_WORKER_PORT"] for worker in workers]
     assert told == [worker.address.rsplit(":", 1)[1] for worker in workers]
     assert "worker" not in found
+
+
+def test_every_service_serves_its_metrics_on_a_port_of_its_own() -> None:
+    wiring = wire(replace(OPTIONS, num_workers=2))
+
+    served = {item.name: item.metrics_address for item in wiring.instances if item.metrics_address}
+    assert set(served) == {
+        *("cache", "tokenizer", "worker-1", "worker-2", "scheduler", "gateway"),
+    }
+    assert len(set(served.values())) == len(served)
+    assert served["gateway"] == "127.0.0.1:18080"
+    worker = by_name(wiring)["worker-2"]
+    told = worker.environ["MILLRACE_WORKER_METRICS_PORT"]
+    assert worker.metrics_address == f"127.0.0.1:{told}"
+
+
+def test_chosen_metrics_port_is_that_of_the_first_worker_and_no_two_collide() -> None:
+    wiring = wire(replace(OPTIONS, num_workers=3, metrics_ports={"worker": 21000, "cache": 0}))
+
+    found = by_name(wiring)
+    workers = [found[f"worker-{number}"].metrics_address for number in (1, 2, 3)]
+    assert workers == [f"127.0.0.1:{port}" for port in (21000, 21001, 21002)]
+    assert found["cache"].metrics_address == ""
+    assert found["cache"].environ["MILLRACE_CACHE_METRICS_PORT"] == "0"
+
+
+def test_gateway_on_every_address_is_scraped_over_loopback() -> None:
+    found = by_name(wire(replace(OPTIONS, public_host="0.0.0.0")))
+
+    assert found["gateway"].metrics_address == "127.0.0.1:18080"
+
+
+def test_targets_of_prometheus_name_service_and_instance(tmp_path: Path) -> None:
+    wiring, home = wire(replace(OPTIONS, num_workers=2)), Home(tmp_path)
+    home.run.mkdir()
+    write_targets(home, wiring.instances)
+
+    groups = json.loads((home.run / "prometheus-targets.json").read_text())
+    assert [group["labels"] for group in groups][2:4] == [
+        {"service": "worker", "instance": "worker-1"},
+        {"service": "worker", "instance": "worker-2"},
+    ]
+    for group in groups:
+        assert set(group) == {"targets", "labels"}, "as file_sd_configs has it"
+        (target,) = group["targets"]
+        assert target.startswith("127.0.0.1:")
+    remove_targets(home)
+    assert list(home.run.iterdir()) == []
+
+
+@pytest.fixture
+def topology() -> Topology:
+    return load_topology()
+
+
+def test_port_that_the_user_chose_is_taken_as_it_is(topology: Topology) -> None:
+    environ = {"MILLRACE_WORKER_METRICS_PORT": "21500", "MILLRACE_SCHEDULER_METRICS_PORT": "0"}
+
+    options = wiring_options(UpConfig(http_port=28099, grpc_port=28098), topology, MODEL, environ)
+
+    assert options.metrics_ports == {"worker": 21500, "scheduler": 0}
+
+
+def test_metrics_port_in_use_is_told_before_anything_starts(topology: Topology) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = holder.getsockname()[1]
+        # The second worker's.
+        environ = {"MILLRACE_WORKER_METRICS_PORT": str(port - 1)}
+        config = UpConfig(workers=2, http_port=28099, grpc_port=28098)
+
+        with pytest.raises(ConfigError) as caught:
+            wiring_options(config, topology, MODEL, environ)
+
+    assert caught.value.message.startswith(
+        f"MILLRACE_WORKER_METRICS_PORT: port {port} on 127.0.0.1 is in use by "
+    )
 
 
 def test_a_server_run_elsewhere_is_not_started_but_prepared() -> None:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 CHAT = "/v1/chat/completions"
 HI = {"messages": [{"role": "user", "content": "hush hush"}]}
 CALL = "millrace.v1.InferenceService"
+SERVICE = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def recorder() -> Iterator[SpanRecorder]:
 @pytest.fixture
 async def channel(gateway: Harness) -> AsyncIterator[grpc.aio.Channel]:
     log = AccessLog(gateway.metrics)
-    server = RpcServer("gateway", "127.0.0.1", 0, watch=RpcAccess(log))
+    server = RpcServer("gateway", "127.0.0.1", 0, watch=RpcAccess(log, SERVICE))
     servicer = InferenceServicer(gateway.pipeline, gateway.directory, max_batch_size=2)
     server.add(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer, SERVICE_NAME)
     made = open_channel(await server.start())

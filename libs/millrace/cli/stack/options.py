@@ -11,11 +11,9 @@ from millrace.core.errors import ConfigError
 from millrace.core.loopback import is_loopback
 from millrace.engine.machine import usable_cpus
 
-from .ports import require_free_port
+from .ports import can_bind, describe_port_owner, require_free_port
 from .topology import Topology
-from .wiring import WiringOptions, join_address
-
-_ANY_HOSTS = ("0.0.0.0", "::", "")
+from .wiring import ANY_HOSTS, LOOPBACK, METRICS_PORT, WiringOptions, join_address
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +59,31 @@ def wiring_options(
         external_urls={name: url for name, url in urls.items() if url},
         overrides=_overrides(config, environ, is_bind_allowed),
         has_telemetry=config.telemetry,
+        metrics_ports=_metrics_ports(config, topology, environ),
     )
+
+
+def _metrics_ports(
+    config: UpConfig, topology: Topology, environ: Mapping[str, str]
+) -> dict[str, int]:
+    """What the user has set; several workers take one after the other from there."""
+    chosen = {}
+    for spec in topology.processes:
+        if METRICS_PORT not in spec.ports:
+            continue
+        setting = explain_service(topology, spec.name, environ)[METRICS_PORT]
+        if setting.origin == "default":
+            continue
+        first = chosen[spec.name] = int(setting.value)
+        count = config.workers if spec.can_repeat else 1
+        for port in range(first, first + count) if first else ():
+            if not can_bind(LOOPBACK, port):
+                raise ConfigError(
+                    f"{setting.env}: port {port} on {LOOPBACK} is in use by "
+                    f"{describe_port_owner(port)}; choose another",
+                    field=METRICS_PORT,
+                )
+    return chosen
 
 
 def _overrides(
@@ -78,7 +100,7 @@ def _overrides(
 
 def public_endpoints(options: WiringOptions) -> dict[str, str]:
     """Where this machine reaches the gateway."""
-    host = "127.0.0.1" if options.public_host in _ANY_HOSTS else options.public_host
+    host = LOOPBACK if options.public_host in ANY_HOSTS else options.public_host
     return {
         "http": f"http://{join_address(host, options.public_ports['http_port'])}",
         "grpc": join_address(host, options.public_ports["grpc_port"]),

@@ -36,6 +36,8 @@ class ManagedProcess:
     ) -> None:
         self.instance = instance
         self.record = ProcessRecord(instance.name, address=instance.address)
+        if instance.metrics_address:
+            self.record.metrics_url = f"http://{instance.metrics_address}/metrics"
         self.log = log
         self._environ = {**environ, **instance.environ}
         self._show = show

@@ -27,7 +27,10 @@ _LOCK_POLL_S = 0.05
 
 @dataclass(slots=True)
 class ProcessRecord:
-    """One process as the run file shows it. `started` is Unix time, 0 where it does not run."""
+    """One process as the run file shows it. `started` is Unix time, 0 where it does not run.
+
+    `metrics_url` is empty for a process that serves no metrics.
+    """
 
     name: str
     state: str = "waiting"
@@ -36,6 +39,7 @@ class ProcessRecord:
     address: str = ""
     started: float = 0.0
     num_restarts: int = 0
+    metrics_url: str = ""
 
 
 @dataclass(slots=True)

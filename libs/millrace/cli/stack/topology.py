@@ -19,7 +19,7 @@ class ProcessSpec:
 
     A service has `module`, a server has `programs`. `ports` maps the setting that takes the port
     to the fixed port in compose; `settings` and `args` hold {placeholders}; `environ` are variables
-    of libraries beneath the process. Only compose gives `compose_settings`.
+    of libraries beneath the process.
     """
 
     name: str
@@ -43,7 +43,6 @@ class ProcessSpec:
     in_compose: bool = True
     settings: Mapping[str, str] = field(default_factory=dict)
     environ: Mapping[str, str] = field(default_factory=dict)
-    compose_settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_server(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from millrace.config.home import Home
@@ -15,6 +15,8 @@ from .ports import pick_free_port
 from .topology import ProcessSpec, Topology
 
 LOOPBACK = "127.0.0.1"
+ANY_HOSTS = ("0.0.0.0", "::", "")
+METRICS_PORT = "metrics_port"
 _PLACEHOLDER = re.compile(r"\{([a-z_]+(?:\.[a-z_]+)?)\}")
 
 
@@ -35,6 +37,16 @@ class Instance:
         """host:port of the first port."""
         return join_address(self.host, next(iter(self.ports.values())))
 
+    @property
+    def metrics_address(self) -> str:
+        """host:port where this machine reads its metrics; empty for one that serves none.
+
+        The gateway has them beside its other routes.
+        """
+        port = self.ports.get(METRICS_PORT) or self.ports.get("http_port")
+        host = LOOPBACK if self.host in ANY_HOSTS else self.host
+        return join_address(host, port) if port else ""
+
 
 @dataclass(frozen=True, slots=True)
 class WiringOptions:
@@ -42,7 +54,8 @@ class WiringOptions:
 
     `model` is what services resolve, `served_name` what requests call it. `public_ports` are the
     ports of public processes by setting; `external_urls` name servers that run elsewhere;
-    `overrides` are settings by service that a flag of `up` gave.
+    `overrides` are settings by service that a flag of `up` gave. `metrics_ports` are those that the
+    user chose by service: the first one of several processes, 0 for none.
     """
 
     model: str
@@ -53,6 +66,7 @@ class WiringOptions:
     external_urls: Mapping[str, str]
     overrides: Mapping[str, Mapping[str, str]]
     has_telemetry: bool = True
+    metrics_ports: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +129,8 @@ _Seat = tuple[str, ProcessSpec, str, dict[str, int]]
 
 def _seats(topology: Topology, options: WiringOptions) -> list[_Seat]:
     taken = set(options.public_ports.values())
+    for chosen in options.metrics_ports.values():
+        taken.update(range(chosen, chosen + options.num_workers))
     seats = []
     for spec in topology.processes:
         count = options.num_workers if spec.can_repeat else 1
@@ -125,6 +141,8 @@ def _seats(topology: Topology, options: WiringOptions) -> list[_Seat]:
                 ports = {setting: options.public_ports[setting] for setting in spec.ports}
             else:
                 ports = {setting: pick_free_port(host, taken) for setting in spec.ports}
+            if (first := options.metrics_ports.get(spec.name)) is not None:
+                ports[METRICS_PORT] = first + index if first else 0
             seats.append((name, spec, host, ports))
     return seats
 

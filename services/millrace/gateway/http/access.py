@@ -42,6 +42,12 @@ class HttpAccess:
             route.path: route.path_regex for route in routes if "{" in route.path
         }
         self._log = log
+        log.expect_routes(
+            (route.path, method)
+            for route in routes
+            for method in sorted((route.methods or set()) - {"HEAD"})
+        )
+        log.expect_routes((UNKNOWN_ROUTE, method) for method in ("GET", "POST"))
 
     def begin(self, scope: Scope) -> CallFacts:
         """Of the request of this task."""
