@@ -92,6 +92,23 @@ async def _first(source: AsyncIterator[T]) -> T:
         return await anext(source)
 
 
+async def test_load_tells_what_lies_on_the_queue_and_what_nobody_has_fetched(bus: Bus) -> None:
+    queue = await bus.work_queue(MODEL, Priority.NORMAL)
+    for number in range(3):
+        await bus.publish_request(_request(number), {})
+    (held,) = await queue.fetch(1, WAIT_S)
+
+    load = await bus.intake_load(MODEL)
+
+    assert load.num_messages == 3
+    assert load.num_pending == {Priority.HIGH: 0, Priority.NORMAL: 2, Priority.LOW: 0}
+    assert 0 < load.usage < 0.01
+    if not isinstance(bus, MemoryBus):
+        assert load.num_bytes > 100
+    await held.acknowledge()
+    assert (await bus.intake_load(MODEL)).num_messages == 2
+
+
 async def test_published_request_arrives_with_its_trace_context(bus: Bus) -> None:
     await bus.publish_request(_request(1), {"traceparent": "00-ab-cd-01"})
     (held,) = await _fetch(bus)

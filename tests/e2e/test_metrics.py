@@ -48,7 +48,8 @@ async def test_every_panel_has_data_after_one_request_over_each_edge(stack: Stac
     client = Client(stack)
     await client.ask(text="Tell me about mills.", max_tokens=12, ignore_eos=True)
     await client.close()
-    assert httpx.get(f"{stack.http_url}/v1/models", trust_env=False).status_code == 200
+    async with httpx.AsyncClient(trust_env=False) as http:
+        assert (await http.get(f"{stack.http_url}/v1/models")).status_code == 200
     samples = list(_scrape(stack))
     panels = json.loads(DASHBOARD.read_text())["panels"]
     for panel in panels:

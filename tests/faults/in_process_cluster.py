@@ -40,7 +40,8 @@ class SchedulerNode:
     """A scheduler service without its process."""
 
     def __init__(self, config: SchedulerConfig, bus: FlakyBus, limits: WatchLimits) -> None:
-        metrics = SchedulerMetrics(create_registry("scheduler"))
+        self.registry = create_registry("scheduler")
+        metrics = SchedulerMetrics(self.registry, config.model)
         self.service = SchedulerService(config, bus, metrics, limits)
 
     async def start(self) -> None:

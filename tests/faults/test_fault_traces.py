@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 import httpx
 import pytest
+from prometheus_client import CollectorRegistry
 
 from millrace.scheduler import intake, ownership
 from millrace.scheduler.config import SchedulerConfig
@@ -78,6 +79,10 @@ def _of(diagnosis: Diagnosis, cause: Cause) -> float:
     return fault.seconds
 
 
+def _count(registry: CollectorRegistry, name: str, **labels: str) -> float | None:
+    return registry.get_sample_value(f"millrace_{name}_total", {"model_name": MODEL, **labels})
+
+
 async def test_killed_worker_is_the_cause(
     stack: FaultStack, recorder: SpanRecorder, tmp_path: Path
 ) -> None:
@@ -96,6 +101,8 @@ async def test_killed_worker_is_the_cause(
     assert _of(diagnosis, Cause.WORKER_LOST) >= 0.3
     # It took its spans with it, but not to the gateway's account.
     assert diagnosis.seconds.get(Cause.GATEWAY, 0.0) < 0.1
+    assert _count(stack.registry, "workers_lost", reason="worker_lost") == 1
+    assert _count(stack.registry, "rows_lost", reason="worker_lost") == 1
 
 
 async def test_stopped_worker_is_the_cause_from_its_last_sign_of_life_on(
@@ -161,6 +168,10 @@ async def test_failed_step_is_told_with_its_worker(
     assert f"step failed: it lost its row once on {busy}, and getting back" in diagnosis.sentence
     assert "KV blocks" not in diagnosis.sentence
     assert _of(diagnosis, Cause.STEP_FAILED) > 0
+    active = cluster.active
+    assert active is not None
+    assert _count(active.registry, "rows_lost", reason="step_failed") == 1
+    assert _count(active.registry, "preemptions") == 0, "no block was wanting"
 
 
 async def test_every_fault_of_a_request_is_told(
