@@ -15,6 +15,7 @@ from millrace.rpc.client import open_channel
 from millrace.v1 import inference_pb2, inference_pb2_grpc, types_pb2
 from millrace.wire.status import error_from_rpc
 
+from .last_request import note_request
 from .stack.run_file import running_stack
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -118,7 +119,9 @@ class InferenceClient:
         began, answer = time.monotonic(), Answer()
         pieces: list[str] = []
         try:
-            answer.trace_id = _trace_id(await call.initial_metadata())
+            metadata = await call.initial_metadata()
+            answer.trace_id = _trace_id(metadata)
+            answer.request_id = _value(metadata, "x-request-id")
             async for event in call:
                 now_s = time.monotonic() - began
                 _apply(answer, event, pieces, on_text, now_s)
@@ -126,11 +129,19 @@ class InferenceClient:
             raise self._error(exc) from exc
         finally:
             call.cancel()
+            self._note(answer.request_id)
         if not answer.finish_reason:
             raise InternalError("the stream ended without its last event")
         answer.text = "".join(pieces)
         answer.total_s = time.monotonic() - began
         return answer
+
+    def _note(self, request_id: str) -> None:
+        """`millrace trace --last` means this one, if it ran on the stack of this home."""
+        home = millrace_home()
+        record = running_stack(home)
+        if request_id and record is not None and record.endpoints.get("grpc") == self.address:
+            note_request(home, request_id)
 
     def _error(self, exc: grpc.aio.AioRpcError) -> MillraceError:
         error = error_from_rpc(exc)
@@ -169,8 +180,9 @@ def _apply(
 
 def _trace_id(metadata: Any) -> str:
     """The trace id from `traceresponse`, which looks like 00-<trace id>-<span id>-01."""
-    for key, value in metadata or ():
-        if key == "traceresponse":
-            parts = str(value).split("-")
-            return parts[1] if len(parts) == 4 else ""
-    return ""
+    parts = _value(metadata, "traceresponse").split("-")
+    return parts[1] if len(parts) == 4 else ""
+
+
+def _value(metadata: Any, wanted: str) -> str:
+    return next((str(value) for key, value in metadata or () if key == wanted), "")

@@ -7,6 +7,7 @@ import contextlib
 import json
 import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -22,6 +23,8 @@ from millrace.telemetry.store import STORE_FILE, RequestSummary, RequestTrace, T
 from millrace.telemetry.waterfall import draw
 
 from .count import positive_count
+from .last_request import last_request
+from .stack.run_file import running_stack
 
 DEFAULT_SLOWEST = 10
 PLAIN_WIDTH = 120
@@ -29,6 +32,12 @@ PLAIN_WIDTH = 120
 SETTLE_S = 1.5
 APPEAR_S = 2.5
 FOLLOW_S = 0.5
+POLL_S = 0.1
+# The gateway sends its spans once a second: what ended before is there by then.
+EXPORT_S = 1.2
+# So recently made from this machine's command line, a request is the one that is meant.
+FRESH_S = 2.0
+MAX_LATE_REQUESTS = 100
 
 
 def add_parser(subparsers: Any) -> None:
@@ -44,7 +53,11 @@ def add_parser(subparsers: Any) -> None:
         metavar="N",
         help=f"list the N slowest requests (default {DEFAULT_SLOWEST})",
     )
-    what.add_argument("--last", action="store_true", help="the request that ended last (default)")
+    what.add_argument(
+        "--last",
+        action="store_true",
+        help="the request that ended last, or that of a `generate` just before (default)",
+    )
     what.add_argument("--follow", action="store_true", help="one line per request as they end")
     parser.add_argument("--json", action="store_true", help="for machines")
     parser.set_defaults(run=run)
@@ -81,7 +94,7 @@ def _run(args: argparse.Namespace, store: TraceStore) -> int:
         return 0
     width, is_unicode = terminal(sys.stdout)
     diagnosis = diagnose(trace.spans, trace.steps)
-    _print("\n".join(draw(trace, diagnosis, width=width, is_unicode=is_unicode)))
+    _show(draw(trace, diagnosis, width=width, is_unicode=is_unicode))
     return 0
 
 
@@ -92,7 +105,8 @@ def describe(request: RequestSummary, trace: RequestTrace) -> dict[str, Any]:
         "request_id": request.request_id,
         "trace_id": request.trace_id,
         "name": request.name,
-        "status": request.status,
+        # Spans of before have no status where all went well.
+        "status": "OK" if request.status == "UNSET" else request.status,
         "start_unix_ns": request.start_ns,
         "duration_s": request.duration_s,
         "diagnosis": asdict(diagnosis),
@@ -113,10 +127,32 @@ def terminal(stream: TextIO) -> tuple[int, bool]:
 
 
 def _last(store: TraceStore) -> RequestSummary:
-    found = store.latest(1)
+    """The request that was over last when the command was entered.
+
+    Its root span may still be on its way; a request of others that came to an end meanwhile, or
+    beside one that was just made from here, is not the one that is meant.
+    """
+    home, asked_ns = millrace_home(), time.time_ns()
+    mine = last_request(home)
+    if mine is not None and time.time() - mine.ended_unix_s < FRESH_S:
+        with contextlib.suppress(RequestNotFound):
+            return _find_patiently(store, mine.request_id)
+    if running_stack(home) is not None:
+        _await_arrivals(store, asked_ns)
+    found = store.latest(MAX_LATE_REQUESTS)
     if not found:
         raise RequestNotFound("no request has been traced yet")
-    return found[0]
+    return next((request for request in found if request.end_ns <= asked_ns), found[0])
+
+
+def _await_arrivals(store: TraceStore, asked_ns: int) -> None:
+    """Returns when spans have come that were sent after the command was entered, or too late."""
+    deadline = time.monotonic() + EXPORT_S
+    while time.monotonic() < deadline:
+        newest = store.latest(1)
+        if newest and newest[0].arrived_ns > asked_ns:
+            return
+        time.sleep(POLL_S)
 
 
 def _find_patiently(store: TraceStore, prefix: str) -> RequestSummary:
@@ -128,7 +164,7 @@ def _find_patiently(store: TraceStore, prefix: str) -> RequestSummary:
         except RequestNotFound:
             if time.monotonic() > deadline:
                 raise
-        time.sleep(0.1)
+        time.sleep(POLL_S)
 
 
 def _settle(request: RequestSummary) -> None:
@@ -145,7 +181,7 @@ def _list(store: TraceStore, requests: Iterable[RequestSummary], *, as_json: boo
         if as_json:
             documents.append(_short_document(request, trace))
         else:
-            _print(_line(request, trace))
+            _print(_wrapped(_line(request, trace)))
     if as_json:
         _print(json.dumps(documents, indent=2, ensure_ascii=False))
 
@@ -162,7 +198,7 @@ def _follow(store: TraceStore, *, as_json: bool) -> None:
             except RequestNotFound:
                 continue  # evicted between the two reads
             document = json.dumps(_short_document(request, trace), ensure_ascii=False)
-            _print(document if as_json else _line(request, trace))
+            _print(document if as_json else _wrapped(_line(request, trace)))
         time.sleep(FOLLOW_S)
 
 
@@ -177,6 +213,23 @@ def _line(request: RequestSummary, trace: RequestTrace) -> str:
     shown = request.request_id or request.trace_id
     sentence = diagnose(trace.spans, trace.steps).sentence
     return f"{clock}  {shown[:12]}  {format_s(request.duration_s):>9}  {request.name}  {sentence}"
+
+
+def _show(lines: list[str]) -> None:
+    """Bars stand between the empty lines and fit as they are; events among them, in brackets."""
+    first, last = lines.index(""), len(lines) - 1 - lines[::-1].index("")
+    for number, line in enumerate(lines):
+        is_bar = first < number < last and not line.lstrip().startswith("(")
+        _print(line if is_bar else _wrapped(line))
+
+
+def _wrapped(text: str) -> str:
+    """On a terminal a line that is too long goes on below its beginning, not at the edge."""
+    width, _ = terminal(sys.stdout)
+    if not sys.stdout.isatty() or len(text) <= width:
+        return text
+    indent = " " * (len(text) - len(text.lstrip()) + 2)
+    return textwrap.fill(text, width, subsequent_indent=indent, break_on_hyphens=False)
 
 
 def _print(text: str) -> None:

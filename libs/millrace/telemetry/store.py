@@ -42,6 +42,11 @@ class RequestSummary:
         """Arrival to end at the gateway, seconds."""
         return self.duration_ns / NS_PER_S
 
+    @property
+    def end_ns(self) -> int:
+        """When it was over at the gateway."""
+        return self.start_ns + self.duration_ns
+
 
 @dataclass(frozen=True, slots=True)
 class RequestTrace:

@@ -11,7 +11,10 @@ from .span_record import SpanEvent, SpanRecord
 from .store import RequestTrace
 
 MIN_BAR_CELLS = 12
+MIN_NAME_CELLS = 16
 MAX_NAME_CELLS = 44
+# Marks, both times, and the gaps between the columns.
+FIXED_CELLS = 25
 # Eighths of a cell, the last one full.
 PARTS = " ▏▎▍▌▋▊▉█"
 
@@ -21,10 +24,11 @@ def draw(trace: RequestTrace, diagnosis: Diagnosis, *, width: int, is_unicode: b
     root = trace.spans[0]
     depths = _depths(trace.spans)
     labels = [f"{'  ' * depths[span.span_id]}{_short(span.name)}" for span in trace.spans]
-    name_cells = min(MAX_NAME_CELLS, max(len(label) for label in labels))
     service_cells = max(len(span.service) for span in trace.spans)
-    fixed_cells = name_cells + service_cells + 24
-    bar_cells = max(MIN_BAR_CELLS, width - fixed_cells - 1)
+    room = width - service_cells - FIXED_CELLS
+    most = min(MAX_NAME_CELLS, max(len(label) for label in labels))
+    name_cells = max(MIN_NAME_CELLS, min(most, room - MIN_BAR_CELLS))
+    bar_cells = max(MIN_BAR_CELLS, room - name_cells)
     lines = [*_headline(root), ""]
     for span, label in zip(trace.spans, labels, strict=True):
         offset_s = (span.start_ns - root.start_ns) / 1e9
@@ -40,7 +44,7 @@ def draw(trace: RequestTrace, diagnosis: Diagnosis, *, width: int, is_unicode: b
 
 def _headline(root: SpanRecord) -> list[str]:
     request_id = root.attributes.get(ATTR_REQUEST_ID, "")
-    status = "failed" if root.status == "ERROR" else "ok"
+    status = "ok" if root.status != "ERROR" else "failed" if root.is_accepted else "refused"
     ids = [f"request {request_id}"] if request_id else []
     return [f"{root.name}  {format_s(root.duration_s)}  {status}", *ids, f"trace   {root.trace_id}"]
 

@@ -7,6 +7,7 @@ import io
 import json
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +15,8 @@ import pytest
 
 from millrace.cli import trace as trace_command
 from millrace.cli import trace_ui
+from millrace.cli.last_request import note_request
+from millrace.config.home import Home
 from millrace.core.errors import ConfigError, MillraceError, RequestNotFound
 from millrace.telemetry.trace_writer import TraceWriter
 from millrace.testing.sample_trace import SampleTimings, sample_steps, sample_trace
@@ -24,6 +27,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MILLRACE_HOME", str(tmp_path))
     monkeypatch.setattr(trace_command, "SETTLE_S", 0.0)
     monkeypatch.setattr(trace_command, "APPEAR_S", 0.0)
+    monkeypatch.setattr(trace_command, "EXPORT_S", 0.0)
     return tmp_path
 
 
@@ -55,6 +59,125 @@ def test_prefix_chooses_a_request(stored: Path, capsys: pytest.CaptureFixture[st
     _run(trace_command, "trace", "0000a001")
 
     assert "request 0000a001" in capsys.readouterr().out
+
+
+def _request_id(number: int) -> str:
+    return f"{number:08x}{'ab' * 12}"
+
+
+def test_last_is_the_request_that_was_just_made_from_here(
+    stored: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note_request(Home(stored), _request_id(0xA001))
+
+    _run(trace_command, "trace", "--last")
+
+    assert "request 0000a001" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("age_s", [3.0, 3600.0])
+def test_older_request_from_here_is_no_longer_meant(
+    stored: Path, capsys: pytest.CaptureFixture[str], age_s: float
+) -> None:
+    note = {"request_id": _request_id(0xA001), "ended_unix_s": time.time() - age_s}
+    (stored / "run" / "last-request.json").write_text(json.dumps(note))
+
+    _run(trace_command, "trace", "--last")
+
+    assert "request 0000a003" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"request_id": 1}', "not json"])
+def test_note_that_makes_no_sense_is_ignored(
+    stored: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    (stored / "run" / "last-request.json").write_text(content)
+
+    _run(trace_command, "trace", "--last")
+
+    assert "request 0000a003" in capsys.readouterr().out
+
+
+def test_last_waits_for_a_root_that_is_on_its_way(
+    stored: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace_command, "APPEAR_S", 5.0)
+    note_request(Home(stored), _request_id(0xA009))
+
+    def arrive(seconds: float) -> None:
+        with closing(TraceWriter(stored / "run" / "spans.db")) as writer:
+            writer.add(sample_trace(number=0xA009))
+
+    monkeypatch.setattr(time, "sleep", arrive)
+
+    _run(trace_command, "trace", "--last")
+
+    assert "request 0000a009" in capsys.readouterr().out
+
+
+def test_last_of_a_running_stack_waits_for_the_next_spans_and_leaves_later_requests_out(
+    stored: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace_command, "EXPORT_S", 5.0)
+    monkeypatch.setattr(trace_command, "running_stack", lambda home: object())
+
+    def arrive(seconds: float) -> None:
+        late_ns = time.time_ns() + 10**9
+        with closing(TraceWriter(stored / "run" / "spans.db")) as writer:
+            writer.add(sample_trace(number=0xA008))
+            writer.add(sample_trace(number=0xA009, start_ns=late_ns))
+
+    monkeypatch.setattr(time, "sleep", arrive)
+
+    _run(trace_command, "trace")
+
+    assert "request 0000a008" in capsys.readouterr().out
+
+
+def test_json_says_ok_where_the_text_does(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _run(trace_command, "trace", "0000a001", "--json")
+
+    assert json.loads(capsys.readouterr().out)["status"] == "OK"
+
+
+def test_refused_request_is_shown_with_its_error(
+    stored: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    attributes = {"millrace.request_id": "d" * 32, "millrace.error.reason": "INVALID_REQUEST"}
+    root = replace(
+        sample_trace(number=0xA00B)[0],
+        name="POST /v1/chat/completions",
+        status="ERROR",
+        status_message="temperature is 9",
+        attributes=attributes,
+    )
+    with closing(TraceWriter(stored / "run" / "spans.db")) as writer:
+        writer.add([root])
+
+    _run(trace_command, "trace", "d" * 8)
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("refused")
+    assert lines[-1] == "refused: INVALID_REQUEST: temperature is 9 (client error)"
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+@pytest.mark.parametrize("arguments", [["--last"], ["--slowest", "3"]])
+def test_no_line_is_longer_than_the_terminal(
+    stored: Path, monkeypatch: pytest.MonkeyPatch, width: int, arguments: list[str]
+) -> None:
+    with closing(TraceWriter(stored / "run" / "spans.db")) as writer:
+        timings = SampleTimings(preempted_s=1.0)
+        writer.add(sample_trace(timings, number=0xA00C, model="a-very-long-model-name" * 2))
+    screen = FakeTerminal()
+    monkeypatch.setattr("sys.stdout", screen)
+    monkeypatch.setenv("COLUMNS", str(width))
+
+    _run(trace_command, "trace", *arguments)
+
+    lines = screen.getvalue().splitlines()
+    assert len(lines) > 3
+    assert max(map(len, lines)) <= width
 
 
 def test_slowest_lists_slowest_first(stored: Path, capsys: pytest.CaptureFixture[str]) -> None:
