@@ -11,7 +11,7 @@ from .span_record import SpanEvent, SpanRecord
 from .store import RequestTrace
 
 MIN_BAR_CELLS = 12
-MIN_NAME_CELLS = 16
+MIN_NAME_CELLS = 12
 MAX_NAME_CELLS = 44
 # Marks, both times, and the gaps between the columns.
 FIXED_CELLS = 25
