@@ -24,6 +24,10 @@ from typing import Any
 from millrace.config.environment import current_environment
 from millrace.config.home import Home, millrace_home
 from millrace.core.errors import ConfigError, Conflict, Unavailable
+from millrace.telemetry.collector.replay import replay_bodies
+from millrace.telemetry.store import STORE_FILE, TraceStore
+
+from .pip_install import pip_install
 
 PHOENIX_VERSION = "20.26.1"
 FOLDER_NAME = "trace-ui"
@@ -47,6 +51,7 @@ main()
 """
 START_S = 120.0
 STOP_S = 10.0
+POST_S = 30.0
 POLL_S = 0.25
 
 
@@ -75,6 +80,11 @@ class UiFolder:
     def marker(self) -> Path:
         """Exists once the installation has finished."""
         return self.root / f"installed-{PHOENIX_VERSION}"
+
+    @property
+    def replayed(self) -> Path:
+        """How far the span store has been shown to it."""
+        return self.root / "replayed.json"
 
     @property
     def run_file(self) -> Path:
@@ -126,14 +136,12 @@ def _install(folder: UiFolder, *, is_agreed: bool) -> None:
     shutil.rmtree(folder.venv, ignore_errors=True)
     folder.root.mkdir(parents=True, exist_ok=True)
     environ = _environment()
-    pip = [str(folder.python), "-m", "pip", "--disable-pip-version-check", "install"]
-    for command in (
-        [sys.executable, "-m", "venv", str(folder.venv)],
-        [*pip, "--progress-bar", "on", "-q", f"arize-phoenix=={PHOENIX_VERSION}"],
-    ):
-        status = subprocess.run(command, env=environ, check=False).returncode
-        if status != 0:
-            raise Unavailable(f"{' '.join(command)} ended with status {status}")
+    command = [sys.executable, "-m", "venv", str(folder.venv)]
+    status = subprocess.run(command, env=environ, check=False).returncode
+    if status != 0:
+        raise Unavailable(f"{' '.join(command)} ended with status {status}")
+    packages = [f"arize-phoenix=={PHOENIX_VERSION}"]
+    pip_install(folder.python, packages, folder.root / "install.log", environ)
     folder.marker.touch()
 
 
@@ -164,6 +172,8 @@ def _serve(folder: UiFolder, port: int) -> int:
         folder.run_file.write_text(json.dumps({"pid": process.pid, "port": port}))
         try:
             _wait_until_up(process, port, log_path)
+            num_shown = replay(folder, millrace_home().run / STORE_FILE, port)
+            print(f"earlier requests: {num_shown}, they show up one by one", flush=True)
             _announce(port)
             process.wait()
         except KeyboardInterrupt:
@@ -201,10 +211,50 @@ def _environment() -> dict[str, str]:
 def _announce(port: int) -> None:
     print(f"tracing UI: http://{HOST}:{port}/ (Ctrl-C stops it)")
     if port == DEFAULT_PORT:
-        print("requests made from now on show up there while `millrace up` runs", flush=True)
+        print("requests made from now on show up there too while `millrace up` runs")
+        print(
+            "prompts and answers do not, unless the stack is started with "
+            "MILLRACE_GATEWAY_TRACE_CONTENT=true",
+            flush=True,
+        )
     else:
         variable = "MILLRACE_COLLECTOR_FORWARD_URL"
         print(f"start the stack with {variable}=http://{HOST}:{port}", flush=True)
+
+
+def replay(folder: UiFolder, store_path: Path, port: int) -> int:
+    """Shows the UI the requests of before, and returns how many; what it refuses is left out."""
+    if not store_path.is_file():
+        return 0
+    num_shown = 0
+    with contextlib.closing(TraceStore(store_path)) as store, contextlib.suppress(OSError):
+        newest = max((request.seq for request in store.latest(1)), default=0)
+        for num_requests, body in replay_bodies(store, _replayed_seq(folder, newest)):
+            _post(port, body)
+            num_shown += num_requests
+        folder.replayed.write_text(json.dumps({"seq": newest}))
+    return num_shown
+
+
+def _replayed_seq(folder: UiFolder, newest: int) -> int:
+    """Up to where the store has been replayed; 0 for a store that was made anew since."""
+    try:
+        seq = int(json.loads(folder.replayed.read_text())["seq"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+    return seq if seq <= newest else 0
+
+
+def _post(port: int, body: bytes) -> None:
+    request = urllib.request.Request(
+        f"http://{HOST}:{port}/v1/traces",
+        body,
+        {"content-type": "application/x-protobuf"},
+        method="POST",
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with opener.open(request, timeout=POST_S) as reply:
+        reply.read()
 
 
 def _wait_until_up(process: subprocess.Popen[bytes], port: int, log_path: Path) -> None:

@@ -5,7 +5,8 @@ to tokenizer and cache, the publish, and, across NATS, the scheduler's and the w
 Batch steps are roots of their own that link to the `process` span of every member.
 
 Attributes follow the OpenTelemetry conventions for generative AI, RPC and messaging; what they do
-not name is `millrace.*`. Durations end in `_s` and are seconds. No prompt, no text, no key.
+not name is `millrace.*`. Durations end in `_s` and are seconds. No prompt, no text, no key, unless
+the gateway's setting `trace_content` asks for the first two.
 """
 
 from __future__ import annotations
@@ -71,6 +72,9 @@ ATTR_RESPONSE_FINISH_REASONS = "gen_ai.response.finish_reasons"
 ATTR_USAGE_INPUT_TOKENS = "gen_ai.usage.input_tokens"
 ATTR_USAGE_OUTPUT_TOKENS = "gen_ai.usage.output_tokens"
 ATTR_USAGE_CACHED_TOKENS = "gen_ai.usage.cache_read.input_tokens"
+# What was said; only if the gateway's setting `trace_content` asks for it.
+ATTR_INPUT_MESSAGES = "gen_ai.input.messages"
+ATTR_OUTPUT_MESSAGES = "gen_ai.output.messages"
 ATTR_TIME_TO_FIRST_TOKEN_S = "gen_ai.latency.time_to_first_token"
 ATTR_TIME_IN_QUEUE_S = "gen_ai.latency.time_in_queue"
 

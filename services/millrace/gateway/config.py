@@ -51,6 +51,9 @@ class GatewayConfig:
         10.0, help="how long running requests may go on after SIGTERM", unit="s"
     )
 
+    trace_content: bool = setting(
+        False, help="write prompts and answers, cut, into the spans; for development"
+    )
     access_log: bool = setting(True, help="one line in the log per request, health probes left out")
 
     def check(self) -> None:

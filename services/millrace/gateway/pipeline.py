@@ -38,6 +38,7 @@ from millrace.telemetry.propagation import inject
 from .answers import Answer, LiveAnswer, StoredAnswer
 from .calls import Call
 from .choice_output import ChoiceOutput
+from .content_capture import CapturedAnswer
 from .directory import ModelDirectory
 from .drain_rate import DrainRate, Load
 from .events import Started
@@ -67,6 +68,7 @@ class PipelineLimits:
     max_buffered_events: int = 1024
     default_timeout_s: float = 600.0
     max_timeout_s: float = 3600.0
+    trace_content: bool = False
 
 
 class Pipeline:
@@ -143,6 +145,8 @@ class Pipeline:
                 answer = await self._open(request, call, record)
             if self._opening[call.request_id]:
                 self._abort_live(call.request_id)
+            if self._limits.trace_content:
+                return CapturedAnswer(answer, request, call.span)
             return answer
         except MillraceError as error:
             if isinstance(error, DeadlineExceeded):

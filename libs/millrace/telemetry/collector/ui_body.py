@@ -3,24 +3,40 @@
 Phoenix reads spans only: the resource with the service's name and the span links are lost there.
 So each span below the root is named with its service, batch steps go to a project of their own
 instead of filling the list of requests, and each step is shown again inside the traces of its
-members, as a span `step (linked)` below the span that it links to.
+members, as a span `step (linked)` below the span that it links to. Kinds, input and output are
+those of OpenInference, which Phoenix shows in its columns; input and output are there only if the
+gateway was told to write content into spans.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
-from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
+from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span, Status
 
-from millrace.telemetry.names import RPC_PREFIX, SPAN_STEP
+from millrace.telemetry.names import (
+    ATTR_INPUT_MESSAGES,
+    ATTR_OPERATION_NAME,
+    ATTR_OUTPUT_MESSAGES,
+    ATTR_RESPONSE_ID,
+    ATTR_RESPONSE_MODEL,
+    RPC_PREFIX,
+    SPAN_STEP,
+)
 from millrace.telemetry.otlp import is_step, service_of
 
 PROJECT = "millrace"
 STEP_PROJECT = "millrace-steps"
 LINKED_STEP = f"{SPAN_STEP} (linked)"
 ATTR_PROJECT = "openinference.project.name"
+ATTR_KIND = "openinference.span.kind"
+KIND_LLM, KIND_CHAIN = "LLM", "CHAIN"
+ATTR_INPUT_VALUE = "input.value"
+ATTR_OUTPUT_VALUE = "output.value"
 ATTR_SERVICE = "service.name"
 ATTR_STEP_TRACE_ID = "millrace.step.trace_id"
 # Members of one step that are shown; more would only slow the UI down.
@@ -56,9 +72,36 @@ def _add(
     added = target.scope_spans.add().spans
     added.extend(spans)
     for span in added:
+        _describe(span)
         span.attributes.append(_pair(ATTR_SERVICE, service))
         if span.parent_span_id:
             span.name = f"{_short(span.name)} · {service}"
+
+
+def _describe(span: Span) -> None:
+    """Kind, input, output and status in the words of the UI."""
+    texts = {pair.key: pair.value.string_value for pair in span.attributes}
+    is_generation = ATTR_OPERATION_NAME in texts
+    span.attributes.append(_pair(ATTR_KIND, KIND_LLM if is_generation else KIND_CHAIN))
+    if said := _said(texts.get(ATTR_INPUT_MESSAGES, ""))[-1:]:
+        span.attributes.append(_pair(ATTR_INPUT_VALUE, said[0]))
+    if said := _said(texts.get(ATTR_OUTPUT_MESSAGES, "")):
+        span.attributes.append(_pair(ATTR_OUTPUT_VALUE, "\n\n".join(said)))
+    # Else the UI makes an output of them, where none was to be shown.
+    for name in (ATTR_RESPONSE_ID, ATTR_RESPONSE_MODEL):
+        for pair in [pair for pair in span.attributes if pair.key == name]:
+            span.attributes.remove(pair)
+    if span.status.code == Status.STATUS_CODE_UNSET:
+        span.status.code = Status.STATUS_CODE_OK
+
+
+def _said(messages: str) -> list[str]:
+    """The texts of messages as the conventions write them; none where they are no such messages."""
+    try:
+        turns: Any = json.loads(messages or "[]")
+        return ["".join(str(part["content"]) for part in turn["parts"]) for turn in turns]
+    except (ValueError, TypeError, KeyError):
+        return []
 
 
 def _copies(step: Span) -> list[Span]:
