@@ -80,20 +80,16 @@ class _Declare:
 
 
 class Counters:
-    """A counter by one label beside the fixed ones; every value of it is there from the start."""
+    """A counter by one label beside the fixed ones; its values are a closed set."""
 
     def __init__(
         self, counter: Counter, fixed: dict[str, str], label: str, values: Iterable[str]
     ) -> None:
-        self._counter = counter
-        self._fixed = fixed
-        self._label = label
-        for value in values:
-            self.labels(value)
+        self._children = {value: counter.labels(**fixed, **{label: value}) for value in values}
 
     def labels(self, value: str) -> Counter:
-        """The one of that value."""
-        return self._counter.labels(**self._fixed, **{self._label: value})
+        """The one of that value. Raises KeyError for a value that was not declared."""
+        return self._children[value]
 
 
 class Gauges:
