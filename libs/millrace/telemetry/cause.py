@@ -32,6 +32,7 @@ class Cause(StrEnum):
     CACHE = "cache"
     INTAKE = "intake"
     CLIENT = "slow client"
+    SHARED = "shared run"
     GATEWAY = "gateway"
     NONE = "no single cause"
     CLIENT_ERROR = "client error"

@@ -14,9 +14,10 @@ Every moment of the root span goes to the first of these that covers it:
 
 What none covers is split by two numbers that spans carry: first to the slow client (time that the
 gateway had text which the client did not take), then to the tokenizer (time in Decode calls), the
-rest to the gateway itself. Both can overlap with decoding, where they cost nothing: so only time
-outside the spans above counts. The cause is the longest setback if it took 5 %, else the largest
-share if it reaches 25 %; of a request that was never accepted it is the error.
+rest to the gateway itself, or to the request whose run this one shares. Client and tokenizer can
+overlap with decoding, where they cost nothing: so only time outside the spans above counts. The
+cause is the longest setback if it took 5 %, else the largest share if it reaches 25 %; of a request
+that was never accepted it is the error.
 """
 
 from __future__ import annotations
@@ -120,10 +121,11 @@ def _split(
             covered = union([*covered, *inside])
     rest_s = root.duration_s - total_s(covered)
     busy_s = total(named(spans, names.SPAN_DETOKENIZE), names.ATTR_DETOKENIZE_BUSY_S)
+    is_shared = names.ATTR_SHARED_WITH in root.attributes
     for cause, claimed_s in (
         (Cause.CLIENT, total([root], names.ATTR_CLIENT_BLOCKED_S)),
         (Cause.TOKENIZER, busy_s),
-        (Cause.GATEWAY, rest_s),
+        (Cause.SHARED if is_shared else Cause.GATEWAY, rest_s),
     ):
         taken_s = min(claimed_s, rest_s)
         if taken_s > 0:

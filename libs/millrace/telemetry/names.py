@@ -112,6 +112,8 @@ ATTR_ATTEMPT = "millrace.attempt"
 ATTR_ERROR_REASON = "millrace.error.reason"
 # Root: how long the gateway had text that the client did not take.
 ATTR_CLIENT_BLOCKED_S = "millrace.client.blocked_s"
+# Root: the request whose run it shares, by an idempotency key.
+ATTR_SHARED_WITH = "millrace.shared_with"
 ATTR_RESPONSE_CACHE = "millrace.response_cache"  # hit | miss | refresh | bypass
 # Of `preempted` and `resumed`: a `Loss`.
 ATTR_LOSS_REASON = "millrace.reason"

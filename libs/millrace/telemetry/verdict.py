@@ -146,6 +146,11 @@ def _tell_client(evidence: Evidence, took: str) -> str:
     return f"slow client: text lay ready for {took} before the client took it"
 
 
+def _tell_shared(evidence: Evidence, took: str) -> str:
+    other = evidence.root.attributes.get(names.ATTR_SHARED_WITH, "")
+    return f"shared run: it waited {took} for the answer to request {other}, which has its key"
+
+
 def _tell_gateway(evidence: Evidence, took: str) -> str:
     return f"gateway: no other service worked for it during {took}"
 
@@ -158,6 +163,7 @@ _TELL: dict[Cause, Callable[[Evidence, str], str]] = {
     Cause.CACHE: _tell_cache,
     Cause.INTAKE: _tell_intake,
     Cause.CLIENT: _tell_client,
+    Cause.SHARED: _tell_shared,
     Cause.GATEWAY: _tell_gateway,
 }
 

@@ -238,6 +238,7 @@ class Pipeline:
         if isinstance(found, SharedAnswer):
             if found.started.request_id == call.request_id:
                 return found.attach()
+            call.span.set_attribute(names.ATTR_SHARED_WITH, found.started.request_id)
             reader = found.attach(record)
             reader.expire_in(_left_s(call, timeout_s), _deadline_error(timeout_s))
             return reader

@@ -10,11 +10,15 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from millrace.cli.client import InferenceClient, SamplingOptions
+from millrace.cli.last_request import last_request
+from millrace.cli.stack.run_file import new_stack_record
+from millrace.config.home import Home
 from millrace.core.errors import InvalidRequest, Unavailable
 from millrace.rpc.server import RpcServer
 from millrace.v1 import inference_pb2, inference_pb2_grpc, types_pb2
@@ -135,6 +139,27 @@ async def test_an_error_of_the_gateway_keeps_its_class(gateway: tuple[FakeGatewa
     await client.close()
 
     assert caught.value.field == "messages"
+
+
+@pytest.mark.parametrize("is_ours", [True, False])
+async def test_request_on_the_stack_of_this_home_is_noted_for_trace(
+    gateway: tuple[FakeGateway, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_ours: bool,
+) -> None:
+    (tmp_path / "run").mkdir()
+    monkeypatch.setenv("MILLRACE_HOME", str(tmp_path))
+    address = gateway[1] if is_ours else "elsewhere:1"
+    record = new_stack_record("tiny", {"grpc": address})
+    monkeypatch.setattr("millrace.cli.client.running_stack", lambda home: record)
+    client = InferenceClient(gateway[1])
+
+    answer = await client.chat([("user", "hi")], "", SamplingOptions(), lambda text: None)
+    await client.close()
+
+    noted = last_request(Home(tmp_path))
+    assert (noted.request_id if noted else None) == (answer.request_id if is_ours else None)
 
 
 async def test_nobody_at_the_address_says_how_to_start_a_stack() -> None:

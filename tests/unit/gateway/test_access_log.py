@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -14,8 +15,10 @@ import pytest
 from millrace.core.errors import Overloaded
 from millrace.gateway.access_log import AccessLog
 from millrace.gateway.calls import begin_call
-from millrace.gateway.http.access import HttpAccess
+from millrace.gateway.http.access import HttpAccess, connection_refused
 from millrace.gateway.http.app import create_app
+from millrace.gateway.http.connection import ConnectionLimits
+from millrace.gateway.http.server import HttpServer
 from millrace.gateway.rpc_access import RpcAccess
 from millrace.gateway.servicer import SERVICE_NAME, InferenceServicer
 from millrace.rpc.client import open_channel
@@ -349,6 +352,34 @@ async def test_unknown_and_unreadable_grpc_calls_are_told(
     assert [line["route"] for line in lines] == ["unknown", f"{CALL}/Chat"]
     assert _grpc(gateway, "unknown", "UNIMPLEMENTED") == 1
     assert _grpc(gateway, f"{CALL}/Chat", "INVALID_ARGUMENT") == 1
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "reason"),
+    [
+        (b"nonsense\r\n\r\n", 400, "INVALID_REQUEST"),
+        (b"GET / HTTP/1.1\r\nx: " + b"y" * 40_000 + b"\r\n\r\n", 431, "INVALID_REQUEST"),
+    ],
+)
+async def test_what_is_no_request_is_told_with_its_peer(
+    gateway: Harness, lines: list[dict[str, Any]], sent: bytes, status: int, reason: str
+) -> None:
+    log = AccessLog(gateway.metrics)
+    limits = ConnectionLimits(on_refused=partial(connection_refused, log))
+    server = HttpServer(create_app(gateway.edge), "127.0.0.1", 0, limits)
+    host, port = (await server.start()).split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    peer = writer.get_extra_info("sockname")
+    writer.write(sent)
+    answer = await reader.read()
+    writer.close()
+    await server.stop(0)
+
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    (line,) = [line for line in lines if line["status"] == status]
+    assert (line["route"], line["reason"]) == ("unknown", reason)
+    assert line["peer"] == f"{peer[0]}:{peer[1]}"
+    assert _http(gateway, "unknown", "OTHER", status) == 1
 
 
 async def test_line_and_count_take_less_than_30_us(gateway: Harness) -> None:

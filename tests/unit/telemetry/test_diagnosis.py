@@ -179,6 +179,16 @@ def test_broken_trace_is_still_diagnosed() -> None:
     assert diagnose(spans).cause is Cause.WORKER
 
 
+def test_request_that_shares_a_run_names_the_other_one() -> None:
+    root = sample_trace()[0]
+    attributes = {**root.attributes, "millrace.shared_with": "a" * 32}
+
+    diagnosis = diagnose([replace(root, attributes=attributes)])
+
+    assert diagnosis.cause is Cause.SHARED
+    assert f"for the answer to request {'a' * 32}, which has its key" in diagnosis.sentence
+
+
 def test_no_spans_is_an_error() -> None:
     with pytest.raises(ValueError, match="no spans"):
         diagnose([])
