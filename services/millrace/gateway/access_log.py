@@ -12,6 +12,7 @@ from opentelemetry.trace import Span
 from millrace.telemetry.metrics import GatewayMetrics
 
 from .call_facts import CallFacts
+from .told_error import told_field
 
 _log = logging.getLogger("millrace.access")
 
@@ -61,8 +62,8 @@ def _fields(facts: CallFacts, status: int | str) -> dict[str, Any]:
     error = facts.error or (None if call is None else call.error)
     if error is not None:
         fields["reason"] = error.reason
-        if error.field:
-            fields["field"] = error.field[:MAX_PATH_CHARS]
+        if field := told_field(error):
+            fields["field"] = field
     if facts.model:
         fields["model"] = facts.model
         fields["prompt_tokens"] = facts.num_prompt_tokens

@@ -18,7 +18,7 @@ from opentelemetry.trace import (
     TraceFlags,
 )
 
-from millrace.core.errors import InvalidRequest, MillraceError
+from millrace.core.errors import MillraceError
 from millrace.telemetry.names import (
     ATTR_ERROR_REASON,
     ATTR_ERROR_TYPE,
@@ -29,6 +29,7 @@ from millrace.telemetry.names import (
 from millrace.telemetry.propagation import extract, traceparent_of
 
 from .call_facts import current_facts
+from .told_error import told_message
 
 # Made once: making one costs as much as a span. It finds the process's provider by itself.
 _tracer = trace.get_tracer(__name__)
@@ -36,7 +37,6 @@ _tracer = trace.get_tracer(__name__)
 PROVIDER_NAME = "millrace"
 REQUEST_ID_HEADER = "x-request-id"
 TRACE_HEADER = "traceresponse"
-MAX_MESSAGE_CHARS = 256
 
 
 class Call:
@@ -110,7 +110,7 @@ class Call:
             return
         self.span.set_attribute(ATTR_ERROR_TYPE, type(error).__name__)
         self.span.set_attribute(ATTR_ERROR_REASON, error.reason)
-        self.span.set_status(Status(StatusCode.ERROR, _told(error)))
+        self.span.set_status(Status(StatusCode.ERROR, told_message(error)))
 
 
 def begin_call(operation: str, carrier: Mapping[str, str]) -> Call:
@@ -133,15 +133,6 @@ def begin_untraced_call(carrier: Mapping[str, str]) -> Call:
         return Call(_unrecorded(carrier))
     span = _tracer.start_span(facts.name, context=extract(carrier), kind=SpanKind.SERVER)
     return Call(span if span.get_span_context().is_valid else _unrecorded(carrier))
-
-
-def _told(error: MillraceError) -> str:
-    """The message, without what a client wrote in the wrong place: it may be its prompt."""
-    message = error.message
-    shown = error.metadata.get("value", "")
-    if isinstance(error, InvalidRequest) and shown.startswith('"'):
-        message = message.replace(shown, '"..."')
-    return message[:MAX_MESSAGE_CHARS]
 
 
 def _attributes(operation: str) -> dict[str, str]:
