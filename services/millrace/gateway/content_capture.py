@@ -74,6 +74,9 @@ class CapturedAnswer:
             self._texts[delta.choice] += delta.text
 
     def _write(self) -> None:
+        if not self._span.is_recording():
+            # Over before, and told then.
+            return
         turns = [("assistant", text) for text in self._texts]
         self._span.set_attribute(ATTR_OUTPUT_MESSAGES, messages_json(turns))
 
