@@ -31,7 +31,7 @@ def note_request(home: Home, request_id: str) -> None:
 
 
 def last_request(home: Home) -> LastRequest | None:
-    """None where none was made, or where what is written makes no sense."""
+    """None if none was made, or what is written makes no sense."""
     try:
         document = json.loads((home.run / FILE_NAME).read_text())
         return LastRequest(str(document["request_id"]), float(document["ended_unix_s"]))

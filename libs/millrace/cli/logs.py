@@ -95,7 +95,7 @@ def _since(path: Path, since_s: float) -> Iterator[tuple[float, int, Path, str]]
 
 
 def _run_began_s(folder: Path) -> float:
-    """When the stack was started last; 0 where that is not known."""
+    """When the stack was started last; 0 if that is not known."""
     own = lines_of(folder / f"{OWN_NAME}.log")
     starts = [time_of(line) for line in own if START_MARK in line]
     return (starts[-1] if starts else None) or 0.0

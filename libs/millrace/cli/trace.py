@@ -105,7 +105,7 @@ def describe(request: RequestSummary, trace: RequestTrace) -> dict[str, Any]:
         "request_id": request.request_id,
         "trace_id": request.trace_id,
         "name": request.name,
-        # Spans of before have no status where all went well.
+        # Spans of before have no status if all went well.
         "status": "OK" if request.status == "UNSET" else request.status,
         "start_unix_ns": request.start_ns,
         "duration_s": request.duration_s,

@@ -135,7 +135,7 @@ def _split(
 
 
 def _setback_claims(setbacks: Sequence[Setback]) -> list[tuple[Cause, list[Interval]]]:
-    """What a worker did before the others: where two overlap, waiting for blocks comes last."""
+    """What a worker did before the others: if two overlap, waiting for blocks comes last."""
     order = list(Cause)
     claims = [(setback.cause, setback.intervals) for setback in setbacks]
     return sorted(claims, key=lambda claim: order.index(claim[0]))

@@ -69,7 +69,7 @@ class SpanRecorder:
         return decode_spans(encode_spans(self._exporter.get_finished_spans()).SerializeToString())
 
     def spans_of_services(self) -> list[SpanRecord]:
-        """The same where all services share one process: each span's service by its tracer."""
+        """The same if all services share one process: each span's service by its tracer."""
         request = encode_spans(self._exporter.get_finished_spans())
         found = []
         for resource_spans in request.resource_spans:

@@ -60,7 +60,7 @@ class SchedulerLink:
         self._attached = asyncio.Event()
         self._outbox: asyncio.Queue[Notice] = asyncio.Queue()
         self._num_events = 0
-        # How long the stream had been silent when it was given up; 0 where it broke by itself.
+        # How long the stream had been silent when it was given up; 0 if it broke by itself.
         self._silent_s = 0.0
 
     @property

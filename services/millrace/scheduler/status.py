@@ -64,6 +64,6 @@ class StatusBoard:
             self._metrics.num_requests_running.set(status.num_running)
             self._metrics.nats_ack_pending.set(len(self._ledger))
             workers = self._scheduler.stats().workers
-            used = {each.worker_id: each.num_used_blocks / each.num_blocks for each in workers}
+            used = {w.worker_id: w.num_used_blocks / w.num_blocks for w in workers if w.num_blocks}
             self._metrics.kv_cache_usage.set_all(used)
             await asyncio.sleep(STATUS_EVERY_S)

@@ -49,7 +49,7 @@ def begin_log(path: Path) -> LogFile:
 
 
 def lines_of(path: Path) -> Iterator[str]:
-    """Every line of a log, with those before it became `<name>.1`; none where there is none."""
+    """Every line of a log, with those before it became `<name>.1`; none if there is none."""
     for part in (path.with_name(path.name + ".1"), path):
         if part.is_file():
             with part.open(encoding="utf-8", errors="replace") as file:
@@ -57,5 +57,5 @@ def lines_of(path: Path) -> Iterator[str]:
 
 
 def last_lines(path: Path, num_lines: int) -> list[str]:
-    """The end of a log; empty where there is none."""
+    """The end of a log; empty if there is none."""
     return list(deque(lines_of(path), maxlen=num_lines))

@@ -27,7 +27,7 @@ _LOCK_POLL_S = 0.05
 
 @dataclass(slots=True)
 class ProcessRecord:
-    """One process as the run file shows it. `started` is Unix time, 0 where it does not run.
+    """One process as the run file shows it. `started` is Unix time, 0 if it does not run.
 
     `metrics_url` is empty for a process that serves no metrics.
     """

@@ -87,7 +87,7 @@ def _describe(span: Span) -> None:
         span.attributes.append(_pair(ATTR_INPUT_VALUE, said[0]))
     if said := _said(texts.get(ATTR_OUTPUT_MESSAGES, "")):
         span.attributes.append(_pair(ATTR_OUTPUT_VALUE, "\n\n".join(said)))
-    # Else the UI makes an output of them, where none was to be shown.
+    # Else the UI makes an output of them.
     for name in (ATTR_RESPONSE_ID, ATTR_RESPONSE_MODEL):
         for pair in [pair for pair in span.attributes if pair.key == name]:
             span.attributes.remove(pair)
@@ -96,7 +96,7 @@ def _describe(span: Span) -> None:
 
 
 def _said(messages: str) -> list[str]:
-    """The texts of messages as the conventions write them; none where they are no such messages."""
+    """The texts of messages as the conventions write them; none if they are no such messages."""
     try:
         turns: Any = json.loads(messages or "[]")
         return ["".join(str(part["content"]) for part in turn["parts"]) for turn in turns]
