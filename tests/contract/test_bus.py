@@ -94,7 +94,7 @@ async def _first(source: AsyncIterator[T]) -> T:
 
 async def test_load_tells_what_lies_on_the_queue_and_what_nobody_has_fetched(bus: Bus) -> None:
     queue = await bus.work_queue(MODEL, Priority.NORMAL)
-    for number in range(3):
+    for number in (30, 31, 32):
         await bus.publish_request(_request(number), {})
     (held,) = await queue.fetch(1, WAIT_S)
 
