@@ -48,10 +48,10 @@ class Ownership:
                 continue
             if epoch is not None:
                 self.owner = replace(self.owner, owner_epoch=epoch)
-                _log.info("active", extra={"model": self.owner.model, "epoch": epoch})
+                _log.info("active for %s", self.owner.model, extra={"epoch": epoch})
                 return epoch
             if not is_standby:
-                _log.info("standby: another scheduler has %s", self.owner.model)
+                _log.info("standby for %s, which another scheduler has", self.owner.model)
                 is_standby = True
             await asyncio.sleep(CLAIM_EVERY_S)
 
