@@ -570,10 +570,15 @@ class CountTokensRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     CONVERSATION_FIELD_NUMBER: _builtins.int
+    WITH_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Served name of the model; empty takes the default model."""
     text: _builtins.str
     """A plain prompt."""
+    with_token_ids: _builtins.bool
+    """Whether the ids are wanted, not their number alone. Absent: unless the reply would be over the
+    4 MiB that clients take by default.
+    """
     @_builtins.property
     def conversation(self) -> Global___Conversation:
         """A conversation, with the chat template applied."""
@@ -584,13 +589,19 @@ class CountTokensRequest(_message.Message):
         model: _builtins.str = ...,
         text: _builtins.str = ...,
         conversation: Global___Conversation | None = ...,
+        with_token_ids: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "input", b"input", "text", b"text"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_with_token_ids", b"_with_token_ids", "conversation", b"conversation", "input", b"input", "text", b"text", "with_token_ids", b"with_token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "input", b"input", "model", b"model", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_with_token_ids", b"_with_token_ids", "conversation", b"conversation", "input", b"input", "model", b"model", "text", b"text", "with_token_ids", b"with_token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__with_token_ids: _TypeAlias = _typing.Literal["with_token_ids"]  # noqa: Y015
+    _WhichOneofArgType__with_token_ids: _TypeAlias = _typing.Literal["_with_token_ids", b"_with_token_ids"]  # noqa: Y015
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "conversation"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__with_token_ids) -> _WhichOneofReturnType__with_token_ids | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
 Global___CountTokensRequest: _TypeAlias = CountTokensRequest  # noqa: Y015
@@ -631,7 +642,7 @@ class CountTokensResponse(_message.Message):
     """Tokens the model would see."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The ids themselves."""
+        """The ids themselves, unless left out (see CountTokensRequest.with_token_ids)."""
 
     def __init__(
         self,

@@ -80,14 +80,27 @@ class TokenizerClient:
         response = await self._try(ask, waits=True)
         return _decoded_rows(response, len(rows))
 
-    async def pieces(self, model: str, token_ids: Sequence[int]) -> list[bytes]:
-        """The bytes of single tokens."""
-        request = tokenizer_pb2.GetPiecesRequest(model=model, token_ids=token_ids)
+    async def pieces(
+        self, model: str, token_ids: Sequence[int], *, is_at_start: bool = False
+    ) -> list[bytes]:
+        """The bytes of single tokens, in the middle of a text or at its start."""
+        request = tokenizer_pb2.GetPiecesRequest(
+            model=model, token_ids=token_ids, is_at_start=is_at_start
+        )
 
         async def ask(replica: _Replica, timeout_s: float) -> tokenizer_pb2.GetPiecesResponse:
             return await replica.stub.GetPieces(request, timeout=timeout_s)
 
         return list((await self._try(ask)).pieces)
+
+    async def special_ids(self, model: str) -> dict[str, int]:
+        """Special tokens, which no text shows: their strings and ids."""
+        request = tokenizer_pb2.GetTokenizerRequest(model=model)
+
+        async def ask(replica: _Replica, timeout_s: float) -> tokenizer_pb2.GetTokenizerResponse:
+            return await replica.stub.GetTokenizer(request, timeout=timeout_s)
+
+        return dict((await self._try(ask)).special_ids)
 
     async def is_ready(self) -> bool:
         """True where at least one replica serves."""
@@ -291,6 +304,7 @@ def _decode_request(model: str, rows: Sequence[DecodeRow]) -> tokenizer_pb2.Deco
         tail_ids=[token_id for row in rows for token_id in row.tail_ids],
         new_ids=[token_id for row in rows for token_id in row.new_ids],
         final=[row.final for row in rows],
+        rows_after_prompt=[number for number, row in enumerate(rows) if row.is_after_prompt],
     )
 
 

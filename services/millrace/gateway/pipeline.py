@@ -40,6 +40,7 @@ from .calls import Call
 from .choice_output import ChoiceOutput
 from .directory import ModelDirectory
 from .drain_rate import DrainRate, Load
+from .encoded_ids import check_encoded
 from .events import Started
 from .frames import FrameRouter
 from .generation import CacheMode, GenerationRequest
@@ -51,6 +52,7 @@ from .queue_forecast import QueueForecast
 from .record import RequestRecord
 from .response_cache import cache_key, uses_cache
 from .shared_answer import SharedAnswer
+from .special_tokens import SpecialTokens, SpecialTokensOfModels
 from .stop_strings import StopStrings
 
 _log = logging.getLogger(__name__)
@@ -90,6 +92,7 @@ class Pipeline:
         self._gateway_id = gateway_id
         self._directory = directory
         self._tokenizer = tokenizer
+        self._special_tokens = SpecialTokensOfModels(tokenizer)
         self._cache = cache
         self._router = router
         self._bus = bus
@@ -267,8 +270,10 @@ class Pipeline:
         self._directory.require_served(info)
         self._forecast.require_time(info, request.priority, _left_s(call, timeout_s))
         prompt_token_ids = await self._encode(request, info)
-        queued = self._queued(request, info, call, prompt_token_ids, seed, timeout_s)
-        live = self._live(request, queued)
+        special = await self._special(request, info)
+        stop_strings = StopStrings(request.sampling.stop, special)
+        queued = self._queued(request, info, call, prompt_token_ids, stop_strings, seed, timeout_s)
+        live = self._live(request, queued, stop_strings, special)
         record.watch(live)
         await self._router.register(live)
         try:
@@ -322,11 +327,15 @@ class Pipeline:
             token_ids = await self._tokenizer.encode_chat(info.name, request.messages)
         else:
             token_ids = await self._tokenizer.encode_text(info.name, request.text or "")
-        if not token_ids:
-            raise InvalidRequest(
-                f"{request.prompt_field} has no tokens", field=request.prompt_field
-            )
+        check_encoded(token_ids, request.prompt_field, info)
         return token_ids
+
+    async def _special(self, request: GenerationRequest, info: ModelInfo) -> SpecialTokens:
+        """The model's special tokens if the request can tell that they are there."""
+        sampling = request.sampling
+        if not sampling.stop and sampling.top_logprobs is None:
+            return SpecialTokens()
+        return await self._special_tokens.of(info)
 
     def _queued(
         self,
@@ -334,6 +343,7 @@ class Pipeline:
         info: ModelInfo,
         call: Call,
         prompt_token_ids: list[int],
+        stop_strings: StopStrings,
         seed: int,
         timeout_s: float,
     ) -> QueuedRequest:
@@ -343,7 +353,7 @@ class Pipeline:
             model=info.name,
             prompt_token_ids=prompt_token_ids,
             sampling=request.sampling.spec(seed),
-            stop_token_ids=stop_ids(request.sampling, info),
+            stop_token_ids=(*stop_ids(request.sampling, info), *stop_strings.token_ids),
             max_tokens=resolve_max_tokens(request.sampling, len(prompt_token_ids), info),
             num_choices=request.sampling.num_choices,
             priority=request.priority,
@@ -352,16 +362,29 @@ class Pipeline:
             tenant=request.tenant,
         )
 
-    def _live(self, request: GenerationRequest, queued: QueuedRequest) -> LiveRequest:
-        stop_strings = StopStrings(request.sampling.stop)
-        stop_token_ids = frozenset(queued.stop_token_ids)
+    def _live(
+        self,
+        request: GenerationRequest,
+        queued: QueuedRequest,
+        stop_strings: StopStrings,
+        special: SpecialTokens,
+    ) -> LiveRequest:
+        is_chat = request.messages is not None
+        choices = [
+            ChoiceOutput(
+                index,
+                stop_strings,
+                frozenset(queued.stop_token_ids),
+                request.sampling.min_tokens,
+                () if is_chat else queued.prompt_token_ids,
+                special.ids,
+            )
+            for index in range(queued.num_choices)
+        ]
         return LiveRequest(
             queued.request_id,
             queued.model,
-            [
-                ChoiceOutput(index, stop_strings, stop_token_ids, request.sampling.min_tokens)
-                for index in range(queued.num_choices)
-            ],
+            choices,
             max_buffered_events=self._limits.max_buffered_events,
         )
 

@@ -25,8 +25,13 @@ class Tokenizer(Protocol):
     async def decode(self, model: str, rows: Sequence[DecodeRow]) -> list[DecodedRow]:
         """The text that new ids make certain, rows as asked."""
 
-    async def pieces(self, model: str, token_ids: Sequence[int]) -> list[bytes]:
-        """The exact bytes of single tokens."""
+    async def pieces(
+        self, model: str, token_ids: Sequence[int], *, is_at_start: bool = False
+    ) -> list[bytes]:
+        """The exact bytes of single tokens, in the middle of a text or at its start."""
+
+    async def special_ids(self, model: str) -> dict[str, int]:
+        """Special tokens, which no text shows: their strings and ids."""
 
     async def is_ready(self) -> bool:
         """True where a replica answers."""

@@ -35,6 +35,8 @@ from .pipeline import Pipeline
 SERVICE_NAME = "millrace.v1.InferenceService"
 # A client that has fallen behind may still take what is buffered for so long, then its call is cut.
 CUT_GRACE_S = 10.0
+# What a gRPC client takes unless it is told otherwise.
+DEFAULT_MAX_REPLY_BYTES = 4 << 20
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Request = TypeVar("Request", bound=Message)
@@ -129,7 +131,11 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             messages=_messages(request.conversation.messages) if kind == "conversation" else None,
         )
         token_ids = await self._pipeline.count_tokens(asked)
-        return inference_pb2.CountTokensResponse(num_tokens=len(token_ids), token_ids=token_ids)
+        response = inference_pb2.CountTokensResponse(num_tokens=len(token_ids), token_ids=token_ids)
+        is_small = response.ByteSize() <= DEFAULT_MAX_REPLY_BYTES
+        if not (request.with_token_ids if request.HasField("with_token_ids") else is_small):
+            response.ClearField("token_ids")
+        return response
 
     async def ListModels(
         self, request: inference_pb2.ListModelsRequest, context: Context

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from time import perf_counter
 from typing import TypeVar
@@ -78,18 +79,22 @@ class TokenizerServicer(tokenizer_pb2_grpc.TokenizerServiceServicer):
         """The bytes of single tokens."""
         codec = self._codec(request.model)
         return tokenizer_pb2.GetPiecesResponse(
-            pieces=[codec.piece(token_id) for token_id in request.token_ids]
+            pieces=[
+                codec.piece(token_id, is_at_start=request.is_at_start)
+                for token_id in request.token_ids
+            ]
         )
 
     async def GetTokenizer(
         self, request: tokenizer_pb2.GetTokenizerRequest, context: ServicerContext
     ) -> tokenizer_pb2.GetTokenizerResponse:
-        """Size, chat template and names."""
+        """Size, chat template, names and special tokens."""
         codec = self._codec(request.model)
         return tokenizer_pb2.GetTokenizerResponse(
             vocab_size=codec.vocab_size,
             has_chat_template=codec.has_chat_template,
             models=[name for name, other in self._codecs.items() if other is codec],
+            special_ids=codec.special_ids,
         )
 
     def _codec(self, model: str) -> Codec:
@@ -117,12 +122,20 @@ def _decode_rows(request: tokenizer_pb2.DecodeRequest) -> list[DecodeRow]:
         raise InvalidRequest(f"the columns of {num_rows} rows differ in length", field="num_new")
     tails = _split(request.tail_ids, request.num_tail, "tail_ids")
     news = _split(request.new_ids, request.num_new, "new_ids")
-    return [
+    rows = [
         DecodeRow(tail, shown, new, final)
         for tail, shown, new, final in zip(
             tails, request.num_tail_shown, news, request.final, strict=True
         )
     ]
+    for number in request.rows_after_prompt:
+        if number >= num_rows:
+            raise InvalidRequest(
+                f"rows_after_prompt holds {number}; there are {num_rows} rows",
+                field="rows_after_prompt",
+            )
+        rows[number] = replace(rows[number], is_after_prompt=True)
+    return rows
 
 
 def _split(ids: Sequence[int], counts: Sequence[int], field: str) -> list[Sequence[int]]:

@@ -286,6 +286,28 @@ async def test_cancelled_batch_aborts_its_requests(gateway: Harness, stub: Any) 
         await reading
 
 
+async def test_ids_of_counted_tokens_come_if_they_are_wanted_or_fit(
+    gateway: Harness, stub: Any
+) -> None:
+    ids = [511] * 2_200_000
+
+    async def encode_text(model: str, text: str) -> list[int]:
+        return ids if text == "long" else [5, 6]
+
+    gateway.tokenizer.encode_text = encode_text  # type: ignore[method-assign]
+
+    async def count(text: str, **fields: Any) -> tuple[int, int]:
+        answer = await stub.CountTokens(inference_pb2.CountTokensRequest(text=text, **fields))
+        return answer.num_tokens, len(answer.token_ids)
+
+    assert await count("short") == (2, 2)
+    assert await count("short", with_token_ids=True) == (2, 2)
+    assert await count("short", with_token_ids=False) == (2, 0)
+    # A client with default settings takes 4 MiB.
+    assert await count("long") == (len(ids), 0)
+    assert await count("long", with_token_ids=False) == (len(ids), 0)
+
+
 async def test_count_tokens(stub: Any) -> None:
     text = await stub.CountTokens(inference_pb2.CountTokensRequest(text="abc"))
     conversation = inference_pb2.Conversation(messages=HI)

@@ -63,9 +63,21 @@ def test_endless_output_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
         _render("{% for i in range(90000) %}{{ i }},{% endfor %}")
 
 
+def test_template_that_never_ends_is_cut() -> None:
+    loops = "".join(f"{{% for i{level} in range(99999) %}}" for level in range(5))
+    with pytest.raises(InvalidRequest, match="over 1000000 turns"):
+        _render(loops + "{% endfor %}" * 5)
+
+
 def test_syntax_error_names_its_line() -> None:
     with pytest.raises(ConfigError, match="line 2"):
         ChatTemplate("\n{% if %}", {})
+
+
+@pytest.mark.parametrize("source", ["{% for %}", "{{ x | none_such }}", "{{ " + "(" * 5000 + " }}"])
+def test_broken_template_is_a_config_error(source: str) -> None:
+    with pytest.raises(ConfigError, match="chat template is broken: ."):
+        ChatTemplate(source, {})
 
 
 def test_literals_are_what_the_template_can_write() -> None:

@@ -114,6 +114,7 @@ class DecodeRequest(_message.Message):
     TAIL_IDS_FIELD_NUMBER: _builtins.int
     NEW_IDS_FIELD_NUMBER: _builtins.int
     FINAL_FIELD_NUMBER: _builtins.int
+    ROWS_AFTER_PROMPT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Served name of the model."""
     @_builtins.property
@@ -140,6 +141,10 @@ class DecodeRequest(_message.Message):
     def final(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
         """Per row: the sequence has ended, so that an unfinished character is shown as U+FFFD."""
 
+    @_builtins.property
+    def rows_after_prompt(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Numbers of the rows whose tail ids are the last ids of their prompt."""
+
     def __init__(
         self,
         *,
@@ -150,10 +155,11 @@ class DecodeRequest(_message.Message):
         tail_ids: _abc.Iterable[_builtins.int] | None = ...,
         new_ids: _abc.Iterable[_builtins.int] | None = ...,
         final: _abc.Iterable[_builtins.bool] | None = ...,
+        rows_after_prompt: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["final", b"final", "model", b"model", "new_ids", b"new_ids", "num_new", b"num_new", "num_tail", b"num_tail", "num_tail_shown", b"num_tail_shown", "tail_ids", b"tail_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["final", b"final", "model", b"model", "new_ids", b"new_ids", "num_new", b"num_new", "num_tail", b"num_tail", "num_tail_shown", b"num_tail_shown", "rows_after_prompt", b"rows_after_prompt", "tail_ids", b"tail_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -209,8 +215,11 @@ class GetPiecesRequest(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    IS_AT_START_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Served name of the model."""
+    is_at_start: _builtins.bool
+    """As at the start of a text, where some tokenizers leave out a space, not in the middle of it."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """In any order."""
@@ -220,10 +229,11 @@ class GetPiecesRequest(_message.Message):
         *,
         model: _builtins.str = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        is_at_start: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_at_start", b"is_at_start", "model", b"model", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -281,9 +291,30 @@ class GetTokenizerResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class SpecialIdsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     VOCAB_SIZE_FIELD_NUMBER: _builtins.int
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
+    SPECIAL_IDS_FIELD_NUMBER: _builtins.int
     vocab_size: _builtins.int
     """Size of the vocabulary, added tokens included."""
     has_chat_template: _builtins.bool
@@ -292,16 +323,21 @@ class GetTokenizerResponse(_message.Message):
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Served names it answers to."""
 
+    @_builtins.property
+    def special_ids(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Special tokens, which no text shows: their strings and ids."""
+
     def __init__(
         self,
         *,
         vocab_size: _builtins.int = ...,
         has_chat_template: _builtins.bool = ...,
         models: _abc.Iterable[_builtins.str] | None = ...,
+        special_ids: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_chat_template", b"has_chat_template", "models", b"models", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_chat_template", b"has_chat_template", "models", b"models", "special_ids", b"special_ids", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

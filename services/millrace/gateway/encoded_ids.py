@@ -1,0 +1,23 @@
+"""The tokenizer's ids against the model's: the two come from different files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from millrace.core.errors import InvalidRequest
+from millrace.core.model import ModelInfo
+
+
+def check_encoded(token_ids: Sequence[int], field: str, info: ModelInfo) -> None:
+    """Raises `InvalidRequest` if `field` encodes to nothing, or to an id that the model lacks."""
+    if not token_ids:
+        raise InvalidRequest(f"{field} has no tokens", field=field)
+    if max(token_ids) < info.vocab_size:
+        return
+    token_id = next(number for number in token_ids if number >= info.vocab_size)
+    raise InvalidRequest(
+        f"{field} encodes to the token id {token_id}; {info.name} has the ids 0 to "
+        f"{info.vocab_size - 1}",
+        field=field,
+        metadata={"value": str(token_id), "max": str(info.vocab_size - 1)},
+    )
