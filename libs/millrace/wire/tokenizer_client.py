@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from millrace.core.chat import ChatMessage
 from millrace.core.detokenize import DecodedRow, DecodeRow
+from millrace.core.encoded_prompt import EncodedPrompt
 from millrace.core.errors import DeadlineExceeded, InternalError, MillraceError, Unavailable
 from millrace.internal.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from millrace.v1 import types_pb2
@@ -49,18 +50,24 @@ class TokenizerClient:
         self._next = 0
         self._timeout_s = timeout_s
 
-    async def encode_text(self, model: str, text: str) -> list[int]:
-        """A plain prompt to token ids."""
-        return await self._encode(tokenizer_pb2.EncodeRequest(model=model, text=text))
+    async def encode_text(
+        self, model: str, text: str, *, max_ids: int | None = None
+    ) -> EncodedPrompt:
+        """A plain prompt to token ids, unless these are more than `max_ids`."""
+        request = tokenizer_pb2.EncodeRequest(model=model, text=text, max_ids=max_ids)
+        return await self._encode(request)
 
-    async def encode_chat(self, model: str, messages: Sequence[ChatMessage]) -> list[int]:
-        """A conversation to token ids, through the model's chat template."""
+    async def encode_chat(
+        self, model: str, messages: Sequence[ChatMessage], *, max_ids: int | None = None
+    ) -> EncodedPrompt:
+        """A conversation to token ids, through the model's chat template; see `encode_text`."""
         turns = [
             types_pb2.Message(role=message.role, content=message.content, name=message.name)
             for message in messages
         ]
         chat = tokenizer_pb2.ChatInput(messages=turns)
-        return await self._encode(tokenizer_pb2.EncodeRequest(model=model, chat=chat))
+        request = tokenizer_pb2.EncodeRequest(model=model, chat=chat, max_ids=max_ids)
+        return await self._encode(request)
 
     async def decode(self, model: str, rows: Sequence[DecodeRow]) -> list[DecodedRow]:
         """One frame: the text that became certain in each row.
@@ -112,11 +119,13 @@ class TokenizerClient:
         for replica in self._replicas:
             await replica.close()
 
-    async def _encode(self, request: tokenizer_pb2.EncodeRequest) -> list[int]:
+    async def _encode(self, request: tokenizer_pb2.EncodeRequest) -> EncodedPrompt:
         async def ask(replica: _Replica, timeout_s: float) -> tokenizer_pb2.EncodeResponse:
             return await replica.stub.Encode(request, timeout=timeout_s)
 
-        return list((await self._try(ask)).token_ids)
+        response = await self._try(ask)
+        is_whole = len(response.token_ids) == response.num_tokens
+        return EncodedPrompt(response.num_tokens, list(response.token_ids) if is_whole else None)
 
     async def _try(
         self, ask: Callable[[_Replica, float], Awaitable[T]], *, waits: bool = False

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
+from millrace.core.encoded_prompt import EncodedPrompt
 from millrace.core.errors import InvalidRequest
 from millrace.core.model import ModelInfo
 
 
-def check_encoded(token_ids: Sequence[int], field: str, info: ModelInfo) -> None:
+def check_encoded(encoded: EncodedPrompt, field: str, info: ModelInfo) -> None:
     """Raises `InvalidRequest` if `field` encodes to nothing, or to an id that the model lacks."""
-    if not token_ids:
+    if not encoded.num_tokens:
         raise InvalidRequest(f"{field} has no tokens", field=field)
-    if max(token_ids) < info.vocab_size:
+    token_ids = encoded.token_ids
+    if not token_ids or max(token_ids) < info.vocab_size:
         return
     token_id = next(number for number in token_ids if number >= info.vocab_size)
     raise InvalidRequest(

@@ -19,6 +19,7 @@ from opentelemetry.trace import SpanKind
 from millrace.bus.base import Bus
 from millrace.core.answer import CachedAnswer
 from millrace.core.cancellation import CancelReason
+from millrace.core.encoded_prompt import EncodedPrompt
 from millrace.core.errors import (
     Aborted,
     DeadlineExceeded,
@@ -186,11 +187,13 @@ class Pipeline:
         self._router.settle(live, CancelReason.ABORT)
         return True
 
-    async def count_tokens(self, request: GenerationRequest) -> list[int]:
-        """Token ids that the model would see."""
+    async def count_tokens(
+        self, request: GenerationRequest, *, max_ids: int | None = None
+    ) -> EncodedPrompt:
+        """What the model would see, with its ids unless these are more than `max_ids`."""
         info = self._directory.find(request.model)
         check_token_ids(request, info)
-        return await self._encode(request, info)
+        return await self._encoded(request, info, max_ids)
 
     async def finish_errands(self) -> None:
         """Waits for answers on their way into the cache, and for keys to be finished or freed."""
@@ -321,14 +324,26 @@ class Pipeline:
         return stored
 
     async def _encode(self, request: GenerationRequest, info: ModelInfo) -> list[int]:
+        encoded = await self._encoded(request, info, info.max_model_len)
+        if encoded.token_ids is None:
+            resolve_max_tokens(request.sampling, encoded.num_tokens, info)
+        return encoded.token_ids or []
+
+    async def _encoded(
+        self, request: GenerationRequest, info: ModelInfo, max_ids: int | None
+    ) -> EncodedPrompt:
         if request.token_ids is not None:
-            token_ids = list(request.token_ids)
+            encoded = EncodedPrompt(len(request.token_ids), list(request.token_ids))
         elif request.messages is not None:
-            token_ids = await self._tokenizer.encode_chat(info.name, request.messages)
+            encoded = await self._tokenizer.encode_chat(
+                info.name, request.messages, max_ids=max_ids
+            )
         else:
-            token_ids = await self._tokenizer.encode_text(info.name, request.text or "")
-        check_encoded(token_ids, request.prompt_field, info)
-        return token_ids
+            encoded = await self._tokenizer.encode_text(
+                info.name, request.text or "", max_ids=max_ids
+            )
+        check_encoded(encoded, request.prompt_field, info)
+        return encoded
 
     async def _special(self, request: GenerationRequest, info: ModelInfo) -> SpecialTokens:
         """The model's special tokens if the request can tell that they are there."""

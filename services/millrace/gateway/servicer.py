@@ -130,10 +130,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             text=request.text if kind == "text" else None,
             messages=_messages(request.conversation.messages) if kind == "conversation" else None,
         )
-        token_ids = await self._pipeline.count_tokens(asked)
-        response = inference_pb2.CountTokensResponse(num_tokens=len(token_ids), token_ids=token_ids)
-        is_small = response.ByteSize() <= DEFAULT_MAX_REPLY_BYTES
-        if not (request.with_token_ids if request.HasField("with_token_ids") else is_small):
+        max_ids: int | None = DEFAULT_MAX_REPLY_BYTES  # an id takes a byte or more
+        if request.HasField("with_token_ids"):
+            max_ids = None if request.with_token_ids else 0
+        counted = await self._pipeline.count_tokens(asked, max_ids=max_ids)
+        response = inference_pb2.CountTokensResponse(
+            num_tokens=counted.num_tokens, token_ids=counted.token_ids
+        )
+        if max_ids is not None and response.ByteSize() > DEFAULT_MAX_REPLY_BYTES:
             response.ClearField("token_ids")
         return response
 

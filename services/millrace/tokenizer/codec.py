@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from millrace.config.home import Home, millrace_home
 from millrace.core.chat import ChatMessage
 from millrace.core.detokenize import DecodedRow, DecodeRow
+from millrace.core.encoded_prompt import EncodedPrompt
 from millrace.core.errors import ConfigError, InternalError, InvalidRequest
 from millrace.hub.tokenizer_files import TokenizerFiles, read_tokenizer_files
 
@@ -30,7 +31,7 @@ _SAMPLE = "a \u0101\n"
 class Codec:
     """A model's tokenizer and chat template; encoding is safe from several threads.
 
-    Takes `files.description` over and changes it.
+    Uses up `files.description`, which may take several times of what the tokenizer does.
     """
 
     def __init__(self, files: TokenizerFiles) -> None:
@@ -43,10 +44,9 @@ class Codec:
                 self._no_chat = error.message
         self._roles = None if self._template is None else KnownRoles(self._template)
         self._guard = self._create_guard(files.description["added_tokens"])
+        decoder = files.description.get("decoder")
         self._tokenizer = _create_tokenizer(files.description, self._guard)
-        self._decoder = create_row_decoder(
-            self._tokenizer, files.description.get("decoder"), self._guard.original
-        )
+        self._decoder = create_row_decoder(self._tokenizer, decoder, self._guard.original)
         self.vocab_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self.special_ids = special_ids(self._tokenizer, self._guard.original)
 
@@ -55,9 +55,25 @@ class Codec:
         """True if `encode_chat` can work."""
         return self._template is not None
 
+    def encode(
+        self, prompt: str | Sequence[ChatMessage], max_ids: int | None = None
+    ) -> EncodedPrompt:
+        """A plain prompt or a conversation. Ids of a prompt with more than `max_ids` tokens are
+        left out: millions of them would hold up everybody while they are made and sent.
+
+        Raises what `encode_text` and `encode_chat` raise.
+        """
+        if isinstance(prompt, str):
+            encoding = self._encode(self._guard.seal_prompt(prompt), add_special_tokens=True)
+        else:
+            encoding = self._encode(self._rendered(prompt), add_special_tokens=False)
+        num_tokens = len(encoding)
+        is_wanted = max_ids is None or num_tokens <= max_ids
+        return EncodedPrompt(num_tokens, encoding.ids if is_wanted else None)
+
     def encode_text(self, text: str) -> list[int]:
         """A plain prompt, with BOS where the tokenizer adds it; special strings are plain text."""
-        return self._encode(self._guard.seal_prompt(text), add_special_tokens=True)
+        return self.encode(text).token_ids or []
 
     def encode_chat(self, messages: Sequence[ChatMessage]) -> list[int]:
         """A conversation through the chat template, up to where the answer begins.
@@ -65,6 +81,9 @@ class Codec:
         Raises InvalidRequest if there is no usable template, if it does not know a role, or if it
         refuses the messages.
         """
+        return self.encode(messages).token_ids or []
+
+    def _rendered(self, messages: Sequence[ChatMessage]) -> str:
         if not messages:
             raise InvalidRequest("messages is empty", field="messages")
         if self._template is None or self._roles is None:
@@ -72,7 +91,7 @@ class Codec:
         for index, message in enumerate(messages):
             self._roles.check(message.role, f"messages[{index}].role")
         rendered = self._template.render([self._visible(message) for message in messages])
-        return self._encode(self._guard.seal(rendered), add_special_tokens=False)
+        return self._guard.seal(rendered)
 
     def decode_row(self, row: DecodeRow) -> DecodedRow:
         """See `millrace.tokenizer.stream`."""
@@ -94,18 +113,19 @@ class Codec:
         """What is likely not meant so, though it is as transformers has it."""
         if self._template is None:
             yield f"{self._no_chat}; conversations are refused"
-        bare = self._encode(_SAMPLE, add_special_tokens=False)
+        bare = self._encode(_SAMPLE, add_special_tokens=False).ids
         ids = self.encode_text(_SAMPLE)
         if bare and ids[-1:] != bare[-1:]:
             last = self.piece(ids[-1]).decode(errors="replace")
             yield f"the tokenizer writes {last!r} behind every plain prompt"
 
-    def _encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+    def _encode(self, text: str, *, add_special_tokens: bool) -> Encoding:
         with library_errors_told():
             # Twice as fast as encode(): no offsets are made. Releases the GIL.
-            batch = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
-        ids: list[int] = batch[0].ids
-        return ids
+            (encoding,) = self._tokenizer.encode_batch_fast(
+                [text], add_special_tokens=add_special_tokens
+            )
+        return encoding
 
     def _visible(self, message: ChatMessage) -> dict[str, str]:
         """A message as the template sees it: a dict without absent keys."""
@@ -155,9 +175,11 @@ def _codec_of(folder: Path, home: Home) -> Codec:
 
 def _create_tokenizer(description: dict[str, Any], guard: Guard) -> Tokenizer:
     guard_description(description, guard)
+    text = json.dumps(description, ensure_ascii=False).encode()
+    description.clear()
     try:
         with library_errors_told():
-            return Tokenizer.from_str(json.dumps(description, ensure_ascii=False))
+            return Tokenizer.from_buffer(text)
     except InternalError as error:
         reason = guard.original(str(error.__cause__))
         raise ConfigError(f"tokenizer.json cannot be loaded: {reason}") from error

@@ -16,6 +16,7 @@ from millrace.bus.memory import MemoryBus
 from millrace.core.answer import CachedAnswer, CacheStats
 from millrace.core.chat import ChatMessage
 from millrace.core.detokenize import DecodedRow, DecodeRow
+from millrace.core.encoded_prompt import EncodedPrompt
 from millrace.core.errors import MillraceError, Unavailable
 from millrace.core.idempotency import IdempotencyRecord
 from millrace.core.membership import (
@@ -90,13 +91,18 @@ class FakeTokenizer:
         self.is_serving = True
         self.gate: asyncio.Event | None = None
 
-    async def encode_text(self, model: str, text: str) -> list[int]:
+    async def encode_text(
+        self, model: str, text: str, *, max_ids: int | None = None
+    ) -> EncodedPrompt:
         await self._pass_gate()
-        return to_ids(text)
+        ids = to_ids(text)
+        return EncodedPrompt(len(ids), ids if max_ids is None or len(ids) <= max_ids else None)
 
-    async def encode_chat(self, model: str, messages: Sequence[ChatMessage]) -> list[int]:
-        await self._pass_gate()
-        return to_ids("".join(f"{message.content}\n" for message in messages))
+    async def encode_chat(
+        self, model: str, messages: Sequence[ChatMessage], *, max_ids: int | None = None
+    ) -> EncodedPrompt:
+        text = "".join(f"{message.content}\n" for message in messages)
+        return await self.encode_text(model, text, max_ids=max_ids)
 
     async def decode(self, model: str, rows: Sequence[DecodeRow]) -> list[DecodedRow]:
         await asyncio.sleep(0)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from millrace.core.chat import ChatMessage
+from millrace.core.encoded_prompt import EncodedPrompt
 from millrace.core.errors import (
     Aborted,
     ContextLengthExceeded,
@@ -223,8 +224,8 @@ async def test_text_of_a_completion_goes_on_behind_its_prompt(
 
 @pytest.mark.parametrize("prompt", [TEXT, CHAT])
 async def test_encoded_id_that_the_model_lacks_is_refused(gateway: Harness, prompt: Any) -> None:
-    async def encode(model: str, _: Any) -> list[int]:
-        return [1, 511, 512, 600]
+    async def encode(model: str, _: Any, max_ids: int | None = None) -> EncodedPrompt:
+        return EncodedPrompt(4, [1, 511, 512, 600])
 
     gateway.tokenizer.encode_text = gateway.tokenizer.encode_chat = encode  # type: ignore[method-assign, assignment]
     for call in (

@@ -10,6 +10,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from millrace.core.encoded_prompt import EncodedPrompt
 from millrace.core.errors import Overloaded
 from millrace.core.tokens import FinishReason
 from millrace.gateway.servicer import SERVICE_NAME, InferenceServicer
@@ -291,8 +292,10 @@ async def test_ids_of_counted_tokens_come_if_they_are_wanted_or_fit(
 ) -> None:
     ids = [511] * 2_200_000
 
-    async def encode_text(model: str, text: str) -> list[int]:
-        return ids if text == "long" else [5, 6]
+    async def encode_text(model: str, text: str, *, max_ids: int | None = None) -> EncodedPrompt:
+        encoded = ids if text == "long" else [5, 6]
+        is_wanted = max_ids is None or len(encoded) <= max_ids
+        return EncodedPrompt(len(encoded), encoded if is_wanted else None)
 
     gateway.tokenizer.encode_text = encode_text  # type: ignore[method-assign]
 
