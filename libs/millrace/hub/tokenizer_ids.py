@@ -48,9 +48,10 @@ def check_ids(
     bad = sorted(each for each in beyond if writers.can_write(each[1]))
     if bad:
         number, token = bad[0]
+        others = f", and {len(bad) - 1} more tokens are beyond" if len(bad) > 1 else ""
         raise ConfigError(
             f"the tokenizer gives {token!r} the id {number}, but the model has the ids 0 to "
-            f"{vocab_size - 1} (vocab_size of config.json); {len(bad)} of its tokens are beyond"
+            f"{vocab_size - 1} (vocab_size of config.json){others}"
         )
 
 

@@ -213,7 +213,9 @@ class SamplingParams(_message.Message):
 
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Up to 16 strings that end the output; the match itself is not part of the text."""
+        """Up to 16 strings that end the output; the match itself is not part of the text. Special tokens count by their strings,
+        although no text shows them.
+        """
 
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:

@@ -60,6 +60,7 @@ class ChoiceOutput:
         self.num_emitted = 0
         self._logprobs: list[TokenLogprobs] = []
         self._stop_strings = stop_strings
+        self._has_marks = bool(stop_strings.marks)
         self._scanner = StopScanner(stop_strings)
         self._has_stops = bool(stop_strings.stops)
         self._stop_token_ids = stop_token_ids
@@ -112,7 +113,7 @@ class ChoiceOutput:
         if self._has_stops and self._num_decoded < self._min_tokens - 1:
             # A row lies wholly before or wholly after the first token that may complete a match.
             upto = min(upto, self._min_tokens - 1)
-        if self._stop_strings.marks:
+        if self._has_marks:
             upto = self._upto_mark(upto)
         is_final = self.is_settled and upto == self._num_with_text()
         if upto <= self._num_decoded and not is_final:
@@ -171,7 +172,7 @@ class ChoiceOutput:
         self.ended = finish
         ids = self.token_ids[start:upto]
         return Progress(
-            self._stop_strings.visible(text),
+            self._stop_strings.visible(text) if self._has_marks else text,
             ids,
             self._logprobs[start:upto],
             finish,
@@ -201,7 +202,7 @@ class ChoiceOutput:
         return upto
 
     def _with_mark(self, row: DecodeRow, decoded: DecodedRow) -> str:
-        if not row.new_ids:
+        if not self._has_marks or not row.new_ids:
             return decoded.text
         return decoded.text + self._stop_strings.marks.get(row.new_ids[-1], "")
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count, repeat
 
 from .special_tokens import SpecialTokens
 
@@ -25,7 +26,8 @@ class StopStrings:
     """The stop strings of a request, compiled once for all its choices.
 
     token_ids: ids of the special tokens that are stop strings, with these. stops: all others, with
-    marks. marks: by the id of the special token that each stands for.
+    marks. marks: by the id of the special token that each stands for. listeners: numbers of the
+    stop strings for which a mark counts.
     """
 
     def __init__(self, stops: Sequence[str], special: SpecialTokens | None = None) -> None:
@@ -40,8 +42,8 @@ class StopStrings:
         }
         self.stops = tuple(self._originals)
         self.failures = tuple(_failure_table(stop) for stop in self.stops)
-        self._everyone = range(len(self.stops))
-        self._listeners = {
+        self.everyone = range(len(self.stops))
+        self.listeners = {
             mark: tuple(number for number, stop in enumerate(self.stops) if mark in stop)
             for mark in self.marks.values()
         }
@@ -51,23 +53,17 @@ class StopStrings:
         """The stop string as it was given."""
         return self._originals[stop]
 
-    def listeners(self, char: str) -> Sequence[int]:
-        """Numbers of the stop strings for which the character counts."""
-        return self._listeners.get(char, self._everyone)
-
     def start(self, text: str, number: int, length: int) -> int:
         """Where the last `length` characters that count for stop string `number` begin."""
-        if not self.marks:
-            return len(text) - length
         start = len(text)
         while length:
             start -= 1
-            length -= number in self.listeners(text[start])
+            length -= number in self.listeners.get(text[start], self.everyone)
         return start
 
     def visible(self, text: str) -> str:
         """The text without marks."""
-        return text.translate(self._without_marks) if self.marks else text
+        return text.translate(self._without_marks)
 
     def _marked(self, piece: str, special: SpecialTokens) -> str:
         number = special.by_string.get(piece)
@@ -115,11 +111,10 @@ class StopScanner:
                 stop = self._stop_strings.stops[matched]
                 return Scan(seen[: self._stop_strings.start(seen, matched, len(stop))], stop)
         seen = self._held + text
-        starts = (
-            self._stop_strings.start(seen, number, state)
-            for number, state in enumerate(self._states)
-        )
-        certain = min(starts)
+        if self._stop_strings.marks:
+            certain = min(map(self._stop_strings.start, repeat(seen), count(), self._states))
+        else:
+            certain = len(seen) - max(self._states)
         self._held = seen[certain:]
         return Scan(seen[:certain])
 
@@ -131,8 +126,9 @@ class StopScanner:
     def _advance(self, char: str) -> int | None:
         """The number of the longest stop string that the character completes."""
         matched: int | None = None
-        stops = self._stop_strings.stops
-        for number in self._stop_strings.listeners(char):
+        stops, listeners = self._stop_strings.stops, self._stop_strings.listeners
+        everyone = self._stop_strings.everyone
+        for number in listeners.get(char, everyone) if listeners else everyone:
             stop = stops[number]
             failure = self._stop_strings.failures[number]
             state = self._states[number]
