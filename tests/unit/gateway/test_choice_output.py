@@ -6,7 +6,7 @@ import codecs
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from millrace.core.detokenize import DecodedRow, DecodeRow
@@ -77,14 +77,22 @@ def _first_match(symbols: list[str], stops: list[list[str]]) -> tuple[str, list[
         unique_by="".join,
     ),
 )
+@example(ids=[97, MARK, 97, 98], stops=[["a", "a"], ["<|>", "b"]])
+@example(ids=[97, MARK, 98, 97], stops=[["a", "a"], ["<|>", "b"]])
+@example(ids=[97, MARK, 97], stops=[["a", "<|>", "b"], ["a", "a"]])
+@example(ids=[97, 98, MARK, 98, MARK], stops=[["b", "b"], ["b", "<|>", "b", "<|>"]])
 def test_special_tokens_count_for_the_stop_strings_that_have_them(ids: Any, stops: Any) -> None:
     choice = choice_of(["".join(stop) for stop in stops])
     symbols = [s for i in ids for s in (["<|>"] if i == MARK else SYMBOLS[i])]
     text, stop = _first_match(symbols, stops)
 
-    choice.accept(delta(0, ids, FinishReason.LENGTH))
+    shown = ""
+    for number, token_id in enumerate(ids):
+        choice.accept(delta(number, [token_id]))
+        shown += pump(choice)[0]
+    choice.accept(delta(len(ids), [], FinishReason.LENGTH))
 
-    assert pump(choice)[0] == text
+    assert shown + pump(choice)[0] == text
     matched = choice.matched_stop
     assert (matched is None) == (stop is None)
     # Two stop strings may match at once with the same length.
