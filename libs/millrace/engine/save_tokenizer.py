@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 from millrace.core.errors import UnsupportedModel
@@ -22,6 +23,7 @@ def save_tokenizer(source: Path, target: Path) -> None:
     Never runs code of the checkpoint and never asks the network. Raises UnsupportedModel for a
     tokenizer that is no tokenizer.json, and whatever transformers raises.
     """
+    _check_packages(source)
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(
@@ -33,6 +35,16 @@ def save_tokenizer(source: Path, target: Path) -> None:
             "same"
         )
     tokenizer.save_pretrained(target)
+
+
+def _check_packages(source: Path) -> None:
+    """transformers takes a SentencePiece file that it cannot read for one of tiktoken."""
+    models = [] if (source / "tokenizer.json").exists() else sorted(source.glob("*.model"))
+    if models and not (find_spec("sentencepiece") or find_spec("tiktoken")):
+        raise UnsupportedModel(
+            f"there is no tokenizer.json, and to make one of {models[0].name} takes the package "
+            "sentencepiece (or tiktoken), which is not installed"
+        )
 
 
 def main() -> int:

@@ -36,12 +36,12 @@ class Codec:
 
     def __init__(self, files: TokenizerFiles) -> None:
         self._template: ChatTemplate | None = None
-        self._no_chat = files.template_fault or "the model has no chat template"
+        self._template_fault = files.template_fault
         if files.template is not None:
             try:
                 self._template = ChatTemplate(files.template, files.named_tokens)
             except ConfigError as error:
-                self._no_chat = error.message
+                self._template_fault = error.message
         self._roles = None if self._template is None else KnownRoles(self._template)
         self._guard = self._create_guard(files.description["added_tokens"])
         decoder = files.description.get("decoder")
@@ -87,7 +87,8 @@ class Codec:
         if not messages:
             raise InvalidRequest("messages is empty", field="messages")
         if self._template is None or self._roles is None:
-            raise InvalidRequest(f"{self._no_chat}; send a plain prompt", field="messages")
+            reason = self._template_fault or "the model has no chat template"
+            raise InvalidRequest(f"{reason}; send a plain prompt", field="messages")
         for index, message in enumerate(messages):
             self._roles.check(message.role, f"messages[{index}].role")
         rendered = self._template.render([self._visible(message) for message in messages])
@@ -111,8 +112,8 @@ class Codec:
 
     def warnings(self) -> Iterator[str]:
         """What is likely not meant so, though it is as transformers has it."""
-        if self._template is None:
-            yield f"{self._no_chat}; conversations are refused"
+        if self._template_fault:
+            yield f"{self._template_fault}; conversations are refused"
         bare = self._encode(_SAMPLE, add_special_tokens=False).ids
         ids = self.encode_text(_SAMPLE)
         if bare and ids[-1:] != bare[-1:]:

@@ -243,7 +243,7 @@ def test_two_processes_build_the_same_at_once_with_nothing_left_over(
 def test_reason_of_the_process_reaches_the_message(llama: Path, home: Home) -> None:
     (llama / "tokenizer.json").unlink()
     (llama / "tokenizer.model").write_bytes(b"\x0a\x0b")
-    with pytest.raises(ConfigError, match=f"{llama}: transformers cannot load its tokenizer: .+"):
+    with pytest.raises(ConfigError, match=f"{llama}: transformers cannot load .*sentencepiece"):
         read_tokenizer_files(llama, home)
     assert _kept(home) == []
 
