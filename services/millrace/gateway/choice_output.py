@@ -144,13 +144,12 @@ class ChoiceOutput:
         self, row: DecodeRow, decoded: DecodedRow, probes: Sequence[DecodedRow] = ()
     ) -> Progress:
         """Takes the answer to `next_row`, with the answers to `probe_rows`."""
-        can_stop = self._can_stop(row)
         for length, probe in enumerate(probes, start=1):
             probed = replace(row, new_ids=row.new_ids[:length])
             if self._has_match(probed, probe):
                 row, decoded = probed, probe
                 break
-        scan = self._scanner.feed(self._with_mark(row, decoded), can_stop=can_stop)
+        scan = self._scanner.feed(self._with_mark(row, decoded), can_stop=self._can_stop(row))
         if scan.stop is not None:
             self.matched_stop = self._stop_strings.original(scan.stop)
             return self._emit(scan.text, self._num_decoded + len(row.new_ids), FinishReason.STOP)

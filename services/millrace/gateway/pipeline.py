@@ -325,8 +325,8 @@ class Pipeline:
 
     async def _encode(self, request: GenerationRequest, info: ModelInfo) -> list[int]:
         encoded = await self._encoded(request, info, info.max_model_len)
-        if encoded.token_ids is None:
-            resolve_max_tokens(request.sampling, encoded.num_tokens, info)
+        # Refused here if the ids were left out, since there were too many.
+        resolve_max_tokens(request.sampling, encoded.num_tokens, info)
         return encoded.token_ids or []
 
     async def _encoded(
@@ -368,7 +368,9 @@ class Pipeline:
             model=info.name,
             prompt_token_ids=prompt_token_ids,
             sampling=request.sampling.spec(seed),
-            stop_token_ids=(*stop_ids(request.sampling, info), *stop_strings.token_ids),
+            stop_token_ids=tuple(
+                dict.fromkeys((*stop_ids(request.sampling, info), *stop_strings.token_ids))
+            ),
             max_tokens=resolve_max_tokens(request.sampling, len(prompt_token_ids), info),
             num_choices=request.sampling.num_choices,
             priority=request.priority,
@@ -384,14 +386,16 @@ class Pipeline:
         stop_strings: StopStrings,
         special: SpecialTokens,
     ) -> LiveRequest:
-        is_chat = request.messages is not None
+        # An answer begins anew: what its template wrote before it is no part of its text.
+        text_before = queued.prompt_token_ids if request.messages is None else ()
+        stop_token_ids = frozenset(queued.stop_token_ids)
         choices = [
             ChoiceOutput(
                 index,
                 stop_strings,
-                frozenset(queued.stop_token_ids),
+                stop_token_ids,
                 request.sampling.min_tokens,
-                () if is_chat else queued.prompt_token_ids,
+                text_before,
                 special.ids,
             )
             for index in range(queued.num_choices)

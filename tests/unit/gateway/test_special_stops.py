@@ -70,7 +70,7 @@ async def test_what_does_not_come_does_not_stop(gateway: Harness, stop: str) -> 
 
 
 async def test_special_stop_string_becomes_a_stop_token(gateway: Harness) -> None:
-    await outcome(gateway, TEXT, stop=("<mark>", "x", "<beyond>"), stop_token_ids=(7,))
+    await outcome(gateway, TEXT, stop=("<mark>", "x", "<beyond>", "<eos>"), stop_token_ids=(7,))
     assert gateway.queued.stop_token_ids == (EOS, 7, MARK)
 
 
