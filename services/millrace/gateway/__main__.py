@@ -92,7 +92,9 @@ class Gateway:
         if config.cache_address:
             cache = CacheClient(channel(config.cache_address))
             records = IdempotencyClient(channel(config.cache_address))
-        self._directory = ModelDirectory(config.default_model)
+        self._directory = ModelDirectory(
+            config.default_model, takes_model_defaults=config.default_sampling == "model"
+        )
         self._router = FrameRouter(
             self._attach,
             self._tokenizer,

@@ -19,6 +19,7 @@ from opentelemetry.trace import (
 )
 
 from millrace.core.errors import MillraceError
+from millrace.core.request_fields.ignored import IGNORED_HEADER
 from millrace.telemetry.names import (
     ATTR_ERROR_REASON,
     ATTR_ERROR_TYPE,
@@ -39,7 +40,7 @@ TRACE_HEADER = "traceresponse"
 class Call:
     """Made by the edge on arrival, ended by it when the reply is out.
 
-    `arrival_ns` is on the monotonic clock.
+    `arrival_ns` is on the monotonic clock. `ignored` names fields that are not taken into account.
     """
 
     def __init__(self, span: Span, operation: str = "") -> None:
@@ -49,6 +50,7 @@ class Call:
         self.arrival_unix_ns = time.time_ns()
         self.arrival_ns = time.monotonic_ns()
         self.error: MillraceError | None = None
+        self.ignored = ""
         self._is_ended = False
         if span.is_recording():
             span.set_attribute(ATTR_REQUEST_ID, self.request_id)
@@ -56,10 +58,11 @@ class Call:
     @property
     def headers(self) -> tuple[tuple[str, str], ...]:
         """What every reply and every error carries, as headers or as metadata."""
-        return (
+        headers = (
             (REQUEST_ID_HEADER, self.request_id),
             (TRACE_HEADER, traceparent_of(self.span)),
         )
+        return (*headers, (IGNORED_HEADER, self.ignored)) if self.ignored else headers
 
     @property
     def elapsed_ns(self) -> int:

@@ -29,6 +29,11 @@ class GatewayConfig:
     default_model: str = setting(
         "", help="model of requests that name none; empty takes the first one that registers"
     )
+    default_sampling: str = setting(
+        "model",
+        help="what holds where a request is silent: the model's own defaults, or OpenAI's",
+        choices=("model", "openai"),
+    )
     max_body_bytes: int = setting(8 << 20, help="largest HTTP body or gRPC request", unit="bytes")
     max_connections: int = setting(
         4096, help="connections held at once, HTTP and gRPC each; more are refused"

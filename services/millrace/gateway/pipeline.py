@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +30,8 @@ from millrace.core.errors import (
 )
 from millrace.core.model import ModelInfo
 from millrace.core.request import QueuedRequest
+from millrace.core.request_fields.ignored import IgnoredFields
+from millrace.core.sampling import draw_seed
 from millrace.telemetry import names
 from millrace.telemetry.metrics import GatewayMetrics
 from millrace.telemetry.propagation import inject
@@ -130,7 +131,7 @@ class Pipeline:
 
     async def open(self, request: GenerationRequest, call: Call) -> Answer:
         """Accepts a request. Raises an error of the tree; what is not one becomes InternalError."""
-        record = RequestRecord(self._metrics, call, request)
+        record = RequestRecord(self._metrics, call)
         self._opening[call.request_id] = False
         try:
             with trace.use_span(
@@ -183,6 +184,13 @@ class Pipeline:
         self._router.settle(live, CancelReason.ABORT)
         return True
 
+    def tell_ignored(self, call: Call, ignored: IgnoredFields) -> None:
+        """The call's reply names what of it was not taken into account; metrics count it."""
+        if ignored:
+            call.ignored = ignored.header_text()
+            self._metrics.ignored_fields.labels("harmless").inc(ignored.num_harmless)
+            self._metrics.ignored_fields.labels("unknown").inc(ignored.num_unknown)
+
     async def count_tokens(self, request: GenerationRequest) -> list[int]:
         """Token ids that the model would see."""
         info = self._directory.find(request.model)
@@ -199,7 +207,9 @@ class Pipeline:
         if self._is_draining:
             raise _shutting_down()
         info = self._directory.find(request.model)
-        record.on_model(info)
+        # Before any key is made of it: a request that says the model's defaults is the same one.
+        request = request.with_sampling(request.sampling.resolved(info.default_sampling))
+        record.on_model(info, request)
         check_token_ids(request, info)
         timeout_s = self._timeout_s(request)
         if self.num_in_flight > self._limits.max_in_flight:
@@ -244,6 +254,7 @@ class Pipeline:
             seed=found.record.seed,
             is_cached=True,
             created_unix_s=call.arrival_unix_ns // 1_000_000_000,
+            sampling=request.sampling.in_force(),
         )
         return StoredAnswer(started, found.answer, call, record)
 
@@ -257,12 +268,12 @@ class Pipeline:
     ) -> Answer:
         seed = request.sampling.seed
         if seed is None:
-            seed = secrets.randbits(64)
+            seed = draw_seed()
         key = cache_key(request, info) if self._cache and uses_cache(request) else None
         if key is not None:
             stored = await self._look_up(key, request, record)
             if stored is not None:
-                started = _started(call, info, stored.num_prompt_tokens, seed, is_cached=True)
+                started = _started(call, info, request, stored.num_prompt_tokens, seed, True)
                 return StoredAnswer(started, stored, call, record)
         self._directory.require_served(info)
         self._forecast.require_time(info, request.priority, _left_s(call, timeout_s))
@@ -283,7 +294,7 @@ class Pipeline:
         record.on_accepted(len(prompt_token_ids), queued.max_tokens, seed)
         self._arm_deadline(live, call, timeout_s)
         return LiveAnswer(
-            _started(call, info, len(prompt_token_ids), seed, is_cached=False),
+            _started(call, info, request, len(prompt_token_ids), seed, False),
             live,
             call,
             record,
@@ -296,9 +307,10 @@ class Pipeline:
             return self._limits.default_timeout_s
         limit_ms = int(self._limits.max_timeout_s * 1000)
         if request.timeout_ms > limit_ms:
+            name = request.names["timeout_ms"]
             raise InvalidRequest(
-                f"timeout_ms is {request.timeout_ms}; the limit is {limit_ms}",
-                field="timeout_ms",
+                f"{name} is {request.timeout_ms}; the limit is {limit_ms}",
+                field=name,
                 metadata={"value": str(request.timeout_ms), "max": str(limit_ms)},
             )
         return request.timeout_ms / 1000
@@ -344,7 +356,7 @@ class Pipeline:
             prompt_token_ids=prompt_token_ids,
             sampling=request.sampling.spec(seed),
             stop_token_ids=stop_ids(request.sampling, info),
-            max_tokens=resolve_max_tokens(request.sampling, len(prompt_token_ids), info),
+            max_tokens=resolve_max_tokens(request, len(prompt_token_ids), info),
             num_choices=request.sampling.num_choices,
             priority=request.priority,
             deadline_unix_ms=call.arrival_unix_ns // 1_000_000 + int(timeout_s * 1000),
@@ -419,7 +431,12 @@ class Pipeline:
 
 
 def _started(
-    call: Call, info: ModelInfo, num_prompt_tokens: int, seed: int, *, is_cached: bool
+    call: Call,
+    info: ModelInfo,
+    request: GenerationRequest,
+    num_prompt_tokens: int,
+    seed: int,
+    is_cached: bool,
 ) -> Started:
     return Started(
         request_id=call.request_id,
@@ -429,6 +446,7 @@ def _started(
         seed=seed,
         is_cached=is_cached,
         created_unix_s=call.arrival_unix_ns // 1_000_000_000,
+        sampling=request.sampling.in_force(),
     )
 
 

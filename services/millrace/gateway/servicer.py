@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from millrace.core.chat import ChatMessage
 from millrace.core.errors import InvalidRequest, MillraceError, PayloadTooLarge
 from millrace.core.request import Priority
-from millrace.core.sampling import SamplingParams
+from millrace.core.sampling import SamplingParams, unsigned_seed
 from millrace.telemetry.names import OPERATION_CHAT, OPERATION_TEXT_COMPLETION
 from millrace.v1 import inference_pb2, inference_pb2_grpc, types_pb2
 from millrace.wire.status import status_number
@@ -40,6 +40,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", inference_pb2.GenerateResponse, inference_pb2.ChatResponse)
 
+_REPEATED = {"stop", "stop_token_ids"}
 _CACHE_MODES = {
     types_pb2.CACHE_MODE_UNSPECIFIED: CacheMode.BYPASS,
     types_pb2.CACHE_MODE_BYPASS: CacheMode.BYPASS,
@@ -144,8 +145,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.GetModelResponse:
         """Describes one model."""
         await _begin_untraced(context)
-        model = _model_to_proto(self._directory.get(request.name))
-        return inference_pb2.GetModelResponse(model=model)
+        name = request.name or request.model
+        if request.model not in ("", name):
+            raise InvalidRequest(
+                f"name is {name[:64]!r} and model is {request.model[:64]!r}; give one of them",
+                field="model",
+            )
+        return inference_pb2.GetModelResponse(model=_model_to_proto(self._directory.get(name)))
 
     def _sized(self, request: Request) -> Request:
         """The request. Raises `PayloadTooLarge` before anything is made of it."""
@@ -262,25 +268,14 @@ def _options(options: inference_pb2.RequestOptions) -> dict[str, Any]:
     }
 
 
-_OPTIONAL_SAMPLING = (
-    *("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
-    *("presence_penalty", "frequency_penalty", "seed", "ignore_eos", "top_logprobs"),
-    "num_choices",
-)
-
-
 def _sampling(message: types_pb2.SamplingParams) -> SamplingParams:
-    given: dict[str, Any] = {
-        name: getattr(message, name)
-        for name in _OPTIONAL_SAMPLING
-        if message.HasField(name)  # type: ignore[arg-type]
-    }
-    return SamplingParams(
-        stop=tuple(message.stop),
-        stop_token_ids=tuple(message.stop_token_ids),
-        logit_bias=tuple(message.logit_bias.items()),
-        **given,
-    )
+    # Only what is there, however many fields there are; the table says what each may be.
+    given: dict[str, Any] = {field.name: value for field, value in message.ListFields()}
+    for name in _REPEATED & given.keys():
+        given[name] = tuple(given[name])
+    if message.logit_bias:
+        given["logit_bias"] = tuple(message.logit_bias.items())
+    return SamplingParams(**given)
 
 
 def _event_to_proto(event: Event, response: type[Response]) -> Response | None:
@@ -299,7 +294,8 @@ def _event_to_proto(event: Event, response: type[Response]) -> Response | None:
                 request_id=event.request_id,
                 model=event.model,
                 num_prompt_tokens=event.num_prompt_tokens,
-                seed=event.seed,
+                seed=unsigned_seed(event.seed),
+                sampling=types_pb2.SamplingParams(**event.sampling.given()),
             )
         )
     if isinstance(event, Finished):
@@ -380,4 +376,5 @@ def _model_to_proto(model: ServedModel) -> inference_pb2.Model:
         architecture=info.architecture,
         route=info.route,
         vocab_size=info.vocab_size,
+        default_sampling=types_pb2.SamplingParams(**info.default_sampling.filled().given()),
     )

@@ -28,7 +28,7 @@ from millrace.core.sampling import SamplingParams
         ("max_tokens", 0),
         ("max_tokens", 2**31),
         ("min_tokens", -1),
-        ("seed", -1),
+        ("seed", -(2**63) - 1),
         ("seed", 2**64),
         ("top_logprobs", 21),
         ("num_choices", 0),

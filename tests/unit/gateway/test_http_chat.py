@@ -55,7 +55,17 @@ async def test_whole_reply(gateway: Harness) -> None:
             "total_tokens": 8,
             "prompt_tokens_details": {"cached_tokens": 0},
         },
-        "millrace": {"seed": 5, "cached": False},
+        "millrace": {
+            "seed": 5,
+            "cached": False,
+            "sampling": {
+                "temperature": 1.0,
+                "top_p": 1.0,
+                "top_k": 0,
+                "min_p": 0.0,
+                "repetition_penalty": 1.0,
+            },
+        },
     }
     assert gateway.queued.request_id == request_id
 
@@ -78,8 +88,9 @@ async def test_stream_is_golden(gateway: Harness) -> None:
     text = r"\"é"
     assert reply.text == (
         head + '{"index":0,"delta":{"role":"assistant","content":"","refusal":null},'
-        '"logprobs":null,"finish_reason":null}],"millrace":{"seed":5,"cached":false},'
-        '"usage":null}\n\n'
+        '"logprobs":null,"finish_reason":null}],"millrace":{"seed":5,"cached":false,'
+        '"sampling":{"temperature":1.0,"top_p":1.0,"top_k":0,"min_p":0.0,'
+        '"repetition_penalty":1.0}},"usage":null}\n\n'
         + head
         + '{"index":0,"delta":{"content":"'
         + text

@@ -102,6 +102,13 @@ async def test_generate_answers_with_counts(gateway: Harness, fields: dict[str, 
         "model": "tiny",
         "requestId": reply.headers["x-request-id"],
         "seed": gateway.queued.sampling.seed,
+        "sampling": {
+            "temperature": 0.0,
+            "topP": 0.5,
+            "topK": 0,
+            "minP": 0.0,
+            "repetitionPenalty": 1.0,
+        },
     }
     assert gateway.queued.sampling.top_p == 0.5
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -11,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 
 from millrace.core.errors import Aborted
+from millrace.core.request_fields.ignored import IgnoredFields
 from millrace.gateway.calls import Call
 from millrace.gateway.directory import ModelDirectory
 from millrace.gateway.health import Health
@@ -39,6 +41,16 @@ class HttpEdge:
 def call_of(request: Request) -> Call:
     """The call that the middleware made for this request."""
     return cast(Call, request.scope[CALL_KEY])
+
+
+@contextmanager
+def telling_ignored(edge: HttpEdge, call: Call) -> Iterator[IgnoredFields]:
+    """Around reading a request: what is put into it is told in the reply, and counted."""
+    ignored = IgnoredFields()
+    try:
+        yield ignored
+    finally:
+        edge.pipeline.tell_ignored(call, ignored)
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -44,13 +44,16 @@ _DEFAULT_RETRY_AFTER_S = 1.0
 _HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed", 415: "unsupported_media_type"}
 
 
-def unsupported_parameter(field: str, what: str) -> InvalidRequest:
-    """A field that the API knows and this server does not do."""
-    return InvalidRequest(
-        f"{field}: {what} is not supported by this server",
-        field=field,
-        metadata={CODE_KEY: UNSUPPORTED_PARAMETER},
+def unsupported_parameter(
+    field: str, feature: str = "", say: str = "", *, advice: str = ""
+) -> InvalidRequest:
+    """A field that some API has and this server does not do; `say` names what to send instead."""
+    what = advice or (
+        f"{field} is no field of this server; say {say}"
+        if say
+        else f"{field}: {feature} is not supported by this server"
     )
+    return InvalidRequest(what, field=field, metadata={CODE_KEY: UNSUPPORTED_PARAMETER})
 
 
 def error_body(error: MillraceError) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from starlette.routing import Route
 from millrace.gateway.directory import ServedModel
 
 from .edge import HttpEdge
+from .replies import camel_cased
 
 
 def model_routes(edge: HttpEdge) -> list[Route]:
@@ -63,6 +64,7 @@ def plain_model(model: ServedModel) -> dict[str, Any]:
         "maxModelLen": info.max_model_len,
         "vocabSize": info.vocab_size,
         "eosTokenIds": list(info.eos_token_ids),
+        "defaultSampling": camel_cased(info.default_sampling),
         "workers": model.num_workers,
         "config": _config(info.config_json),
     }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from millrace.core.request_fields.field import camel_case
+from millrace.core.sampling import SamplingDefaults
 from millrace.core.tokens import FinishReason
 from millrace.gateway.events import PositionLogprobs, Started, TokenLogprob, Usage
 
@@ -22,8 +24,17 @@ def fingerprint(started: Started) -> str:
 
 
 def extension(started: Started) -> dict[str, Any]:
-    """What a reply says beyond the OpenAI API: the seed in force, and whether it was cached."""
-    return {"seed": started.seed, "cached": started.is_cached}
+    """What a reply says beyond the OpenAI API: the sampling in force, and whether it was cached."""
+    return {
+        "seed": started.seed,
+        "cached": started.is_cached,
+        "sampling": started.sampling.given(),
+    }
+
+
+def camel_cased(sampling: SamplingDefaults) -> dict[str, float]:
+    """Sampling in force as the plain routes spell it."""
+    return {camel_case(name): value for name, value in sampling.filled().given().items()}
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:
