@@ -41,6 +41,8 @@ class Call:
     """Made by the edge on arrival, ended by it when the reply is out.
 
     `arrival_ns` is on the monotonic clock. `ignored` names fields that are not taken into account.
+    A call of many requests has a part for each, whose `whole` it is; one that `is_aborted` opens no
+    further one.
     """
 
     def __init__(self, span: Span, operation: str = "") -> None:
@@ -51,6 +53,9 @@ class Call:
         self.arrival_ns = time.monotonic_ns()
         self.error: MillraceError | None = None
         self.ignored = ""
+        self.whole: Call | None = None
+        self.parts: list[Call] = []
+        self.is_aborted = False
         self._is_ended = False
         if span.is_recording():
             span.set_attribute(ATTR_REQUEST_ID, self.request_id)
@@ -76,7 +81,10 @@ class Call:
             context=trace.set_span_in_context(self.span),
             attributes=_attributes(self.operation),
         )
-        return Call(span, self.operation)
+        part = Call(span, self.operation)
+        part.whole = self
+        self.parts.append(part)
+        return part
 
     def end(self, error: MillraceError | None = None) -> None:
         """Ends the span, with `error` or the one noted in `self.error`; safe to repeat."""

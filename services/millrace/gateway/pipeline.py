@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,7 @@ from .ports import AnswerCache, IdempotencyRecords, Tokenizer
 from .queue_forecast import QueueForecast
 from .record import RequestRecord
 from .response_cache import cache_key, uses_cache
-from .shared_answer import SharedAnswer
+from .shared_answer import SharedAnswer, SharedReader
 from .stop_strings import StopStrings
 
 _log = logging.getLogger(__name__)
@@ -102,6 +103,9 @@ class Pipeline:
         )
         # By id: True where an abort came before there was anything to end.
         self._opening: dict[str, bool] = {}
+        # By the id of the call: calls of many requests, and those that read another one's answer.
+        self._batches: dict[str, Call] = {}
+        self._readers: dict[str, SharedReader] = {}
         self._is_draining = False
         self._errands: set[asyncio.Task[None]] = set()
 
@@ -168,8 +172,25 @@ class Pipeline:
         await self._bus.publish_abort(request_id)
         return False
 
+    @contextmanager
+    def batch(self, call: Call) -> Iterator[None]:
+        """While it is open, an abort of the call's id ends each of its parts, to come ones too."""
+        self._batches[call.request_id] = call
+        try:
+            yield
+        finally:
+            del self._batches[call.request_id]
+
     def abort_here(self, request_id: str) -> bool:
-        """Ends a request by id; False where it is not, or no longer, live here."""
+        """Ends a request, or all of a batch, by id; False if it is not, or no longer, live here."""
+        if (batch := self._batches.get(request_id)) is not None:
+            batch.is_aborted = True
+            for part in batch.parts:
+                self.abort_here(part.request_id)
+            return True
+        if (reader := self._readers.get(request_id)) is not None:
+            reader.fail(_aborted())
+            return True
         if request_id in self._opening:
             # Nothing is there yet that could end; `open` does it.
             self._opening[request_id] = True
@@ -206,6 +227,8 @@ class Pipeline:
     async def _open(self, request: GenerationRequest, call: Call, record: RequestRecord) -> Answer:
         if self._is_draining:
             raise _shutting_down()
+        if call.whole is not None and call.whole.is_aborted:
+            raise _aborted()
         info = self._directory.find(request.model)
         # Before any key is made of it: a request that says the model's defaults is the same one.
         request = request.with_sampling(request.sampling.resolved(info.default_sampling))
@@ -245,6 +268,8 @@ class Pipeline:
                 return found.attach()
             reader = found.attach(record)
             reader.expire_in(_left_s(call, timeout_s), _deadline_error(timeout_s))
+            self._readers[call.request_id] = reader
+            reader.on_left = lambda: self._readers.pop(call.request_id, None)
             return reader
         started = Started(
             request_id=call.request_id,
@@ -452,6 +477,10 @@ def _started(
 
 def _left_s(call: Call, timeout_s: float) -> float:
     return max(0.0, timeout_s - call.elapsed_ns / 1e9)
+
+
+def _aborted() -> Aborted:
+    return Aborted("the request was aborted")
 
 
 def _shutting_down() -> Unavailable:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +25,14 @@ from millrace.gateway.events import ChoiceFinished, Delta, Event, Finished, Star
 from millrace.gateway.generation import GenerationRequest
 
 from .body import read_json
+from .completion_logprobs import CompletionLogprobs, completion_logprobs
 from .edge import HttpEdge, call_of, telling_ignored, while_connected
 from .errors import error_body
 from .openai_chat import includes_usage
 from .parameters import request_options, sampling_params, with_header_key
 from .prompts import read_prompts
 from .reading import read_fields
-from .replies import completion_logprobs, extension, fingerprint, finish_reason_text, usage_body
+from .replies import extension, fingerprint, finish_reason_text, usage_body
 from .sse import DONE, EventStream, compact_json, data_event
 
 PATH = "/v1/completions"
@@ -59,9 +61,11 @@ def completion_routes(edge: HttpEdge) -> list[Route]:
             parsed = parse_completion(with_header_key(request, body), edge.max_batch_size, ignored)
         if not parsed.is_streamed:
             return await while_connected(request, _whole(edge, parsed, call))
-        answers = await while_connected(request, _open_all(edge, parsed, call))
+        opened = ExitStack()
+        answers = await while_connected(request, _open_all(edge, parsed, call, opened))
 
         def abandon(reason: CancelReason) -> None:
+            opened.close()
             for answer, part in answers:
                 answer.abandon(reason)
                 part.end()
@@ -133,14 +137,18 @@ async def _whole(edge: HttpEdge, parsed: CompletionCall, call: Call) -> JSONResp
 
 
 async def _open_all(
-    edge: HttpEdge, parsed: CompletionCall, call: Call
+    edge: HttpEdge, parsed: CompletionCall, call: Call, held: ExitStack
 ) -> list[tuple[Answer, Call]]:
-    """Opens every prompt; where one is refused the others are ended."""
+    """Opens every prompt; if one is refused the others are ended. `held` is the caller's to close
+    when the answers are over."""
     opened: list[tuple[Answer, Call]] = []
+    if len(parsed.requests) > 1:
+        held.enter_context(edge.pipeline.batch(call))
     try:
         for request, part in zip(parsed.requests, _parts(parsed, call), strict=True):
             opened.append((await edge.pipeline.open(request, part), part))
     except BaseException:
+        held.close()
         for answer, part in opened:
             answer.abandon()
             part.end()
@@ -156,12 +164,14 @@ def completion_reply(
     choices = []
     for number, whole in enumerate(answers):
         for choice in whole.finished.choices:
-            logprobs = whole.logprobs[choice.choice]
+            text, logprobs = whole.texts[choice.choice], whole.logprobs[choice.choice]
             choices.append(
                 {
                     "index": number * parsed.num_choices + choice.choice,
-                    "text": whole.texts[choice.choice],
-                    "logprobs": completion_logprobs(logprobs) if parsed.has_logprobs else None,
+                    "text": text,
+                    "logprobs": (
+                        completion_logprobs(text, logprobs) if parsed.has_logprobs else None
+                    ),
                     "finish_reason": finish_reason_text(choice.finish_reason),
                 }
             )
@@ -254,33 +264,38 @@ class CompletionChunks:
         self._head = f"data: {head[:-1]}"
         self._tail = ',"usage":null}\n\n' if parsed.includes_usage else "}\n\n"
         self._extra = f',"millrace":{compact_json(extension(started))}'
-        self._offsets: dict[int, int] = {}
+        self._logprobs: dict[int, CompletionLogprobs] = defaultdict(CompletionLogprobs)
 
     def chunk(self, number: int, event: Event) -> bytes:
         """The chunk of an event of prompt `number`; empty where there is nothing to send."""
-        if isinstance(event, Delta) and (event.text or event.logprobs):
-            index = number * self._parsed.num_choices + event.choice
-            return self._choice(index, compact_json(event.text), self._logprobs(index, event))
+        if not isinstance(event, (Delta, ChoiceFinished)):
+            return b""
+        index = number * self._parsed.num_choices + event.choice
         if isinstance(event, ChoiceFinished):
-            index = number * self._parsed.num_choices + event.choice
-            return self._choice(index, '""', "null", f'"{finish_reason_text(event.finish_reason)}"')
-        return b""
+            reason = finish_reason_text(event.finish_reason)
+            return self._choice(index, "", self._columns(index, is_final=True), f'"{reason}"')
+        columns = self._columns(index, event)
+        return self._choice(index, event.text, columns) if event.text or columns else b""
 
     def usage(self, usage: Usage) -> bytes:
         """The chunk without choices that carries the usage."""
         body = compact_json(usage_body(usage))
         return f'{self._head},"choices":[],"usage":{body}}}\n\n'.encode()
 
-    def _choice(self, index: int, text: str, logprobs: str, finish: str = "null") -> bytes:
-        extra, self._extra = self._extra, ""
-        return (
-            f'{self._head},"choices":[{{"index":{index},"text":{text},"logprobs":{logprobs},'
-            f'"finish_reason":{finish}}}]{extra}{self._tail}'
-        ).encode()
-
-    def _logprobs(self, index: int, event: Delta) -> str:
+    def _columns(
+        self, index: int, event: Delta | None = None, *, is_final: bool = False
+    ) -> dict[str, Any] | None:
         if not self._parsed.has_logprobs:
-            return "null"
-        offset = self._offsets.get(index, 0)
-        self._offsets[index] = offset + len(event.text)
-        return compact_json(completion_logprobs(list(event.logprobs), offset))
+            return None
+        text, positions = ("", ()) if event is None else (event.text, event.logprobs)
+        return self._logprobs[index].feed(text, positions, is_final=is_final)
+
+    def _choice(
+        self, index: int, text: str, logprobs: dict[str, Any] | None, finish: str = "null"
+    ) -> bytes:
+        extra, self._extra = self._extra, ""
+        shown = "null" if logprobs is None else compact_json(logprobs)
+        return (
+            f'{self._head},"choices":[{{"index":{index},"text":{compact_json(text)},'
+            f'"logprobs":{shown},"finish_reason":{finish}}}]{extra}{self._tail}'
+        ).encode()

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from millrace.core.errors import InvalidRequest, MillraceError
+from millrace.core.errors import Aborted, InvalidRequest, MillraceError
 from millrace.core.request_fields.field import Kind, Place
 from millrace.core.request_fields.ignored import IgnoredFields
 from millrace.gateway.answers import Answer, WholeAnswer, read_whole
@@ -117,9 +117,12 @@ async def _batch(
 
 
 def _result(outcome: Outcome) -> dict[str, Any]:
-    if outcome.answer is not None:
-        return generate_reply(outcome.answer, outcome.latency_ns)
     error = outcome.error or MillraceError("the request did not run")
+    if outcome.answer is not None:
+        try:
+            return generate_reply(outcome.answer, outcome.latency_ns)
+        except Aborted as aborted:
+            error = aborted
     return {**error_body(error), "requestId": outcome.request_id}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from millrace.core.errors import Aborted
 from millrace.core.request_fields.field import camel_case
 from millrace.core.sampling import SamplingDefaults
 from millrace.core.tokens import FinishReason
@@ -14,7 +15,9 @@ MIN_LOGPROB = -9999.0
 
 
 def finish_reason_text(reason: FinishReason) -> str:
-    """`stop`, `length`, `abort` or `error`."""
+    """`stop` or `length`. Raises `Aborted` for an answer that somebody ended: it is no answer."""
+    if reason is FinishReason.ABORT:
+        raise Aborted("the request was aborted")
     return reason.name.lower()
 
 
@@ -61,30 +64,14 @@ def chat_logprobs(positions: list[PositionLogprobs]) -> dict[str, Any]:
     }
 
 
-def completion_logprobs(positions: list[PositionLogprobs], text_offset: int = 0) -> dict[str, Any]:
-    """The `logprobs` object of a completion choice whose text starts at `text_offset`."""
-    offsets = []
-    for position in positions:
-        offsets.append(text_offset)
-        text_offset += len(position.chosen.text)
-    return {
-        "tokens": [position.chosen.text for position in positions],
-        "token_logprobs": [_clamped(position.chosen.logprob) for position in positions],
-        "top_logprobs": [
-            {entry.text: _clamped(entry.logprob) for entry in position.top}
-            for position in positions
-        ],
-        "text_offset": offsets,
-    }
-
-
 def _token(entry: TokenLogprob) -> dict[str, Any]:
     return {
         "token": entry.text,
-        "logprob": _clamped(entry.logprob),
+        "logprob": shown_logprob(entry.logprob),
         "bytes": list(entry.raw),
     }
 
 
-def _clamped(logprob: float) -> float:
+def shown_logprob(logprob: float) -> float:
+    """As JSON can have it: an impossible token as the least number that is shown."""
     return max(logprob, MIN_LOGPROB)
