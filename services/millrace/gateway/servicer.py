@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, TypeVar, cast
 
 import grpc
 from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from millrace.core.chat import ChatMessage
 from millrace.core.errors import InvalidRequest, MillraceError, PayloadTooLarge
 from millrace.core.request import Priority
+from millrace.core.request_fields.ignored import IgnoredFields
 from millrace.core.sampling import SamplingParams, unsigned_seed
 from millrace.telemetry.names import OPERATION_CHAT, OPERATION_TEXT_COMPLETION
 from millrace.v1 import inference_pb2, inference_pb2_grpc, types_pb2
@@ -29,7 +32,7 @@ from .events import (
     Started,
     TokenLogprob,
 )
-from .generation import CacheMode, GenerationRequest, check_num_messages
+from .generation import MAX_MESSAGES, CacheMode, GenerationRequest, check_num_messages
 from .pipeline import Pipeline
 
 SERVICE_NAME = "millrace.v1.InferenceService"
@@ -72,6 +75,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         """Continues a prompt."""
         call = begin_call(OPERATION_TEXT_COMPLETION, _carrier(context))
+        self._pipeline.tell_ignored(call, _unknown_fields([request]))
         events = self._events(lambda: _generate_from_proto(self._sized(request)), call, context)
         async for event in events:
             response = _event_to_proto(event, inference_pb2.GenerateResponse)
@@ -83,6 +87,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> AsyncIterator[inference_pb2.ChatResponse]:
         """Answers a conversation."""
         call = begin_call(OPERATION_CHAT, _carrier(context))
+        self._pipeline.tell_ignored(call, _unknown_fields([request], request.messages))
         events = self._events(lambda: _chat_from_proto(self._sized(request)), call, context)
         async for event in events:
             response = _event_to_proto(event, inference_pb2.ChatResponse)
@@ -94,6 +99,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> AsyncIterator[inference_pb2.GenerateBatchResponse]:
         """Runs many prompts."""
         call = begin_call(OPERATION_TEXT_COMPLETION, _carrier(context))
+        self._pipeline.tell_ignored(call, _unknown_fields(request.requests, [request]))
         await context.send_initial_metadata(call.headers)
         _on_done(context, call.end)
         self._sized(request)
@@ -213,6 +219,30 @@ async def _begin_untraced(context: Context) -> None:
 def _carrier(context: Context) -> Mapping[str, str]:
     metadata = context.invocation_metadata() or ()
     return {key: value for key, value in metadata if isinstance(value, str)}
+
+
+def _unknown_fields(
+    requests: Iterable[inference_pb2.GenerateRequest | inference_pb2.ChatRequest],
+    others: Iterable[Message] = (),
+) -> IgnoredFields:
+    """What a newer client may say that this server does not know, by number: it has no name.
+
+    Of so many messages as a request may have; more are refused.
+    """
+    ignored = IgnoredFields()
+    for each in islice(requests, MAX_MESSAGES):
+        for part in (each, each.options, each.options.sampling):
+            _add_unknown(part, ignored)
+    for message in islice(others, MAX_MESSAGES):
+        _add_unknown(message, ignored)
+    return ignored
+
+
+def _add_unknown(message: Message, ignored: IgnoredFields) -> None:
+    unknown = UnknownFieldSet(message)
+    for index in range(len(unknown)):
+        path = f"{message.DESCRIPTOR.name}.{unknown[index].field_number}"
+        ignored.add(path, is_harmless=False)
 
 
 def _generate_from_proto(request: inference_pb2.GenerateRequest) -> GenerationRequest:

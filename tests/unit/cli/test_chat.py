@@ -114,7 +114,7 @@ async def test_an_answer_is_streamed_and_measured(gateway: tuple[FakeGateway, st
     fake, address = gateway
     client = InferenceClient(address)
     pieces: list[str] = []
-    sampling = SamplingOptions(max_tokens=5, temperature=0.0, stop=["."])
+    sampling = SamplingOptions(max_tokens=5, temperature=0.0, stop=(".",))
 
     answer = await client.generate("once", "fake", sampling, pieces.append)
     await client.close()

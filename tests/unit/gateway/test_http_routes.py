@@ -192,8 +192,9 @@ async def test_health_tells_model_cache_uptime_and_memory(gateway: Harness) -> N
         health = (await client.get("/health")).json()
 
     assert (health["status"], health["model"], health["cache"]) == ("ok", "tiny", "connected")
-    assert health["uptime"] >= 0
-    assert health["memory"] > 1_000_000
+    assert health["uptime"] == health["uptimeS"] >= 0
+    assert health["memory"] == health["memoryBytes"] > 1_000_000
+    assert health["version"]
 
 
 async def test_cache_stats(gateway: Harness) -> None:
@@ -202,6 +203,7 @@ async def test_cache_stats(gateway: Harness) -> None:
 
     assert stats["connected"] is True
     assert (stats["keys"], stats["memory"], stats["hitRate"]) == (0, 10, 0)
+    assert (stats["memoryBytes"], stats["maxMemoryBytes"]) == (10, 100)
 
 
 async def test_metrics_are_exposed(gateway: Harness) -> None:

@@ -74,6 +74,13 @@ class RequestField:
     instead: Mapping[Place, str] = field(default_factory=lambda: NOWHERE)
     changes_answer: bool = True
 
+    def meant(self, value: Any) -> Any:
+        """The value that `value` is another spelling of, itself if it is none."""
+        for said, ours in self.spellings:
+            if _is_same(value, said):
+                return ours
+        return value
+
     @property
     def all_names(self) -> frozenset[str]:
         """Every name it has anywhere, the protos included."""

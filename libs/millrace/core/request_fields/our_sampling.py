@@ -79,7 +79,7 @@ SAMPLING: tuple[RequestField, ...] = (
     RequestField(
         name="top_k",
         kind=Kind.INTEGER,
-        meaning="Keeps this many of the likeliest tokens; 0 keeps all, and so does -1 over HTTP.",
+        meaning="Keeps this many of the likeliest tokens; 0 keeps all, and so does -1.",
         names=at(GENERATING, "top_k"),
         default="the model's, else 0",
         proto=_sampling("top_k"),

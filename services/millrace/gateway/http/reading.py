@@ -12,7 +12,6 @@ from millrace.core.request_fields.field import (
     ForeignField,
     Place,
     RequestField,
-    is_among,
 )
 from millrace.core.request_fields.ignored import MAX_NAMES, IgnoredFields
 from millrace.core.request_fields.table import TABLES, PlaceTable, is_nothing
@@ -62,10 +61,8 @@ def read_fields(
 
 
 def _take(given: Given, known: RequestField, name: str, value: Any, where: str) -> None:
-    if known.spellings:
-        value = next((ours for said, ours in known.spellings if is_among(value, (said,))), value)
-        if value is None:
-            return
+    if known.spellings and (value := known.meant(value)) is None:
+        return
     path = where + name
     value = read_value(known, path, value)
     if known.name in given.values and given.values[known.name] != value:
