@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from millrace.core.answer import CachedAnswer
 from millrace.core.errors import Conflict, MillraceError, Unavailable, Unsupported
 from millrace.core.idempotency import IdempotencyRecord
+from millrace.core.sampling import unsigned_seed
 
 from .answers import Answer
 from .events import Delta, Finished
@@ -163,7 +164,7 @@ class KeyedRequests:
             is_finished=True,
             model=started.model,
             revision=started.revision,
-            seed=started.seed,
+            seed=unsigned_seed(started.seed),
             answer=_answer_in(shared),
         )
         await self._finish(records, key, this, record)

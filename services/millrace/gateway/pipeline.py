@@ -271,12 +271,13 @@ class Pipeline:
             self._readers[call.request_id] = reader
             reader.on_left = lambda: self._readers.pop(call.request_id, None)
             return reader
+        given = request.sampling.seed
         started = Started(
             request_id=call.request_id,
             model=found.record.model,
             revision=found.record.revision,
             num_prompt_tokens=found.answer.num_prompt_tokens,
-            seed=found.record.seed,
+            seed=found.record.seed if given is None else given,
             is_cached=True,
             created_unix_s=call.arrival_unix_ns // 1_000_000_000,
             sampling=request.sampling.in_force(),

@@ -116,9 +116,8 @@ class ForeignField:
 
     def asks_for_nothing(self, value: Any, ours: Mapping[str, Any]) -> bool:
         """True if the request means the same without it; `ours` are the other fields."""
-        if self.same_as:
-            return _is_same(value, ours.get(self.same_as) or 1)
-        return is_among(value, self.nothing)
+        same = (ours.get(self.same_as) or 1,) if self.same_as else ()
+        return is_among(value, (*self.nothing, *same))
 
     def is_ignored(self, value: Any) -> bool:
         """True if the request is answered all the same, and told of it."""
@@ -172,12 +171,12 @@ def _is_same(value: Any, other: Any) -> bool:
     return bool(value == other) and isinstance(value, bool) is isinstance(other, bool)
 
 
-_HUMP = re.compile(r"(?<=[a-z0-9])([A-Z])")
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
 def snake_case(name: str) -> str:
     """`maxTokens`, `max-tokens` and `Max_Tokens` as `max_tokens`."""
-    return _HUMP.sub(r"_\1", name).replace("-", "_").lower()
+    return _HUMP.sub("_", name).replace("-", "_").lower()
 
 
 def camel_case(name: str) -> str:

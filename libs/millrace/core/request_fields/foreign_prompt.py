@@ -177,7 +177,12 @@ REASONING: tuple[ForeignField, ...] = (
     _thinking("thinking_token_budget", "vLLM", "Most tokens of thinking.", only=(-1,)),
     _thinking("reasoning_budget", "llama.cpp", "Most tokens of thinking.", only=(-1,)),
     _thinking("thinking_budget_tokens", "llama.cpp", "Most tokens of thinking.", only=(-1,)),
-    _thinking("thinking_forced_open", "llama.cpp", "Starts inside the thinking.", only=(False,)),
+    refused(
+        "thinking_forced_open",
+        "llama.cpp",
+        "Starts inside the thinking.",
+        feature="control of the model's reasoning",
+    ),
     harmless("reasoning_effort", "OpenAI", "A wish how much a reasoning model thinks."),
     harmless("verbosity", "OpenAI", "A wish how long the answer is."),
     harmless("include_reasoning", "OpenRouter, vLLM", "Whether thinking is shown apart."),

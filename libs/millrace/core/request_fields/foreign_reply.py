@@ -27,7 +27,7 @@ CONSTRAINTS: tuple[ForeignField, ...] = (
     _form("regex", "SGLang", "A pattern that the output must match."),
     _form("ebnf", "SGLang", "A grammar that the output must follow."),
     _form("choice", "vLLM", "Texts of which the output must be one."),
-    _form("format", "Ollama", "json, or a JSON schema that the output must match."),
+    _form("format", "Ollama", "The word json, or a JSON schema to match."),
     _form("output_format", "Anthropic", "The form of the output."),
     _form("output_config", "Anthropic", "The form of the output."),
     _form("response_schema", "Gemini", "A schema that the output must match."),

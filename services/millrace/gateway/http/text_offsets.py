@@ -8,23 +8,22 @@ token begins at the character that holds its first byte, or where it stands if i
 
 from __future__ import annotations
 
-import codecs
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
-# A run of broken bytes that fits no rule is given up after so many.
-MAX_RUN_BYTES = 256
+from .broken_bytes import REPLACEMENT, REPLACEMENT_BYTES, bytes_of_run, is_text, replaced
 
 
 @dataclass(frozen=True, slots=True)
 class _Laid:
-    """Characters and bytes of the next one that a token covers; `broken_at`: from this byte of the
-    token on, the text shows U+FFFD."""
+    """Characters that a token covers wholly, and bytes of the next one.
+
+    `broken_at`: from this byte of the token on the text shows U+FFFD.
+    """
 
     num_characters: int
-    num_bytes: int
+    num_covered: int
     broken_at: int | None = None
 
 
@@ -35,8 +34,8 @@ class TextOffsets:
     """
 
     def __init__(self) -> None:
-        # Of the first character with bytes that no token has covered yet: its index, the text from
-        # there on, and its covered bytes.
+        # The first character with bytes that no token has covered: its index, the text from there
+        # on, and how many of its bytes are covered.
         self._position = 0
         self._text = ""
         self._num_covered = 0
@@ -66,115 +65,72 @@ class TextOffsets:
 
         The offsets of the further tokens that begin in the run; None if more has to come first.
         """
-        token = self._waiting[0]
-        laid = self._match(token)
+        laid = self._match(self._waiting[0])
         if laid is None and not is_final:
             return None
         if laid is None:
-            self._drop_first()
-            self._advance(len(self._text), 0)
-            return []
+            laid = _Laid(len(self._text), 0)
         if laid.broken_at is not None:
             return self._lay_run(laid.num_characters, laid.broken_at, is_final)
-        self._drop_first()
-        self._advance(laid.num_characters, laid.num_bytes)
+        self._drop(1)
+        self._advance(laid.num_characters, laid.num_covered)
         return []
 
     def _match(self, token: bytes) -> _Laid | None:
-        """How the token lies along the text; None where the text ends inside of it."""
+        """How the token lies along the text; None if the text ends inside of it."""
+        shows_nothing = _Laid(0, self._num_covered)
+        number = 1 if self._loses_its_space(token) else 0
         index, covered = 0, self._num_covered
-        if self._loses_its_space(token):
-            token = token[1:]
-        for number, byte in enumerate(token):
+        while number < len(token):
             if index == len(self._text):
                 return None
             character = self._text[index].encode()
-            if byte != character[covered]:
-                is_broken = self._text[index] == REPLACEMENT and not covered
-                if is_broken and (number or not _is_text(token)):
-                    return _Laid(index, 0, number)
-                return _Laid(0, self._num_covered)  # it shows nothing
-            covered += 1
+            is_replaced = character == REPLACEMENT_BYTES and not covered
+            if is_replaced and not token.startswith(character, number):
+                return shows_nothing if is_text(token) else _Laid(index, 0, number)
+            if token[number] != character[covered]:
+                return shows_nothing
+            number, covered = number + 1, covered + 1
             if covered == len(character):
                 index, covered = index + 1, 0
         return _Laid(index, covered)
 
     def _loses_its_space(self, token: bytes) -> bool:
-        """True for a word that begins the text, where some tokenizers drop its space."""
-        return not self._position and token[:1] == b" " and self._text[:1] not in ("", " ")
+        """True for a word whose space is not shown: at the start of a text some drop it."""
+        return token[:1] == b" " and self._text[:1] not in ("", " ") and not self._num_covered
 
     def _lay_run(self, start: int, broken_at: int, is_final: bool) -> list[int] | None:
         """As `_lay_first`, for bytes that the text shows as a run of U+FFFD."""
         text = self._text[start:]
-        num_shown = len(text) - len(text.lstrip(REPLACEMENT))
-        if num_shown == len(text) and not is_final:
+        behind = text.lstrip(REPLACEMENT)
+        if not behind and not is_final:
             return None
-        data = b"".join(self._waiting)[broken_at:]
-        groups = _groups_of_run(data, num_shown, text[num_shown : num_shown + 1], is_final)
-        if groups is None:
+        run = bytes_of_run(self._waiting, broken_at, behind, is_final=is_final)
+        if run is None:
             return None
-        position = self._position + start
-        offsets, begin = [], len(self._waiting[0]) - broken_at
-        while begin < len(groups) and len(self._waiting) > 1:
-            offsets.append(position + groups[begin])
-            self._waiting.popleft()
-            begin += len(self._waiting[0])
-        # What is left of the last one begins behind the run.
-        self._waiting[0] = self._waiting[0][len(self._waiting[0]) - (begin - len(groups)) :]
-        if begin <= len(groups):
-            self._drop_first()
+        num_shown = len(text) - len(behind)
+        shown_as = replaced(b"".join(run.parts), num_shown, behind[:1], is_whole=run.is_whole)
+        if shown_as is None:
+            return None
+        offsets, end = [], len(run.parts[0])
+        for part in run.parts[1:]:
+            if end >= len(shown_as):
+                break
+            offsets.append(self._position + start + shown_as[end])
+            end += len(part)
+        self._drop(len(offsets) + 1, num_bytes_left=end - len(shown_as))
         self._advance(start + num_shown, 0)
         return offsets
 
-    def _drop_first(self) -> None:
-        self._waiting.popleft()
-        self._is_told = False
+    def _drop(self, num_tokens: int, *, num_bytes_left: int = 0) -> None:
+        """Takes tokens from those that wait, but for the last bytes of the last one."""
+        for _ in range(num_tokens):
+            token = self._waiting.popleft()
+        if num_bytes_left:
+            self._waiting.appendleft(token[-num_bytes_left:])
+        self._is_told = bool(num_bytes_left)
 
     def _advance(self, num_characters: int, num_covered: int) -> None:
         self._position += num_characters
         self._text = self._text[num_characters:]
         self._num_covered = num_covered
-
-
-def _groups_of_run(
-    data: bytes, num_shown: int, next_character: str, is_final: bool
-) -> list[int] | None:
-    """Which of `num_shown` U+FFFD each byte of a broken run shows as, the run being a beginning of
-    `data`; None if more bytes have to come first.
-
-    What follows the run begins with `next_character`, which is empty at the end of the text.
-    """
-    behind = next_character.encode()
-    for length in range(1, min(len(data), MAX_RUN_BYTES) + 1):
-        if not data[length:].startswith(behind) or not (behind or length == len(data)):
-            continue
-        if length == num_shown:
-            return list(range(length))
-        groups = list(_replaced_together(data[:length]))
-        if groups[-1] == num_shown - 1:
-            return groups
-    if len(data) < MAX_RUN_BYTES and not is_final:
-        return None
-    return [min(index, num_shown - 1) for index in range(len(data))]
-
-
-def _replaced_together(data: bytes) -> Iterator[int]:
-    """The index of the U+FFFD of each byte where the longest beginnings of characters count as one.
-
-    As Unicode recommends (chapter 3.9, substitution of maximal subparts), and as UTF-8 decoders do.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    num_done = 0
-    for byte in data:
-        num_done += len(decoder.decode(bytes([byte])))
-        yield num_done if decoder.getstate()[0] else num_done - 1
-
-
-def _is_text(token: bytes) -> bool:
-    """True for whole characters, of which a text never shows U+FFFD; one byte may stand for more:
-    where byte tokens are decoded together, one that is wrong spoils those beside it."""
-    try:
-        token.decode()
-    except UnicodeDecodeError:
-        return False
-    return len(token) > 1
