@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from millrace.core.membership import SchedulerStatus
+from millrace.core.membership import SchedulerStatus, WorkerRegistration
 
 if TYPE_CHECKING:
     from tests.unit.gateway.conftest import Harness
@@ -185,6 +186,16 @@ async def test_model_info_shows_config_and_counts(gateway: Harness) -> None:
     assert info["config"] == {"hidden_size": 8}
     assert (info["parameters"], info["bytes"], info["quantization"]) == (1000, 4000, "none")
     assert info["workers"] == 1
+
+
+async def test_config_of_a_checkpoint_never_makes_the_reply_no_json(gateway: Harness) -> None:
+    config = '{"a": Infinity, "b": [-Infinity, NaN, 1e999, 1.5], "c": 1}'
+    wanted = dataclasses.replace(gateway.directory.find("tiny"), config_json=config)
+    gateway.directory.on_worker("w1", WorkerRegistration("w1", "b1", "x:1", wanted, 10, 4, 4))
+    async with gateway.client() as client:
+        info = (await client.get("/model/info")).json()
+
+    assert info["config"] == {"a": None, "b": [None, None, None, 1.5], "c": 1}
 
 
 async def test_health_tells_model_cache_uptime_and_memory(gateway: Harness) -> None:

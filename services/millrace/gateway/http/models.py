@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 from starlette.requests import Request
@@ -71,7 +72,13 @@ def plain_model(model: ServedModel) -> dict[str, Any]:
 
 
 def _config(config_json: str) -> Any:
+    """The checkpoint's config.json; what is no number in JSON, such as Infinity, as null."""
     try:
-        return json.loads(config_json)
+        return json.loads(config_json, parse_constant=lambda name: None, parse_float=_finite)
     except ValueError:
         return {}
+
+
+def _finite(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None
