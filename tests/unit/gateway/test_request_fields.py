@@ -231,7 +231,8 @@ def test_field_of_another_route_is_refused_with_the_way_there(place: Place, name
     assert caught.value.field == name
     assert place in caught.value.message
     assert any(each in caught.value.message for each in ("say ", "/v1/", "/generate"))
-    for nothing in (None, [], "", {}, False):
+    values: tuple[Any, ...] = (None, [], "", {}, False)
+    for nothing in values:
         assert parse(place, {name: nothing})[0] == parse(place, {})[0]
 
 
