@@ -29,7 +29,7 @@ def payloads(text: str) -> list[Any]:
 
 
 async def asked(gateway: Harness, path: str, body: dict[str, Any]) -> Any:
-    async with gateway.client() as client:
+    async with asyncio.timeout(10), gateway.client() as client:
         return await client.post(path, json=body)
 
 
