@@ -189,7 +189,9 @@ def check_range(
     """Raises `InvalidRequest` for a value beyond the field's range; `entry` follows its name."""
     low, high = known.low, known.high
     is_below = low is not None and (value <= low if known.is_low_open else value < low)
-    if is_below or not math.isfinite(value) or (high is not None and value > high):
+    is_above = high is not None and value > high
+    # In this order: an integer may be too large to be asked whether it is finite.
+    if is_below or is_above or not math.isfinite(value):
         allowed = _allowed(known)
         hint = f"; {known.hint}" if known.hint else ""
         raise InvalidRequest(

@@ -12,7 +12,8 @@ from millrace.core.chat import ChatMessage
 from millrace.core.errors import InvalidRequest
 from millrace.core.request import Priority
 from millrace.core.request_fields.field import FieldNames
-from millrace.core.sampling import SamplingParams
+from millrace.core.request_fields.our_requests import TIMEOUT_MS
+from millrace.core.sampling import SamplingParams, check_range
 from millrace.telemetry.names import OPERATION_CHAT, OPERATION_TEXT_COMPLETION
 
 MAX_MESSAGES = 4096
@@ -55,9 +56,8 @@ class GenerationRequest:
         self._check_prompt()
         for name, part in self._strings():
             check_unicode(name, part)
-        if self.timeout_ms is not None and self.timeout_ms < 1:
-            name = self.names["timeout_ms"]
-            raise InvalidRequest(f"{name} is {self.timeout_ms}; at least 1 is needed", field=name)
+        if self.timeout_ms is not None:
+            check_range(TIMEOUT_MS, self.timeout_ms, self.names)
         if self.idempotency_key is not None:
             check_idempotency_key(self.idempotency_key)
 

@@ -30,6 +30,8 @@ from millrace.core.sampling import SamplingParams
         ("min_tokens", -1),
         ("seed", -(2**63) - 1),
         ("seed", 2**64),
+        ("seed", 10**400),
+        ("max_tokens", 10**400),
         ("top_logprobs", 21),
         ("num_choices", 0),
         ("num_choices", 17),

@@ -282,7 +282,12 @@ def test_unknown_field_is_ignored_and_told(place: Place, name: str) -> None:
 
 def test_many_unknown_fields_cost_little(monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[str] = []
-    monkeypatch.setattr(table, "_near", lambda name, names: compared.append(name) or [])
+
+    def near(name: str, names: object) -> list[str]:
+        compared.append(name)
+        return []
+
+    monkeypatch.setattr(table, "_near", near)
     body = {f"zz{number}": 1 for number in range(100_000)}
 
     _, ignored = parse(Place.CHAT, body)
@@ -379,6 +384,11 @@ def test_two_names_of_a_field_must_agree() -> None:
 def test_max_tokens_over_min_tokens_names_both_as_sent() -> None:
     with pytest.raises(InvalidRequest, match="minTokens 5 is over maxCompletionTokens 4"):
         parse(Place.GENERATE, {"minTokens": 5, "maxCompletionTokens": 4})
+
+
+@pytest.mark.parametrize("options", [{}, {"include_usage": False}, {"include_usage": None}])
+def test_stream_options_that_ask_for_nothing_need_no_stream(options: dict[str, Any]) -> None:
+    assert parse(Place.CHAT, {"stream_options": options})[0] == parse(Place.CHAT, {})[0]
 
 
 async def test_ignored_fields_are_told_in_a_header_and_counted(gateway: Harness) -> None:

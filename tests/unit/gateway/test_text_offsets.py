@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from millrace.core.detokenize import DecodeRow
 from millrace.core.tokens import FinishReason, TokenDelta, TokenFrame, TokenLogprobs
@@ -17,7 +18,8 @@ from millrace.gateway.events import PositionLogprobs, TokenLogprob
 from millrace.gateway.http.completion_logprobs import CompletionLogprobs, completion_logprobs
 from millrace.gateway.http.text_offsets import TextOffsets
 from millrace.testing.tokenizers import write_byte_level, write_sentencepiece
-from millrace.tokenizer.codec import Codec, load_codec
+from millrace.tokenizer.pieces import create_row_decoder
+from millrace.tokenizer.stream import RowDecoder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,6 +63,12 @@ def test_offsets(text: str, tokens: list[bytes], offsets: list[int]) -> None:
     assert whole(text, tokens) == offsets
 
 
+def decoder_of(folder: Path) -> RowDecoder:
+    description = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    return create_row_decoder(tokenizer, description["decoder"], lambda text: text)
+
+
 def ids_of(folder: Path) -> list[int]:
     vocabulary = json.loads((folder / "tokenizer.json").read_text("utf-8"))
     added = [each["id"] for each in vocabulary["added_tokens"]]
@@ -70,7 +78,11 @@ def ids_of(folder: Path) -> list[int]:
 
 
 def told_in_pieces(
-    codec: Codec, ids: Sequence[int], cuts: Sequence[int] = (), lag: int = 0, stop: int = 1000
+    decoder: RowDecoder,
+    ids: Sequence[int],
+    cuts: Sequence[int] = (),
+    lag: int = 0,
+    stop: int = 1000,
 ) -> tuple[str, list[int], list[int]]:
     """The text, the offsets told at once, and those told as the tokens come.
 
@@ -83,23 +95,23 @@ def told_in_pieces(
     bounds = sorted({0, len(ids), *(cut % (len(ids) + 1) for cut in cuts)})
     for start, end in pairwise(bounds):
         row = DecodeRow(tail, num_shown, ids[start:end], final=end == len(ids))
-        decoded = codec.decode_row(row)
+        decoded = decoder.decode_row(row)
         tail, num_shown = decoded.tail_ids, decoded.num_tail_shown
         certain += decoded.text
         upto = min(stop, len(certain) if row.final else max(num_told, len(certain) - lag))
-        told += streamed.feed(certain[num_told:upto], map(codec.piece, ids[start:end]))
+        told += streamed.feed(certain[num_told:upto], map(decoder.piece, ids[start:end]))
         num_told = max(num_told, upto)
     told += streamed.feed("", [], is_final=True)
     text = certain[:stop]
-    return text, whole(text, [codec.piece(each) for each in ids]), told
+    return text, whole(text, [decoder.piece(each) for each in ids]), told
 
 
 @pytest.mark.parametrize("kind", [write_byte_level, write_sentencepiece])
 @pytest.mark.parametrize("weight", [0, 3])
 def test_offsets_are_the_same_whole_and_streamed(tmp_path: Path, kind: Any, weight: int) -> None:
-    codec, known = load_codec(kind(tmp_path)), ids_of(tmp_path)
+    decoder, known = decoder_of(kind(tmp_path)), ids_of(tmp_path)
     # Bytes and broken characters as often as words.
-    usual = [*known, *[n for n in known if not is_text(codec.piece(n))] * weight]
+    usual = [*known, *[n for n in known if not is_text(decoder.piece(n))] * weight]
 
     @given(
         ids=st.lists(st.sampled_from(usual), min_size=1, max_size=24),
@@ -108,7 +120,7 @@ def test_offsets_are_the_same_whole_and_streamed(tmp_path: Path, kind: Any, weig
         stop=st.sampled_from([1000, 0, 1, 3, 7]),
     )
     def check(ids: list[int], cuts: list[int], lag: int, stop: int) -> None:
-        text, at_once, in_pieces = told_in_pieces(codec, ids, cuts, lag, stop)
+        text, at_once, in_pieces = told_in_pieces(decoder, ids, cuts, lag, stop)
         assert in_pieces == at_once
         assert len(at_once) == len(ids)
         assert at_once == sorted(at_once)
@@ -119,14 +131,14 @@ def test_offsets_are_the_same_whole_and_streamed(tmp_path: Path, kind: Any, weig
 
 @pytest.mark.parametrize("kind", [write_byte_level, write_sentencepiece])
 def test_text_at_an_offset_begins_with_its_token(tmp_path: Path, kind: Any) -> None:
-    codec = load_codec(kind(tmp_path))
-    words = [n for n in ids_of(tmp_path) if is_word(codec, n)]
+    decoder = decoder_of(kind(tmp_path))
+    words = [n for n in ids_of(tmp_path) if is_word(decoder, n)]
 
     @given(ids=st.lists(st.sampled_from(words), min_size=1, max_size=24))
     def check(ids: list[int]) -> None:
-        text, offsets, _ = told_in_pieces(codec, ids)
+        text, offsets, _ = told_in_pieces(decoder, ids)
         for number, (token_id, offset) in enumerate(zip(ids, offsets, strict=True)):
-            token = codec.piece(token_id).decode()
+            token = decoder.piece(token_id).decode()
             # The space before the first word may be lost.
             allowed = (token,) if number else (token, token.lstrip())
             assert text[offset:].startswith(allowed)
@@ -141,9 +153,9 @@ def is_text(piece: bytes) -> bool:
         return False
 
 
-def is_word(codec: Codec, token_id: int) -> bool:
-    decoded = codec.decode_row(DecodeRow((), 0, (token_id, token_id), final=True))
-    return is_text(codec.piece(token_id)) and len(decoded.text) >= 2
+def is_word(decoder: RowDecoder, token_id: int) -> bool:
+    decoded = decoder.decode_row(DecodeRow((), 0, (token_id, token_id), final=True))
+    return is_text(decoder.piece(token_id)) and len(decoded.text) >= 2
 
 
 def entry(token_id: int, raw: bytes, logprob: float) -> TokenLogprob:

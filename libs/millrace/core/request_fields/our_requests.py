@@ -6,6 +6,17 @@ from types import MappingProxyType
 
 from .field import GENERATING, OPENAI, Kind, Place, RequestField, at
 
+TIMEOUT_MS = RequestField(
+    name="timeout_ms",
+    kind=Kind.INTEGER,
+    meaning="Longest time from arrival to the end, milliseconds.",
+    names=at(GENERATING, "timeout_ms"),
+    default="600,000",
+    proto=("RequestOptions.timeout_ms",),
+    low=1,
+    changes_answer=False,
+)
+
 OPTIONS: tuple[RequestField, ...] = (
     RequestField(
         name="priority",
@@ -18,16 +29,7 @@ OPTIONS: tuple[RequestField, ...] = (
         spellings=((0, None),),
         changes_answer=False,
     ),
-    RequestField(
-        name="timeout_ms",
-        kind=Kind.INTEGER,
-        meaning="Longest time from arrival to the end, milliseconds.",
-        names=at(GENERATING, "timeout_ms"),
-        default="600,000",
-        proto=("RequestOptions.timeout_ms",),
-        low=1,
-        changes_answer=False,
-    ),
+    TIMEOUT_MS,
     RequestField(
         name="cache",
         kind=Kind.WORD,

@@ -96,9 +96,10 @@ def includes_usage(given: Given, ignored: IgnoredFields) -> bool:
     options = read_fields(
         Place.STREAM_OPTIONS, given.values["stream_options"], ignored, "stream_options."
     )
-    if not given.get("stream", False):
+    is_asked: bool = options.get("include_usage", False)
+    if is_asked and not given.get("stream", False):
         raise InvalidRequest("stream_options needs stream: true", field="stream_options")
-    return bool(options.get("include_usage", False))
+    return is_asked
 
 
 def chat_reply(whole: WholeAnswer, parsed: ChatCall) -> dict[str, Any]:
