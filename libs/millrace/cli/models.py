@@ -163,7 +163,7 @@ def _listed(manifest: Manifest, folder: Path) -> dict[str, Any]:
 
 
 def _sampling(defaults: dict[str, float]) -> str:
-    """What holds where a request is silent, as far as the model has a wish."""
+    """What holds if a request is silent, as far as the model has a wish."""
     return ", ".join(f"{name} {value:g}" for name, value in defaults.items()) or "-"
 
 

@@ -55,7 +55,7 @@ class SamplingSpec:
 
 @dataclass(frozen=True, slots=True)
 class SamplingDefaults:
-    """What a model wants where a request is silent; None: the default of the OpenAI API."""
+    """What a model wants if a request is silent; None: the default of the OpenAI API."""
 
     temperature: float | None = None
     top_p: float | None = None

@@ -1,4 +1,4 @@
-"""The sampling that a checkpoint wants where a request is silent."""
+"""The sampling that a checkpoint wants for requests that are silent."""
 
 from __future__ import annotations
 

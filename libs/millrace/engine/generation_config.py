@@ -13,7 +13,7 @@ NAME = "generation_config.json"
 
 @dataclass(frozen=True, slots=True)
 class GenerationDefaults:
-    """What the file says; None or nothing where it is silent."""
+    """What the file says; None or nothing if it is silent."""
 
     eos_token_ids: tuple[int, ...] = ()
     temperature: float | None = None

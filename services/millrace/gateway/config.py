@@ -31,7 +31,7 @@ class GatewayConfig:
     )
     default_sampling: str = setting(
         "model",
-        help="what holds where a request is silent: the model's own defaults, or OpenAI's",
+        help="what holds if a request is silent: the model's own defaults, or OpenAI's",
         choices=("model", "openai"),
     )
     max_body_bytes: int = setting(8 << 20, help="largest HTTP body or gRPC request", unit="bytes")

@@ -35,7 +35,7 @@ class GenerationRequest:
 
     `default_max_tokens` holds if `sampling` has no `max_tokens`, as far as the context allows;
     None: all of the context. `names` are the client's words for ours, for errors. Raises
-    `InvalidRequest` where a part is wrong in itself.
+    `InvalidRequest` if a part is wrong in itself.
     """
 
     model: str = ""

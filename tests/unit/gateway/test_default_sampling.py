@@ -1,4 +1,4 @@
-"""What holds where a request is silent: the model's wishes, at both edges, before any key."""
+"""What holds if a request is silent: the model's wishes, at both edges, before any key."""
 
 from __future__ import annotations
 

@@ -241,7 +241,7 @@ class ModelInfo(_message.Message):
 
     @_builtins.property
     def default_sampling(self) -> _types_pb2.SamplingParams:
-        """What the checkpoint wants where a request is silent; only values that its generation_config.json has."""
+        """What the checkpoint wants if a request is silent; only values that its generation_config.json has."""
 
     def __init__(
         self,

@@ -22,7 +22,7 @@ class CompletionLogprobs:
     def feed(
         self, text: str, positions: Iterable[PositionLogprobs], *, is_final: bool = False
     ) -> dict[str, Any] | None:
-        """The columns of the next tokens; None where there are none yet."""
+        """The columns of the next tokens; None if there are none yet."""
         new = tuple(positions)
         self._waiting.extend(new)
         tokens = [position.chosen.raw for position in new]

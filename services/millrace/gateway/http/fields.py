@@ -20,7 +20,7 @@ def read_value(known: RequestField, path: str, value: Any) -> Any:
 
 
 def wrong_value(path: str, value: Any, allowed: str, field: str = "") -> InvalidRequest:
-    """The error for a value of the wrong kind; `field` where `path` is an entry of it."""
+    """The error for a value of the wrong kind; `field` is given if `path` is an entry of it."""
     shown = shown_value(value)
     return InvalidRequest(
         f"{path} is {shown}; it must be {allowed}",
@@ -43,7 +43,7 @@ def is_integer(value: Any) -> TypeGuard[int]:
 
 def integers(path: str, values: list[Any], field: str = "") -> tuple[int, ...]:
     """The whole numbers in a list; the error names the entry that is none."""
-    # A list of a million is looked at once, and fast, where all of it is as it should be.
+    # A list of a million is looked at once, and fast, if all of it is as it should be.
     if set(map(type, values)) <= {int}:
         return tuple(values)
     for index, value in enumerate(values):
@@ -61,7 +61,7 @@ def texts(path: str, values: list[Any], field: str = "") -> tuple[str, ...]:
 
 
 def shown_value(value: Any) -> str:
-    """The value as an error shows it: bounded, and by its kind where it has parts."""
+    """The value as an error shows it: bounded, and by its kind if it has parts."""
     if isinstance(value, (list, dict)):
         return "a list" if isinstance(value, list) else "an object"
     if isinstance(value, int) and abs(value) > MAX_INTEGER:
