@@ -337,7 +337,8 @@ async def test_wrong_verb_is_405(gateway: Harness) -> None:
     async with gateway.client() as client:
         reply = await client.get(CHAT)
 
-    check_error(reply, 405, None, "method_not_allowed")
+    error = check_error(reply, 405, None, "method_not_allowed")
+    assert error["message"] == f"GET is not allowed on {CHAT}, only POST"
     assert reply.headers["allow"] == "POST"
 
 

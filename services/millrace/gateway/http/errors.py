@@ -24,6 +24,7 @@ from millrace.core.errors import (
 from millrace.wire.status import http_status_of
 
 from .edge import call_of
+from .near_paths import near_path
 
 # `metadata` key under which an InvalidRequest carries a more exact code than its class.
 CODE_KEY = "code"
@@ -97,9 +98,10 @@ async def on_http_error(request: Request, exc: Exception) -> JSONResponse:
         return await on_millrace_error(request, exc)
     status, detail = exc.status_code, exc.detail
     if status == 404:
-        detail = f"there is no {request.method} {request.url.path} here"
+        detail = f"there is no {request.method} {request.url.path} here{_hint(request)}"
     elif status == 405:
-        detail = f"{request.method} is not allowed on {request.url.path}"
+        allowed = (exc.headers or {}).get("Allow")
+        detail = f"{request.method} is not allowed on {request.url.path}, only {allowed}"
     call_of(request).error = InvalidRequest(detail)
     body = {
         "message": detail,
@@ -109,3 +111,9 @@ async def on_http_error(request: Request, exc: Exception) -> JSONResponse:
     }
     headers = {**(exc.headers or {}), "x-should-retry": "false"}
     return JSONResponse({"error": body}, status, headers)
+
+
+def _hint(request: Request) -> str:
+    paths = [getattr(route, "path", "{") for route in request.app.routes]
+    near = near_path(request.url.path, [path for path in paths if "{" not in path])
+    return f"; did you mean {near}?" if near else ""

@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -24,7 +25,11 @@ def model_routes(edge: HttpEdge) -> list[Route]:
         return JSONResponse({"object": "list", "data": models})
 
     async def get_model(request: Request) -> JSONResponse:
-        return JSONResponse(openai_model(edge.directory.get(request.path_params["name"])))
+        name = request.path_params["name"]
+        if not name:
+            # The list's path with a slash, not the default model.
+            raise HTTPException(404)
+        return JSONResponse(openai_model(edge.directory.get(name)))
 
     async def model_info(request: Request) -> JSONResponse:
         name = request.query_params.get("model", "")
