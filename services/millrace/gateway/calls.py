@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 import uuid
@@ -42,13 +43,17 @@ class Call:
 
     `arrival_ns` is on the monotonic clock. `ignored` names fields that are not taken into account.
     A call of many requests has a part for each, whose `whole` it is; one that `is_aborted` opens no
-    further one.
+    further one. `accepted` is set once the request, or one of its parts, is on the queue: from then
+    on an engine works for it.
     """
 
-    def __init__(self, span: Span, operation: str = "") -> None:
+    def __init__(
+        self, span: Span, operation: str = "", accepted: asyncio.Event | None = None
+    ) -> None:
         self.request_id = uuid.uuid4().hex
         self.operation = operation
         self.span = span
+        self.accepted = accepted or asyncio.Event()
         self.arrival_unix_ns = time.time_ns()
         self.arrival_ns = time.monotonic_ns()
         self.error: MillraceError | None = None
@@ -81,7 +86,7 @@ class Call:
             context=trace.set_span_in_context(self.span),
             attributes=_attributes(self.operation),
         )
-        part = Call(span, self.operation)
+        part = Call(span, self.operation, self.accepted)
         part.whole = self
         self.parts.append(part)
         return part

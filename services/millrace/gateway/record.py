@@ -61,6 +61,7 @@ class RequestRecord:
 
     def on_accepted(self, num_prompt_tokens: int, max_tokens: int, seed: int) -> None:
         """The request is on the queue."""
+        self._call.accepted.set()
         self._metrics.prompt_tokens.labels(self._model).inc(num_prompt_tokens)
         if self._call.span.is_recording():
             self._call.span.set_attributes(

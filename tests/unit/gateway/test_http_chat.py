@@ -283,7 +283,7 @@ async def test_idle_stream_is_pinged(gateway: Harness) -> Any:
     gateway.send([300, EOS], 0, FinishReason.STOP)
 
     text = await reply
-    assert ": ping\n\n" in text
+    assert ": ping\ndata: " in text
     assert text.endswith("data: [DONE]\n\n")
 
 

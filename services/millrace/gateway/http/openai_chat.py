@@ -55,7 +55,9 @@ def chat_routes(edge: HttpEdge) -> list[Route]:
             parsed = parse_chat(with_header_key(request, body), ignored)
         if not parsed.request.is_streamed:
             return await while_connected(request, _whole(edge, parsed, call))
-        answer = await while_connected(request, edge.pipeline.open(parsed.request, call))
+        answer = await while_connected(
+            request, edge.pipeline.open(parsed.request, call), is_streamed=True
+        )
         return EventStream(
             chat_chunks(answer, parsed, call),
             answer.abandon,

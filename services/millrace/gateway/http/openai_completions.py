@@ -62,7 +62,8 @@ def completion_routes(edge: HttpEdge) -> list[Route]:
         if not parsed.is_streamed:
             return await while_connected(request, _whole(edge, parsed, call))
         opened = ExitStack()
-        answers = await while_connected(request, _open_all(edge, parsed, call, opened))
+        opening = _open_all(edge, parsed, call, opened)
+        answers = await while_connected(request, opening, is_streamed=True)
 
         def abandon(reason: CancelReason) -> None:
             opened.close()

@@ -41,7 +41,7 @@ def plain_routes(edge: HttpEdge) -> list[Route]:
             parsed = parse_generate(with_header_key(request, body), ignored)
         if not parsed.is_streamed:
             return await while_connected(request, _whole(edge, parsed, call))
-        answer = await while_connected(request, edge.pipeline.open(parsed, call))
+        answer = await while_connected(request, edge.pipeline.open(parsed, call), is_streamed=True)
         return EventStream(
             generate_chunks(answer, call),
             answer.abandon,
