@@ -70,6 +70,7 @@ class HttpServer:
         self._server.config.timeout_graceful_shutdown = max(0, round(grace_s))
         self._server.should_exit = True
         await self._task
+        # uvicorn leaves open what outlives the grace.
         for connection in list(self._server.server_state.connections):
             connection.transport.abort()
 
