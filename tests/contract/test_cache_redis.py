@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -18,6 +18,7 @@ from millrace.cache.idempotency import IdempotencyKeys
 from millrace.cache.responses import ResponseCache
 from millrace.cache.servicer import CacheServicer
 from millrace.cache.store import IDEMPOTENCY_PREFIX, OVERHEAD_BYTES, PREFIX, RedisStore
+from millrace.cli.stack.topology import load_topology
 from millrace.core.breaker import Breaker
 from millrace.core.errors import ConfigError, Unavailable
 from millrace.core.idempotency import IdempotencyRecord
@@ -365,3 +366,43 @@ async def test_keys_without_redis_are_unavailable() -> None:
 def test_wrong_url_is_a_config_error() -> None:
     with pytest.raises(ConfigError, match="redis_url"):
         RedisStore("http://127.0.0.1", ttl_s=1, max_bytes=1)
+
+
+@pytest.fixture
+def stack_valkey(tmp_path: Path) -> Iterator[LocalServer]:
+    """A Valkey with the arguments that the stack gives it."""
+    spec = load_topology().get("valkey")
+    with start_valkey(tmp_path, *durability(spec.args)) as server:
+        yield server
+
+
+def durability(args: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of a server's arguments that decide what a restart keeps."""
+    pairs = zip(args[::2], args[1::2], strict=True)
+    return tuple(
+        word
+        for pair in pairs
+        if pair[0] in ("--save", "--appendonly", "--appendfsync")
+        for word in pair
+    )
+
+
+@pytest.mark.parametrize("end", [LocalServer.kill, LocalServer.stop])
+async def test_a_key_survives_the_restart_of_the_stacks_store(
+    stack_valkey: LocalServer, end: Callable[[LocalServer], None]
+) -> None:
+    store = _store(stack_valkey)
+    keys = _keys(store)
+    assert await keys.claim(KEYS[0], "first", b"running", 60_000) is None
+    assert await keys.finish(KEYS[0], "first", b"the answer")
+    assert await keys.claim(KEYS[1], "second", b"running", 60_000) is None
+    await store.close()
+
+    end(stack_valkey)
+    stack_valkey.start()
+
+    store = _store(stack_valkey)
+    keys = _keys(store)
+    assert await keys.claim(KEYS[0], "third", b"running", 60_000) == b"the answer"
+    assert await keys.claim(KEYS[1], "third", b"running", 60_000) == b"running"
+    await store.close()

@@ -95,14 +95,15 @@ class NatsLink:
         return session is self._session
 
     async def session(self) -> NatsSession:
-        """The session, waiting a moment for the next. Raises `Unavailable` with the reason."""
+        """The session, waiting a moment for the next. Raises `Unavailable`; the log says why."""
         if self._session is not None:
             return self._session
         if not self._is_closed:
             with suppress(TimeoutError):
                 async with asyncio.timeout(GRACE_S):
                     return await self.next_session()
-        raise Unavailable(f"the message bus is away: {self._reason}", retry_after_s=1.0)
+        # Without the reason: it names the server, and clients are told this.
+        raise Unavailable("the message bus is away", retry_after_s=1.0)
 
     async def next_session(self) -> NatsSession:
         """The session, however long that takes."""

@@ -14,6 +14,7 @@ from millrace.config.home import Home
 from millrace.core.errors import MillraceError, UnknownModel
 from millrace.hub.byte_size import format_bytes
 
+from .readiness import describe_readiness, missing_parts
 from .service_settings import explain_service
 from .stack.ports import can_bind, describe_port_owner
 from .stack.run_file import running_stack
@@ -178,11 +179,13 @@ def _stack(home: Home, environ: Mapping[str, str]) -> list[Finding]:
     if bad:
         advice = f"millrace logs {bad[0]}"
         return [Finding("stack", "fail", f"not ready: {', '.join(bad)}", advice)]
-    if not report["gateway"]["is_ready"]:
-        text = f"the gateway is not ready: {report['gateway']['answer']}"
-        return [Finding("stack", "fail", text, "millrace logs gateway")]
-    if missing := (report["gateway"]["answer"] or {}).get("degraded"):
-        return [Finding("stack", "warn", f"degraded: {missing}", "millrace status")]
+    gateway = report["gateway"]
+    said = describe_readiness(gateway["status"], gateway["answer"])
+    if not gateway["is_ready"]:
+        suspect = next(iter(missing_parts(gateway["answer"])), "gateway")
+        return [Finding("stack", "fail", said, f"millrace logs {suspect}")]
+    if said != "ready":
+        return [Finding("stack", "warn", said, "millrace status")]
     return [Finding("stack", "ok", f"the stack runs (pid {record.pid}) and is ready")]
 
 

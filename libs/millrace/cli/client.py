@@ -11,6 +11,8 @@ import grpc
 
 from millrace.config.home import millrace_home
 from millrace.core.errors import InternalError, MillraceError, Unavailable
+from millrace.core.request_fields.field import FieldNames
+from millrace.core.sampling import SamplingParams, unsigned_seed
 from millrace.rpc.client import open_channel
 from millrace.v1 import inference_pb2, inference_pb2_grpc, types_pb2
 from millrace.wire.status import error_from_rpc
@@ -57,22 +59,40 @@ class SamplingOptions:
     """Sampling as the command line gives it; None leaves a field to the server."""
 
     max_tokens: int | None = None
+    min_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
     seed: int | None = None
     ignore_eos: bool | None = None
-    stop: Sequence[str] = ()
+    stop: tuple[str, ...] | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The values that are there, by name."""
+        values = ((name, getattr(self, name)) for name in self.__dataclass_fields__)
+        return {name: value for name, value in values if value is not None}
+
+    def params(self) -> SamplingParams:
+        """As the engine takes them. Raises `InvalidRequest` naming the flag."""
+        names = FieldNames({name: flag_of(name) for name in self.__dataclass_fields__})
+        return SamplingParams(**self.given(), names=names)
 
     def to_proto(self) -> types_pb2.SamplingParams:
-        """As the wire has it."""
-        given = {
-            name: getattr(self, name)
-            for name in self.__dataclass_fields__
-            if getattr(self, name) is not None
-        }
-        return types_pb2.SamplingParams(**given)
+        """As the wire has it. Raises `InvalidRequest` naming the flag."""
+        self.params()
+        values = self.given()
+        if self.seed is not None:
+            values["seed"] = unsigned_seed(self.seed)
+        return types_pb2.SamplingParams(**values)
+
+
+def flag_of(name: str) -> str:
+    """The flag of a field."""
+    return "--" + name.replace("_", "-")
 
 
 def default_address() -> str:

@@ -48,7 +48,7 @@ class Console:
 
     def json(self, document: Any) -> None:
         """Writes one JSON document."""
-        self.line(json.dumps(document, indent=2, ensure_ascii=False))
+        self.line(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Writes rows under a header, columns as wide as they need to be."""

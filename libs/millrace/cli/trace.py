@@ -76,7 +76,7 @@ def _run(args: argparse.Namespace, store: TraceStore) -> int:
     _settle(request)
     trace = store.load(request)
     if args.json:
-        _print(json.dumps(describe(request, trace), indent=2, ensure_ascii=False))
+        _print(json.dumps(describe(request, trace), indent=2, ensure_ascii=False, allow_nan=False))
         return 0
     width, is_unicode = terminal(sys.stdout)
     diagnosis = diagnose(trace.spans, trace.steps)
@@ -146,7 +146,7 @@ def _list(store: TraceStore, requests: Iterable[RequestSummary], *, as_json: boo
         else:
             _print(_line(request, trace))
     if as_json:
-        _print(json.dumps(documents, indent=2, ensure_ascii=False))
+        _print(json.dumps(documents, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def _follow(store: TraceStore, *, as_json: bool) -> None:
@@ -160,7 +160,9 @@ def _follow(store: TraceStore, *, as_json: bool) -> None:
                 trace = store.load(request)
             except RequestNotFound:
                 continue  # evicted between the two reads
-            document = json.dumps(_short_document(request, trace), ensure_ascii=False)
+            document = json.dumps(
+                _short_document(request, trace), ensure_ascii=False, allow_nan=False
+            )
             _print(document if as_json else _line(request, trace))
         time.sleep(FOLLOW_S)
 

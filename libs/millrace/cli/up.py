@@ -128,6 +128,7 @@ class _Foreground:
             show=self._view.show,
             note=self._view.note,
             run_init=run_millrace,
+            max_stall_s=self._config.max_stall_s,
         )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -34,9 +34,19 @@ class UpConfig:
         120.0, help="Longest wait for the gateway to have a model.", unit="s"
     )
 
+    max_stall_s: float = setting(
+        60.0,
+        help="Longest time a process may not answer before it is ended and started again; 0: any.",
+        unit="s",
+    )
+
     def check(self) -> None:
         """Raises `ConfigError` for a number that cannot be."""
         if self.workers < 1:
             raise ConfigError(
                 f"--workers is {self.workers}; it must be at least 1", field="workers"
+            )
+        if self.max_stall_s < 0:
+            raise ConfigError(
+                f"--max-stall-s is {self.max_stall_s:g}; it must be at least 0", field="max_stall_s"
             )

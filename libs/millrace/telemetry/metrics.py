@@ -39,15 +39,19 @@ def create_registry(service: str, telemetry: Telemetry | None = None) -> Collect
     """A registry with the metrics of the process itself, of the build, and of its span export."""
     registry = CollectorRegistry(auto_describe=True)
     ProcessCollector(registry=registry)
-    try:
-        release = version("millrace")
-    except PackageNotFoundError:
-        release = "unknown"
     build = Info(names.METRIC_BUILD, "Release and service.", registry=registry)
-    build.info({"version": release, "service": service})
+    build.info({"version": release(), "service": service})
     if telemetry is not None and telemetry.exporter is not None:
         registry.register(_ExportCollector(telemetry.exporter))
     return registry
+
+
+def release() -> str:
+    """The version that is installed."""
+    try:
+        return version("millrace")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 class _ExportCollector(Collector):
@@ -150,6 +154,14 @@ class GatewayMetrics:
         self.requests_in_flight = Gauge(
             names.METRIC_REQUESTS_IN_FLIGHT, "Requests being answered.", MODEL, registry=registry
         )
+        self.ignored_fields = Counter(
+            names.METRIC_IGNORED_FIELDS,
+            "Fields of requests that were not taken into account: harmless, or unknown.",
+            ("kind",),
+            registry=registry,
+        )
+        for kind in ("harmless", "unknown"):
+            self.ignored_fields.labels(kind)
         self.stale_frames_dropped = Counter(
             names.METRIC_STALE_FRAMES_DROPPED,
             "Token deltas of an older attempt, or double.",

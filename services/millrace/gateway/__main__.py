@@ -34,7 +34,7 @@ from .file_limit import allowed_connections
 from .frames import FrameRouter
 from .health import Health
 from .http.app import create_app
-from .http.connection import ConnectionLimits
+from .http.connection_limits import ConnectionLimits
 from .http.edge import HttpEdge
 from .http.server import HttpServer
 from .members import hear_aborts, watch_members
@@ -92,7 +92,9 @@ class Gateway:
         if config.cache_address:
             cache = CacheClient(channel(config.cache_address))
             records = IdempotencyClient(channel(config.cache_address))
-        self._directory = ModelDirectory(config.default_model)
+        self._directory = ModelDirectory(
+            config.default_model, takes_model_defaults=config.default_sampling == "model"
+        )
         self._router = FrameRouter(
             self._attach,
             self._tokenizer,
@@ -122,7 +124,12 @@ class Gateway:
             create_app(self._edge(registry)),
             config.host,
             config.http_port,
-            ConnectionLimits(max_connections, HEAD_TIMEOUT_S),
+            ConnectionLimits(
+                max_connections,
+                HEAD_TIMEOUT_S,
+                body_timeout_s=config.body_timeout_s,
+                min_body_rate=config.min_body_rate,
+            ),
         )
         self.rpc_address = ""
         self.http_address = ""
@@ -194,6 +201,8 @@ class Gateway:
             max_batch_concurrency=config.max_batch_concurrency,
             ping_interval_s=config.ping_interval_s,
             write_timeout_s=config.write_timeout_s,
+            hosts=config.hosts(),
+            origins=config.origins(),
         )
 
     async def _mirror_health(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 import uuid
@@ -19,6 +20,7 @@ from opentelemetry.trace import (
 )
 
 from millrace.core.errors import MillraceError
+from millrace.core.request_fields.ignored import IGNORED_HEADER
 from millrace.telemetry.names import (
     ATTR_ERROR_REASON,
     ATTR_ERROR_TYPE,
@@ -39,16 +41,26 @@ TRACE_HEADER = "traceresponse"
 class Call:
     """Made by the edge on arrival, ended by it when the reply is out.
 
-    `arrival_ns` is on the monotonic clock.
+    `arrival_ns` is on the monotonic clock. `ignored` names fields that are not taken into account.
+    A call of many requests has a part for each, whose `whole` it is; one that `is_aborted` opens no
+    further one. `accepted` is set once the request, or one of its parts, is on the queue: from then
+    on an engine works for it.
     """
 
-    def __init__(self, span: Span, operation: str = "") -> None:
+    def __init__(
+        self, span: Span, operation: str = "", accepted: asyncio.Event | None = None
+    ) -> None:
         self.request_id = uuid.uuid4().hex
         self.operation = operation
         self.span = span
+        self.accepted = accepted or asyncio.Event()
         self.arrival_unix_ns = time.time_ns()
         self.arrival_ns = time.monotonic_ns()
         self.error: MillraceError | None = None
+        self.ignored = ""
+        self.whole: Call | None = None
+        self.parts: list[Call] = []
+        self.is_aborted = False
         self._is_ended = False
         if span.is_recording():
             span.set_attribute(ATTR_REQUEST_ID, self.request_id)
@@ -56,10 +68,11 @@ class Call:
     @property
     def headers(self) -> tuple[tuple[str, str], ...]:
         """What every reply and every error carries, as headers or as metadata."""
-        return (
+        headers = (
             (REQUEST_ID_HEADER, self.request_id),
             (TRACE_HEADER, traceparent_of(self.span)),
         )
+        return (*headers, (IGNORED_HEADER, self.ignored)) if self.ignored else headers
 
     @property
     def elapsed_ns(self) -> int:
@@ -73,7 +86,10 @@ class Call:
             context=trace.set_span_in_context(self.span),
             attributes=_attributes(self.operation),
         )
-        return Call(span, self.operation)
+        part = Call(span, self.operation, self.accepted)
+        part.whole = self
+        self.parts.append(part)
+        return part
 
     def end(self, error: MillraceError | None = None) -> None:
         """Ends the span, with `error` or the one noted in `self.error`; safe to repeat."""

@@ -8,6 +8,9 @@ from millrace.config.loader import setting
 from millrace.core.errors import ConfigError
 from millrace.core.loopback import is_loopback
 
+from .http.hosts import AllowedHosts
+from .http.origins import LOOPBACK, AllowedOrigins
+
 
 @dataclass(frozen=True)
 class GatewayConfig:
@@ -29,6 +32,11 @@ class GatewayConfig:
     default_model: str = setting(
         "", help="model of requests that name none; empty takes the first one that registers"
     )
+    default_sampling: str = setting(
+        "model",
+        help="what holds if a request is silent: the model's own defaults, or OpenAI's",
+        choices=("model", "openai"),
+    )
     max_body_bytes: int = setting(8 << 20, help="largest HTTP body or gRPC request", unit="bytes")
     max_connections: int = setting(
         4096, help="connections held at once, HTTP and gRPC each; more are refused"
@@ -41,6 +49,22 @@ class GatewayConfig:
     )
     default_timeout_s: float = setting(600.0, help="deadline of requests that set none", unit="s")
     max_timeout_s: float = setting(3600.0, help="longest deadline a request may set", unit="s")
+    allowed_hosts: tuple[str, ...] = setting(
+        (),
+        help="host names that this gateway is asked by, beside loopback names and addresses; "
+        "empty: these alone on a loopback host, any name elsewhere; *: any name",
+    )
+    cors_origins: tuple[str, ...] = setting(
+        (LOOPBACK,),
+        help="origins whose web pages may use this gateway: scheme://host[:port], port * for any; "
+        "loopback: pages of this machine, on a loopback host; *: all pages; empty: none",
+    )
+    body_timeout_s: float = setting(
+        30.0, help="how long an HTTP request's body may stand still", unit="s"
+    )
+    min_body_rate: float = setting(
+        512.0, help="slowest HTTP request body, after body_timeout_s", unit="bytes/s"
+    )
     ping_interval_s: float = setting(
         15.0, help="idle time after which a stream is pinged", unit="s"
     )
@@ -70,9 +94,24 @@ class GatewayConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; at least 1", field=name)
+        for name in ("body_timeout_s", "min_body_rate"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name):g}; it must be over 0", field=name
+                )
+        self.hosts()
+        self.origins()
         if not 0 < self.default_timeout_s <= self.max_timeout_s:
             raise ConfigError(
                 f"default_timeout_s {self.default_timeout_s:g} must be over 0 and at most "
                 f"max_timeout_s {self.max_timeout_s:g}",
                 field="default_timeout_s",
             )
+
+    def hosts(self) -> AllowedHosts:
+        """Raises `ConfigError` for what is no name."""
+        return AllowedHosts.of(self.allowed_hosts, is_loopback=is_loopback(self.host))
+
+    def origins(self) -> AllowedOrigins:
+        """Raises `ConfigError` for what is no origin."""
+        return AllowedOrigins.parse(self.cors_origins, is_loopback=is_loopback(self.host))

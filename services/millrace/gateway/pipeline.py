@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,8 @@ from millrace.core.errors import (
 )
 from millrace.core.model import ModelInfo
 from millrace.core.request import QueuedRequest
+from millrace.core.request_fields.ignored import IgnoredFields
+from millrace.core.sampling import draw_seed
 from millrace.telemetry import names
 from millrace.telemetry.metrics import GatewayMetrics
 from millrace.telemetry.propagation import inject
@@ -52,7 +54,7 @@ from .ports import AnswerCache, IdempotencyRecords, Tokenizer
 from .queue_forecast import QueueForecast
 from .record import RequestRecord
 from .response_cache import cache_key, uses_cache
-from .shared_answer import SharedAnswer
+from .shared_answer import SharedAnswer, SharedReader
 from .special_tokens import SpecialTokens, SpecialTokensOfModels
 from .stop_strings import StopStrings
 
@@ -105,6 +107,9 @@ class Pipeline:
         )
         # By id: True where an abort came before there was anything to end.
         self._opening: dict[str, bool] = {}
+        # By the id of the call: calls of many requests, and those that read another one's answer.
+        self._batches: dict[str, Call] = {}
+        self._readers: dict[str, SharedReader] = {}
         self._is_draining = False
         self._errands: set[asyncio.Task[None]] = set()
 
@@ -134,7 +139,7 @@ class Pipeline:
 
     async def open(self, request: GenerationRequest, call: Call) -> Answer:
         """Accepts a request. Raises an error of the tree; what is not one becomes InternalError."""
-        record = RequestRecord(self._metrics, call, request)
+        record = RequestRecord(self._metrics, call)
         self._opening[call.request_id] = False
         try:
             with trace.use_span(
@@ -171,8 +176,25 @@ class Pipeline:
         await self._bus.publish_abort(request_id)
         return False
 
+    @contextmanager
+    def batch(self, call: Call) -> Iterator[None]:
+        """While it is open, an abort of the call's id ends each of its parts, to come ones too."""
+        self._batches[call.request_id] = call
+        try:
+            yield
+        finally:
+            del self._batches[call.request_id]
+
     def abort_here(self, request_id: str) -> bool:
-        """Ends a request by id; False where it is not, or no longer, live here."""
+        """Ends a request, or all of a batch, by id; False if it is not, or no longer, live here."""
+        if (batch := self._batches.get(request_id)) is not None:
+            batch.is_aborted = True
+            for part in batch.parts:
+                self.abort_here(part.request_id)
+            return True
+        if (reader := self._readers.get(request_id)) is not None:
+            reader.fail(_aborted())
+            return True
         if request_id in self._opening:
             # Nothing is there yet that could end; `open` does it.
             self._opening[request_id] = True
@@ -186,6 +208,13 @@ class Pipeline:
         live.abort()
         self._router.settle(live, CancelReason.ABORT)
         return True
+
+    def tell_ignored(self, call: Call, ignored: IgnoredFields) -> None:
+        """The call's reply names what of it was not taken into account; metrics count it."""
+        if ignored:
+            call.ignored = ignored.header_text()
+            self._metrics.ignored_fields.labels("harmless").inc(ignored.num_harmless)
+            self._metrics.ignored_fields.labels("unknown").inc(ignored.num_unknown)
 
     async def count_tokens(
         self, request: GenerationRequest, *, max_ids: int | None = None
@@ -204,8 +233,12 @@ class Pipeline:
     async def _open(self, request: GenerationRequest, call: Call, record: RequestRecord) -> Answer:
         if self._is_draining:
             raise _shutting_down()
+        if call.whole is not None and call.whole.is_aborted:
+            raise _aborted()
         info = self._directory.find(request.model)
-        record.on_model(info)
+        # Before any key is made of it: a request that says the model's defaults is the same one.
+        request = request.with_sampling(request.sampling.resolved(info.default_sampling))
+        record.on_model(info, request)
         check_token_ids(request, info)
         timeout_s = self._timeout_s(request)
         if self.num_in_flight > self._limits.max_in_flight:
@@ -241,15 +274,19 @@ class Pipeline:
                 return found.attach()
             reader = found.attach(record)
             reader.expire_in(_left_s(call, timeout_s), _deadline_error(timeout_s))
+            self._readers[call.request_id] = reader
+            reader.on_left = lambda: self._readers.pop(call.request_id, None)
             return reader
+        given = request.sampling.seed
         started = Started(
             request_id=call.request_id,
             model=found.record.model,
             revision=found.record.revision,
             num_prompt_tokens=found.answer.num_prompt_tokens,
-            seed=found.record.seed,
+            seed=found.record.seed if given is None else given,
             is_cached=True,
             created_unix_s=call.arrival_unix_ns // 1_000_000_000,
+            sampling=request.sampling.in_force(),
         )
         return StoredAnswer(started, found.answer, call, record)
 
@@ -263,12 +300,12 @@ class Pipeline:
     ) -> Answer:
         seed = request.sampling.seed
         if seed is None:
-            seed = secrets.randbits(64)
+            seed = draw_seed()
         key = cache_key(request, info) if self._cache and uses_cache(request) else None
         if key is not None:
             stored = await self._look_up(key, request, record)
             if stored is not None:
-                started = _started(call, info, stored.num_prompt_tokens, seed, is_cached=True)
+                started = _started(call, info, request, stored.num_prompt_tokens, seed, True)
                 return StoredAnswer(started, stored, call, record)
         self._directory.require_served(info)
         self._forecast.require_time(info, request.priority, _left_s(call, timeout_s))
@@ -291,7 +328,7 @@ class Pipeline:
         record.on_accepted(len(prompt_token_ids), queued.max_tokens, seed)
         self._arm_deadline(live, call, timeout_s)
         return LiveAnswer(
-            _started(call, info, len(prompt_token_ids), seed, is_cached=False),
+            _started(call, info, request, len(prompt_token_ids), seed, False),
             live,
             call,
             record,
@@ -304,9 +341,10 @@ class Pipeline:
             return self._limits.default_timeout_s
         limit_ms = int(self._limits.max_timeout_s * 1000)
         if request.timeout_ms > limit_ms:
+            name = request.names["timeout_ms"]
             raise InvalidRequest(
-                f"timeout_ms is {request.timeout_ms}; the limit is {limit_ms}",
-                field="timeout_ms",
+                f"{name} is {request.timeout_ms}; the limit is {limit_ms}",
+                field=name,
                 metadata={"value": str(request.timeout_ms), "max": str(limit_ms)},
             )
         return request.timeout_ms / 1000
@@ -326,7 +364,7 @@ class Pipeline:
     async def _encode(self, request: GenerationRequest, info: ModelInfo) -> list[int]:
         encoded = await self._encoded(request, info, info.max_model_len)
         # Refused here if the ids were left out, since there were too many.
-        resolve_max_tokens(request.sampling, encoded.num_tokens, info)
+        resolve_max_tokens(request, encoded.num_tokens, info)
         return encoded.token_ids or []
 
     async def _encoded(
@@ -371,7 +409,7 @@ class Pipeline:
             stop_token_ids=tuple(
                 dict.fromkeys((*stop_ids(request.sampling, info), *stop_strings.token_ids))
             ),
-            max_tokens=resolve_max_tokens(request.sampling, len(prompt_token_ids), info),
+            max_tokens=resolve_max_tokens(request, len(prompt_token_ids), info),
             num_choices=request.sampling.num_choices,
             priority=request.priority,
             deadline_unix_ms=call.arrival_unix_ns // 1_000_000 + int(timeout_s * 1000),
@@ -461,7 +499,12 @@ class Pipeline:
 
 
 def _started(
-    call: Call, info: ModelInfo, num_prompt_tokens: int, seed: int, *, is_cached: bool
+    call: Call,
+    info: ModelInfo,
+    request: GenerationRequest,
+    num_prompt_tokens: int,
+    seed: int,
+    is_cached: bool,
 ) -> Started:
     return Started(
         request_id=call.request_id,
@@ -471,11 +514,16 @@ def _started(
         seed=seed,
         is_cached=is_cached,
         created_unix_s=call.arrival_unix_ns // 1_000_000_000,
+        sampling=request.sampling.in_force(),
     )
 
 
 def _left_s(call: Call, timeout_s: float) -> float:
     return max(0.0, timeout_s - call.elapsed_ns / 1e9)
+
+
+def _aborted() -> Aborted:
+    return Aborted("the request was aborted")
 
 
 def _shutting_down() -> Unavailable:

@@ -317,7 +317,7 @@ async def test_refusals_name_field_value_and_limit(
             InvalidRequest,
             "messages[0].role",
         ),
-        ({"sampling": {"stop": ("\udfff",)}}, InvalidRequest, "stop"),
+        ({"sampling": {"stop": ("\udfff",)}}, InvalidRequest, "stop[0]"),
         ({"timeout_ms": 0}, InvalidRequest, "timeout_ms"),
         ({"idempotency_key": ""}, InvalidRequest, "idempotency_key"),
         ({"idempotency_key": "k" * 129}, InvalidRequest, "idempotency_key"),

@@ -12,6 +12,7 @@ from millrace.telemetry.names import OPERATION_CHAT, OPERATION_TEXT_COMPLETION
 from . import openai_chat, openai_completions, plain
 from .edge import HttpEdge
 from .errors import on_http_error, on_millrace_error
+from .gate import Gate
 from .middleware import CallMiddleware
 from .models import model_routes
 from .operations import operation_routes
@@ -35,7 +36,13 @@ def create_app(edge: HttpEdge) -> Starlette:
             *operation_routes(edge),
         ],
         middleware=[
-            Middleware(CallMiddleware, operations=OPERATIONS, load=lambda: edge.pipeline.load)
+            Middleware(
+                CallMiddleware,
+                operations=OPERATIONS,
+                load=lambda: edge.pipeline.load,
+                origins=edge.origins,
+            ),
+            Middleware(Gate, hosts=edge.hosts, origins=edge.origins),
         ],
         exception_handlers={MillraceError: on_millrace_error, HTTPException: on_http_error},
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from millrace.core.errors import InternalError
@@ -13,6 +14,7 @@ from millrace.gateway.drain_rate import Load
 
 from .edge import CALL_KEY
 from .errors import error_response
+from .origins import AllowedOrigins
 from .rate_limit import rate_limit_headers
 
 _log = logging.getLogger(__name__)
@@ -22,15 +24,21 @@ class CallMiddleware:
     """Makes a `Call` per request; `operations` names the paths whose POST generates.
 
     Only these get a span: a trace per health probe would push out those of requests. Only these get
-    the headers of limits, of the `load` then.
+    the headers of limits, of the `load` then. Every reply gets the headers that let pages of
+    `origins` read it.
     """
 
     def __init__(
-        self, app: ASGIApp, operations: Mapping[str, str], load: Callable[[], Load]
+        self,
+        app: ASGIApp,
+        operations: Mapping[str, str],
+        load: Callable[[], Load],
+        origins: AllowedOrigins,
     ) -> None:
         self._app = app
         self._operations = operations
         self._load = load
+        self._origins = origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -40,13 +48,16 @@ class CallMiddleware:
         call = self._begin(scope)
         scope[CALL_KEY] = call
         is_operation = self._operation_of(scope) is not None
+        origin = Headers(scope=scope).get("origin")
         is_started = False
 
         async def send_with_ids(message: Message) -> None:
             nonlocal is_started
             if not is_started and message["type"] == "http.response.start":
                 is_started = True
-                added = [*call.headers, *(rate_limit_headers(self._load()) if is_operation else ())]
+                added = [*call.headers, *self._origins.reply_headers(origin)]
+                if is_operation:
+                    added += rate_limit_headers(self._load())
                 encoded = [(key.encode(), value.encode()) for key, value in added]
                 message["headers"] = [*message.get("headers", ()), *encoded]
             await send(message)

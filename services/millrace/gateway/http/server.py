@@ -12,7 +12,8 @@ from starlette.types import ASGIApp
 
 from millrace.core.errors import ConfigError
 
-from .connection import DEFAULT_LIMITS, ConnectionLimits, connection_class
+from .connection import connection_class
+from .connection_limits import DEFAULT_LIMITS, ConnectionLimits
 
 KEEP_ALIVE_S = 75
 # What the kernel keeps for a client that does not read; by itself it would be megabytes, and
@@ -69,6 +70,9 @@ class HttpServer:
         self._server.config.timeout_graceful_shutdown = max(0, round(grace_s))
         self._server.should_exit = True
         await self._task
+        # uvicorn leaves open what outlives the grace.
+        for connection in list(self._server.server_state.connections):
+            connection.transport.abort()
 
 
 def _bind(host: str, port: int) -> socket.socket:
