@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from millrace.core.encoded_prompt import EncodedPrompt
 from millrace.core.errors import ContextLengthExceeded, InvalidRequest
 from millrace.core.model import ModelInfo
 from millrace.core.sampling import SamplingParams
@@ -27,6 +28,16 @@ def check_token_ids(request: GenerationRequest, info: ModelInfo) -> None:
         if not 0 <= token_id < info.vocab_size:
             name = names["logit_bias"]
             raise _no_such_id(f"{name} has the key {token_id}", name, token_id, info)
+
+
+def check_encoded(encoded: EncodedPrompt, name: str, info: ModelInfo) -> None:
+    """Raises `InvalidRequest` if the field encodes to nothing, or to an id that the model lacks:
+    the tokenizer's files are not the model's."""
+    if not encoded.num_tokens:
+        raise InvalidRequest(f"{name} has no tokens", field=name)
+    token_id = max(encoded.token_ids or [0])
+    if token_id >= info.vocab_size:
+        raise _no_such_id(f"{name} encodes to the token id {token_id}", name, token_id, info)
 
 
 def resolve_max_tokens(request: GenerationRequest, num_prompt_tokens: int, info: ModelInfo) -> int:

@@ -43,12 +43,11 @@ from .calls import Call
 from .choice_output import ChoiceOutput
 from .directory import ModelDirectory
 from .drain_rate import DrainRate, Load
-from .encoded_ids import check_encoded
 from .events import Started
 from .frames import FrameRouter
 from .generation import CacheMode, GenerationRequest
 from .idempotency import KeyedRequests
-from .limits import check_token_ids, resolve_max_tokens, stop_ids
+from .limits import check_encoded, check_token_ids, resolve_max_tokens, stop_ids
 from .live_request import LiveRequest
 from .ports import AnswerCache, IdempotencyRecords, Tokenizer
 from .queue_forecast import QueueForecast

@@ -233,7 +233,7 @@ async def test_encoded_id_that_the_model_lacks_is_refused(gateway: Harness, prom
         gateway.pipeline.count_tokens(GenerationRequest(**prompt)),
     ):
         with pytest.raises(
-            InvalidRequest, match="token id 512; tiny has the ids 0 to 511"
+            InvalidRequest, match="token id 600; tiny has the token ids 0 to 511"
         ) as caught:
             await call
         assert caught.value.field == ("prompt" if prompt is TEXT else "messages")
