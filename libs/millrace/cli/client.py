@@ -9,14 +9,16 @@ from typing import Any
 
 import grpc
 
+from millrace.config.environment import current_environment
 from millrace.config.home import millrace_home
 from millrace.core.errors import InternalError, MillraceError, Unavailable
 from millrace.core.request_fields.field import FieldNames
 from millrace.core.sampling import SamplingParams, unsigned_seed
-from millrace.rpc.client import open_channel
+from millrace.rpc.client import open_channel, proxy_options
 from millrace.v1 import inference_pb2, inference_pb2_grpc, types_pb2
 from millrace.wire.status import error_from_rpc
 
+from .proxies import named_proxies
 from .stack.run_file import running_stack
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -106,7 +108,8 @@ class InferenceClient:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._channel = open_channel(address)
+        self._may_use_proxy = not proxy_options(address, may_use_proxy=True)
+        self._channel = open_channel(address, may_use_proxy=True)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
 
     async def generate(
@@ -155,8 +158,10 @@ class InferenceClient:
     def _error(self, exc: grpc.aio.AioRpcError) -> MillraceError:
         error = error_from_rpc(exc)
         if exc.code() is grpc.StatusCode.UNAVAILABLE and not exc.trailing_metadata():
+            proxies = ", ".join(named_proxies(current_environment()))
+            through = f" (a proxy is set: {proxies})" if proxies and self._may_use_proxy else ""
             return Unavailable(
-                f"nobody answers at {self.address}; start a stack with `millrace up` "
+                f"nobody answers at {self.address}{through}; start a stack with `millrace up` "
                 "or name one with --address"
             )
         return error

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from traceback import format_exception
+from types import TracebackType
 from typing import Any
 
 from millrace.core.errors import MillraceError
+from millrace.core.secret import redacted
 
 
 @contextmanager
 def exit_on_error(service: str) -> Iterator[None]:
     """Ends the process with one line on stderr and code 1 where a `MillraceError` comes out.
 
-    Those of task groups count as well. Anything else is a defect and keeps its traceback.
+    Those of task groups count as well. Anything else is a defect and keeps its traceback, without
+    the passwords that a library may have put into it.
     """
+    sys.excepthook = _show_defect
     try:
         yield
     except MillraceError as error:
@@ -53,7 +59,13 @@ async def run_until_first(*coroutines: Coroutine[Any, Any, None]) -> None:
 
 
 def _line(service: str, error: BaseException) -> str:
-    return f"millrace {service}: {' '.join(str(error).split())}"
+    return redacted(f"millrace {service}: {' '.join(str(error).split())}")
+
+
+def _show_defect(
+    kind: type[BaseException], error: BaseException, place: TracebackType | None
+) -> None:
+    sys.stderr.write(redacted("".join(format_exception(kind, error, place))))
 
 
 def _first_leaf(error: BaseException) -> BaseException:

@@ -44,6 +44,7 @@ from .servicer import SERVICE_NAME, InferenceServicer
 _log = logging.getLogger(__name__)
 
 HEALTH_EVERY_S = 1.0
+NOT_READY_EVERY_S = 0.2
 DRAIN_POLL_S = 0.05
 STOP_GRACE_S = 1.0
 # From a connection to the end of its first headers.
@@ -113,12 +114,17 @@ class Gateway:
             pipeline_limits(config),
             records,
         )
-        self._health = Health(
-            bus, self._tokenizer, cache, self._directory, lambda: self._pipeline.is_draining
-        )
         max_connections = allowed_connections(config.max_connections)
         self._rpc = RpcServer(
             "gateway", config.host, config.grpc_port, max_connections=max_connections
+        )
+        self._health = Health(
+            bus,
+            self._tokenizer,
+            cache,
+            self._directory,
+            lambda: self._pipeline.is_draining,
+            self._rpc.set_serving,
         )
         self._http = HttpServer(
             create_app(self._edge(registry)),
@@ -145,7 +151,7 @@ class Gateway:
         )
         add_servicer = inference_pb2_grpc.add_InferenceServiceServicer_to_server
         self._rpc.add(add_servicer, servicer, SERVICE_NAME)
-        self.rpc_address = await self._rpc.start()
+        self.rpc_address = await self._rpc.start(is_serving=False)
         self.http_address = await self._http.start()
 
     async def run(self, until: Coroutine[Any, Any, None]) -> None:
@@ -206,11 +212,10 @@ class Gateway:
         )
 
     async def _mirror_health(self) -> None:
-        """Keeps the gRPC health service at what /ready says."""
+        """Keeps the gRPC health service at what /ready would say, asked or not."""
         while True:
             readiness = await self._health.readiness()
-            await self._rpc.set_serving(readiness.is_ready)
-            await asyncio.sleep(HEALTH_EVERY_S)
+            await asyncio.sleep(HEALTH_EVERY_S if readiness.is_ready else NOT_READY_EVERY_S)
 
 
 class Channels:

@@ -240,6 +240,7 @@ async def test_ready_when_everything_is_there(gateway: Harness) -> None:
         "status": "ready",
         "checks": {"nats": True, "tokenizer": True, "scheduler": True, "worker": True},
         "degraded": [],
+        "reasons": {},
     }
 
 

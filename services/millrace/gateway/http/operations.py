@@ -40,6 +40,7 @@ def operation_routes(edge: HttpEdge) -> list[Route]:
                 "status": readiness.status,
                 "checks": readiness.checks,
                 "degraded": list(readiness.degraded),
+                "reasons": readiness.reasons,
             },
             200 if readiness.is_ready else 503,
             headers,
