@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from millrace.config.loader import setting
+from millrace.config.values import Host
 from millrace.core.errors import ConfigError
 from millrace.core.loopback import is_loopback
+from millrace.core.url import NatsUrl
 
 from .http.hosts import AllowedHosts
 from .http.origins import LOOPBACK, AllowedOrigins
@@ -16,21 +18,23 @@ from .http.origins import LOOPBACK, AllowedOrigins
 class GatewayConfig:
     """The public edge: gRPC and OpenAI-compatible HTTP."""
 
-    host: str = setting("127.0.0.1", help="address to listen on, for HTTP and gRPC")
-    http_port: int = setting(8080, help="HTTP port; 0 takes a free one")
-    grpc_port: int = setting(50051, help="gRPC port; 0 takes a free one")
+    host: Host = setting("127.0.0.1", help="address to listen on, for HTTP and gRPC")
+    http_port: int = setting(8080, help="HTTP port", unset="a free one")
+    grpc_port: int = setting(50051, help="gRPC port", unset="a free one")
     insecure_bind: bool = setting(
         False, help="allow a host beyond loopback although there are no API keys"
     )
-    nats_url: str = setting("nats://127.0.0.1:4222", help="NATS server")
+    nats_url: NatsUrl = setting(NatsUrl("nats://127.0.0.1:4222"), help="NATS server")
     tokenizer_addresses: tuple[str, ...] = setting(
         ("127.0.0.1:50052",), help="host:port of each tokenizer replica"
     )
     cache_address: str = setting(
-        "", help="host:port of the cache service; empty: no response cache, no idempotency keys"
+        "",
+        help="host:port of the cache service",
+        unset="no response cache, no idempotency keys",
     )
     default_model: str = setting(
-        "", help="model of requests that name none; empty takes the first one that registers"
+        "", help="model of requests that name none", unset="the first one that registers"
     )
     default_sampling: str = setting(
         "model",
