@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import shutil
 import sys
 import time
@@ -20,7 +19,11 @@ from millrace.telemetry.diagnosis import diagnose, format_s
 from millrace.telemetry.store import STORE_FILE, RequestSummary, RequestTrace, TraceStore
 from millrace.telemetry.waterfall import draw
 
+from .console import Console
+from .console import as_json as to_json
 from .count import positive_count
+from .stack.run_file import running_stack
+from .stack.tracing import COLLECTOR
 
 DEFAULT_SLOWEST = 10
 PLAIN_WIDTH = 120
@@ -76,7 +79,7 @@ def _run(args: argparse.Namespace, store: TraceStore) -> int:
     _settle(request)
     trace = store.load(request)
     if args.json:
-        _print(json.dumps(describe(request, trace), indent=2, ensure_ascii=False, allow_nan=False))
+        Console().json(describe(request, trace))
         return 0
     width, is_unicode = terminal(sys.stdout)
     diagnosis = diagnose(trace.spans, trace.steps)
@@ -112,6 +115,12 @@ def terminal(stream: TextIO) -> tuple[int, bool]:
 
 
 def _last(store: TraceStore) -> RequestSummary:
+    record = running_stack(millrace_home())
+    if record is not None and all(item.name != COLLECTOR for item in record.processes):
+        raise RequestNotFound(
+            "the running stack keeps no traces here (--no-telemetry, OTEL_TRACES_EXPORTER or "
+            "OTEL_SDK_DISABLED); those of earlier runs: millrace trace --slowest, millrace trace ID"
+        )
     found = store.latest(1)
     if not found:
         raise RequestNotFound("no request has been traced yet")
@@ -146,7 +155,7 @@ def _list(store: TraceStore, requests: Iterable[RequestSummary], *, as_json: boo
         else:
             _print(_line(request, trace))
     if as_json:
-        _print(json.dumps(documents, indent=2, ensure_ascii=False, allow_nan=False))
+        Console().json(documents)
 
 
 def _follow(store: TraceStore, *, as_json: bool) -> None:
@@ -160,10 +169,10 @@ def _follow(store: TraceStore, *, as_json: bool) -> None:
                 trace = store.load(request)
             except RequestNotFound:
                 continue  # evicted between the two reads
-            document = json.dumps(
-                _short_document(request, trace), ensure_ascii=False, allow_nan=False
-            )
-            _print(document if as_json else _line(request, trace))
+            if as_json:
+                _print(to_json(_short_document(request, trace), sys.stdout))
+            else:
+                _print(_line(request, trace))
         time.sleep(FOLLOW_S)
 
 

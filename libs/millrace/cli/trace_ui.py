@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -17,16 +16,15 @@ import subprocess
 import sys
 import time
 import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from millrace.config.environment import current_environment
-from millrace.config.home import Home, millrace_home
+from millrace.config.home import millrace_home
 from millrace.core.errors import ConfigError, Conflict, Unavailable
+from millrace.telemetry.tracing_ui import RunningUi, UiFolder, command_of, ui_folder
 
 PHOENIX_VERSION = "20.26.1"
-FOLDER_NAME = "trace-ui"
 DEFAULT_PORT = 6006
 HOST = "127.0.0.1"
 NOTICE = f"""\
@@ -50,51 +48,9 @@ STOP_S = 10.0
 POLL_S = 0.25
 
 
-@dataclass(frozen=True, slots=True)
-class UiFolder:
-    """What lies under MILLRACE_HOME/trace-ui."""
-
-    root: Path
-
-    @property
-    def venv(self) -> Path:
-        """The virtual environment."""
-        return self.root / "venv"
-
-    @property
-    def python(self) -> Path:
-        """Its interpreter."""
-        return self.venv / "bin" / "python"
-
-    @property
-    def data(self) -> Path:
-        """Phoenix' database."""
-        return self.root / "data"
-
-    @property
-    def marker(self) -> Path:
-        """Exists once the installation has finished."""
-        return self.root / f"installed-{PHOENIX_VERSION}"
-
-    @property
-    def run_file(self) -> Path:
-        """Process id and port of the one that runs."""
-        return self.root / "run.json"
-
-
-def ui_folder(home: Home) -> UiFolder:
-    """Where the tracing UI is installed."""
-    return UiFolder(home.root / FOLDER_NAME)
-
-
-def running_ui(folder: UiFolder) -> int | None:
-    """Process id of the tracing UI that runs; None where none does."""
-    try:
-        pid = int(json.loads(folder.run_file.read_text())["pid"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    # The number may belong to somebody else by now.
-    return pid if str(folder.python) in _command_of(pid) else None
+def _marker(folder: UiFolder) -> Path:
+    """Exists once the installation of this version has finished."""
+    return folder.root / f"installed-{PHOENIX_VERSION}"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -114,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     folder = ui_folder(millrace_home())
     if args.stop:
         return _stop(folder)
-    if not folder.marker.is_file():
+    if not _marker(folder).is_file():
         _install(folder, is_agreed=args.yes)
     return 0 if args.install_only else _serve(folder, args.port)
 
@@ -134,7 +90,7 @@ def _install(folder: UiFolder, *, is_agreed: bool) -> None:
         status = subprocess.run(command, env=environ, check=False).returncode
         if status != 0:
             raise Unavailable(f"{' '.join(command)} ended with status {status}")
-    folder.marker.touch()
+    _marker(folder).touch()
 
 
 def _ask(question: str) -> bool:
@@ -161,7 +117,7 @@ def _serve(folder: UiFolder, port: int) -> int:
         ) as process,
         _terminated_as_interrupt(),
     ):
-        folder.run_file.write_text(json.dumps({"pid": process.pid, "port": port}))
+        folder.write_running(RunningUi(process.pid, port))
         try:
             _wait_until_up(process, port, log_path)
             _announce(port)
@@ -200,11 +156,7 @@ def _environment() -> dict[str, str]:
 
 def _announce(port: int) -> None:
     print(f"tracing UI: http://{HOST}:{port}/ (Ctrl-C stops it)")
-    if port == DEFAULT_PORT:
-        print("requests made from now on show up there while `millrace up` runs", flush=True)
-    else:
-        variable = "MILLRACE_COLLECTOR_FORWARD_URL"
-        print(f"start the stack with {variable}=http://{HOST}:{port}", flush=True)
+    print("requests made from now on to the stack of this MILLRACE_HOME show up there", flush=True)
 
 
 def _wait_until_up(process: subprocess.Popen[bytes], port: int, log_path: Path) -> None:
@@ -222,16 +174,16 @@ def _wait_until_up(process: subprocess.Popen[bytes], port: int, log_path: Path) 
 
 
 def _stop(folder: UiFolder) -> int:
-    pid = running_ui(folder)
-    if pid is None:
+    running = folder.running()
+    if running is None:
         folder.run_file.unlink(missing_ok=True)
         print("no tracing UI runs")
         return 0
-    os.kill(pid, signal.SIGTERM)
+    os.kill(running.pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_S
-    while str(folder.python) in _command_of(pid):
+    while str(folder.python) in command_of(running.pid):
         if time.monotonic() > deadline:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(running.pid, signal.SIGKILL)
             break
         time.sleep(POLL_S)
     folder.run_file.unlink(missing_ok=True)
@@ -246,14 +198,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _command_of(pid: int) -> str:
-    """The process's command line; empty where it has ended."""
-    listed = subprocess.run(
-        ["ps", "-ww", "-p", str(pid), "-o", "args="], capture_output=True, text=True, check=False
-    )
-    return listed.stdout.strip()
 
 
 def _is_taken(port: int) -> bool:

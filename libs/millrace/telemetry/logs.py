@@ -19,6 +19,7 @@ from typing import TextIO
 from opentelemetry import trace
 
 from millrace.core.errors import ConfigError, MillraceError
+from millrace.core.secret import redacted
 
 LOG_LEVEL_VARIABLE = "MILLRACE_LOG_LEVEL"
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -80,7 +81,8 @@ class LineFormatter(logging.Formatter):
             parts.append(f"error={_quote(describe_error(error))}")
             if self._with_traceback:
                 parts.append(f"traceback={_quote(''.join(format_exception(error)))}")
-        return " ".join(parts)
+        # Libraries name the URLs they were given.
+        return redacted(" ".join(parts))
 
     def _trace_ids(self) -> list[str]:
         context = trace.get_current_span().get_span_context()

@@ -22,6 +22,8 @@ SERVICE_TOKENIZER = "tokenizer"
 SERVICE_SCHEDULER = "scheduler"
 SERVICE_WORKER = "worker"
 SERVICE_CACHE = "cache"
+# Beside the service: which of several stacks of a machine or a backend.
+ATTR_STACK_ID = "millrace.stack.id"
 SERVICES = (SERVICE_GATEWAY, SERVICE_TOKENIZER, SERVICE_SCHEDULER, SERVICE_WORKER, SERVICE_CACHE)
 
 # Spans. Templates hold `{operation}` and `{model}`; the rest are literal names.

@@ -14,7 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, Span
 
-from millrace.telemetry.names import RPC_PREFIX, SPAN_STEP
+from millrace.telemetry.names import ATTR_STACK_ID, RPC_PREFIX, SPAN_STEP
 from millrace.telemetry.otlp import is_step, service_of
 
 PROJECT = "millrace"
@@ -28,7 +28,10 @@ MAX_MEMBERS = 64
 
 
 def fit_for_ui(request: ExportTraceServiceRequest) -> bytes:
-    """The request as the UI shows it best, serialized; `request` itself stays as it is."""
+    """The request as the UI shows it best, serialized; `request` itself stays as it is.
+
+    Each stack has projects of its own.
+    """
     fitted = ExportTraceServiceRequest()
     for resource_spans in request.resource_spans:
         service = service_of(resource_spans)
@@ -52,13 +55,21 @@ def _add(
         return
     target = fitted.resource_spans.add()
     target.resource.CopyFrom(source.resource)
-    target.resource.attributes.append(_pair(ATTR_PROJECT, project))
+    stack = _stack_id(source)
+    target.resource.attributes.append(
+        _pair(ATTR_PROJECT, f"{project}-{stack}" if stack else project)
+    )
     added = target.scope_spans.add().spans
     added.extend(spans)
     for span in added:
         span.attributes.append(_pair(ATTR_SERVICE, service))
         if span.parent_span_id:
             span.name = f"{_short(span.name)} · {service}"
+
+
+def _stack_id(source: ResourceSpans) -> str:
+    attributes = source.resource.attributes
+    return next((item.value.string_value for item in attributes if item.key == ATTR_STACK_ID), "")
 
 
 def _copies(step: Span) -> list[Span]:
