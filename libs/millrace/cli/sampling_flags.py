@@ -39,8 +39,9 @@ def _add_flag(parser: argparse.ArgumentParser, known: RequestField) -> None:
 def sampling_of(args: argparse.Namespace) -> SamplingOptions:
     """What the flags say."""
     from .client import SamplingOptions
+    from .streams import argument_text
 
     given = {known.name: known.meant(getattr(args, known.name)) for known in _FLAGS}
     if given["stop"] is not None:
-        given["stop"] = tuple(given["stop"])
+        given["stop"] = tuple(argument_text(text, "--stop") for text in given["stop"])
     return SamplingOptions(**given)
