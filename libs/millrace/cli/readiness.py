@@ -30,5 +30,12 @@ def describe_readiness(status: int, answer: Mapping[str, Any] | None) -> str:
         return "draining: the gateway takes no new requests"
     if status != 200:
         return f"not ready: the gateway answers with {status}"
-    degraded = (answer or {}).get("degraded")
-    return f"ready, without {', '.join(degraded)}" if degraded else "ready"
+    lost = _lost_parts(answer or {})
+    return f"ready, without {', '.join(lost)}" if lost else "ready"
+
+
+def _lost_parts(answer: Mapping[str, Any]) -> list[str]:
+    """Parts that are gone but not needed, each with its reason: `cache (connection refused)`."""
+    reasons = answer.get("reasons") or {}
+    parts = answer.get("degraded") or ()
+    return [f"{part} ({reasons[part]})" if reasons.get(part) else part for part in parts]

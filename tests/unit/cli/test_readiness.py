@@ -21,6 +21,11 @@ def answer(status: str, *missing: str, degraded: tuple[str, ...] = ()) -> dict[s
     [
         (200, answer("ready"), "ready"),
         (200, answer("ready", degraded=("cache",)), "ready, without cache"),
+        (
+            200,
+            answer("ready", degraded=("cache",)) | {"reasons": {"cache": "WRONGPASS"}},
+            "ready, without cache (WRONGPASS)",
+        ),
         (503, answer("not_ready", "worker"), "not ready: no worker is attached"),
         (503, answer("not_ready", "worker", "scheduler"), "not ready: no scheduler is attached"),
         (503, answer("not_ready", "worker", "nats"), "not ready: NATS does not answer"),
