@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from millrace.config.environment import current_environment
 from millrace.config.home import Home, millrace_home
-from millrace.config.loader import add_flags, check_variables, config_from_flags
+from millrace.config.loader import (
+    add_flags,
+    check_variables,
+    config_from_flags,
+    flags_as_variables,
+)
 from millrace.core.errors import Conflict
 
+from .config import report_settings
 from .console import Console
 from .service_settings import explain_service
 from .stack.background import start_in_background
 from .stack.command import run_millrace
 from .stack.first_answer import FirstAnswer
 from .stack.model_choice import find_or_pull, require_fit, served_model
-from .stack.options import choose_model, public_endpoints, wiring_options
+from .stack.options import choose_model, public_endpoints, require_startable, wiring_options
 from .stack.preparation import prepare_weights
 from .stack.run_file import new_stack_record, running_stack, stack_lock
 from .stack.servers import find_server
+from .stack.settings_file import StackSettings, write_settings_file
 from .stack.stack_view import StackView
 from .stack.supervisor import PartFailed, Supervisor
 from .stack.topology import ProcessSpec, Topology, load_topology
@@ -50,7 +59,11 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs until SIGINT or SIGTERM; 1 where a part fails."""
-    home, environ = millrace_home(), current_environment()
+    environ = current_environment()
+    if args.config:
+        # For the services too: the file has a table for each.
+        environ["MILLRACE_CONFIG"] = os.path.abspath(args.config)
+    home = millrace_home(environ)
     check_variables(environ)
     config = config_from_flags(UpConfig, "up", args, environ=environ)
     config.check()
@@ -59,18 +72,22 @@ def run(args: argparse.Namespace) -> int:
             f"a stack is already running (pid {record.pid}); stop it with `millrace down`"
         )
     topology = load_topology()
+    require_startable(config, topology, home, environ)
     model = choose_model(config, topology, environ)
     entry = find_or_pull(model, home)
     if config.fit_check:
         require_fit(entry, config, environ)
     prepare_weights(entry, config, environ, home)
     if args.detach:
-        return start_in_background(home, sys.argv[1:], Console())
+        settings = flags_as_variables(UpConfig, "up", args)
+        return start_in_background(home, {**environ, **settings}, Console())
     with stack_lock(home):
-        options = wiring_options(config, topology, served_model(model, entry), environ)
+        options = wiring_options(config, topology, served_model(model, entry), home, environ)
         wiring = wire_stack(topology, options, home, _program_finder(environ))
         _check_settings(topology, wiring, environ)
         job = _Foreground(config, home, wiring, environ, is_background=args.in_background)
+        if options.tracing.note:
+            job.note(options.tracing.note)
         return asyncio.run(job.run(entry.name, public_endpoints(options)))
 
 
@@ -86,6 +103,16 @@ def _check_settings(topology: Topology, wiring: Wiring, environ: Mapping[str, st
     for instance in wiring.instances:
         if instance.spec.config:
             explain_service(topology, instance.spec.name, {**environ, **instance.environ})
+
+
+def _started_settings(wiring: Wiring, environ: Mapping[str, str]) -> StackSettings:
+    topology, found = load_topology(), {}
+    for instance in wiring.instances:
+        if instance.spec.config:
+            told = {**environ, **instance.environ}
+            settings = explain_service(topology, instance.spec.name, told)
+            found[instance.name] = report_settings(settings, instance.environ)
+    return found
 
 
 class _Foreground:
@@ -112,6 +139,10 @@ class _Foreground:
         self._began = time.monotonic()
         self._is_stopping = False
 
+    def note(self, message: str) -> None:
+        """Shows one line about the stack as a whole."""
+        self._view.note(message)
+
     async def run(self, model: str, endpoints: dict[str, str]) -> int:
         """Supervises until told to stop."""
         urls = {
@@ -120,6 +151,7 @@ class _Foreground:
             if instance.spec.url
         }
         record = new_stack_record(model, {**endpoints, **urls})
+        write_settings_file(self._home, _started_settings(self._wiring, self._environ))
         supervisor = Supervisor(
             self._wiring,
             self._home,
@@ -127,7 +159,7 @@ class _Foreground:
             environ=self._environ,
             show=self._view.show,
             note=self._view.note,
-            run_init=run_millrace,
+            run_init=partial(run_millrace, environ={**self._environ, **self._wiring.init_environ}),
             max_stall_s=self._config.max_stall_s,
         )
         loop = asyncio.get_running_loop()

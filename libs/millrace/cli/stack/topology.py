@@ -20,8 +20,9 @@ class ProcessSpec:
 
     A service has `module`, a server has `programs`. `ports` maps the setting that takes the port
     to the fixed port in compose; `settings` and `args` hold {placeholders}; `environ` are variables
-    of libraries beneath the process. Only compose gives `compose_settings`. `ping` is the protocol
-    in which the supervisor asks whether the process still answers, on `ping_port` if that is given.
+    of libraries beneath the process. `init` is a `millrace` command that prepares the server, with
+    the variables `init_environ`. Only compose gives `compose_settings`. `ping` is the protocol in
+    which the supervisor asks whether the process still answers, on `ping_port` if that is given.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ProcessSpec:
     args: tuple[str, ...] = ()
     url: str = ""
     init: tuple[str, ...] = ()
+    init_environ: Mapping[str, str] = field(default_factory=dict)
     image: str = ""
     needs: tuple[str, ...] = ()
     ready: str = "line"

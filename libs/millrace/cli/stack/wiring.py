@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from millrace.config.home import Home
+from millrace.core.address import join_host_port
 from millrace.core.errors import ConfigError
+from millrace.core.url import Url
 
 from .ports import pick_free_port
 from .topology import ProcessSpec, Topology
+from .tracing import COLLECTOR, Tracing
 
 LOOPBACK = "127.0.0.1"
 _PLACEHOLDER = re.compile(r"\{([a-z_]+(?:\.[a-z_]+)?)\}")
@@ -33,7 +36,7 @@ class Instance:
     @property
     def address(self) -> str:
         """host:port of the first port."""
-        return join_address(self.host, next(iter(self.ports.values())))
+        return join_host_port(self.host, next(iter(self.ports.values())))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +53,22 @@ class WiringOptions:
     num_workers: int
     public_host: str
     public_ports: Mapping[str, int]
-    external_urls: Mapping[str, str]
+    external_urls: Mapping[str, Url]
     overrides: Mapping[str, Mapping[str, str]]
-    has_telemetry: bool = True
+    tracing: Tracing = Tracing()
 
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
-    """Instances in start order, and the `millrace` commands that prepare servers run elsewhere."""
+    """Instances in start order, and the `millrace` commands that prepare servers run elsewhere.
+
+    `init_environ` are the variables of all such commands: a URL may hold a password, and everybody
+    may read the arguments of a process.
+    """
 
     instances: tuple[Instance, ...]
     init_commands: tuple[tuple[str, ...], ...]
-
-
-def join_address(host: str, port: int) -> str:
-    """host:port, with brackets around IPv6."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    init_environ: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 def wire_stack(
@@ -76,8 +79,8 @@ def wire_stack(
 ) -> Wiring:
     """Fills in the topology. Raises `ConfigError` for a wrong placeholder or a missing server."""
     left_out = set(options.external_urls)
-    if not options.has_telemetry:
-        left_out.add("collector")
+    if not options.tracing.has_collector:
+        left_out.add(COLLECTOR)
     local = topology.without(left_out)
     seats = _seats(local, options)
     names = _names(topology, options, home, seats)
@@ -91,7 +94,12 @@ def wire_stack(
         for name in options.external_urls
         if topology.get(name).init
     ]
-    return Wiring(tuple(instances), tuple(init_commands))
+    init_environ = {
+        name: fill(value, names)
+        for spec in topology.processes
+        for name, value in spec.init_environ.items()
+    }
+    return Wiring(tuple(instances), tuple(init_commands), init_environ)
 
 
 def fill(text: str, names: Mapping[str, str]) -> str:
@@ -140,14 +148,15 @@ def _names(
     }
     for spec in topology.processes:
         addresses = [
-            join_address(host, next(iter(ports.values())))
+            join_host_port(host, next(iter(ports.values())))
             for _, other, host, ports in seats
             if other.name == spec.name
         ]
         if addresses:
             names[f"{spec.name}.address"] = ",".join(addresses)
             names[f"{spec.name}.url"] = fill(spec.url, {"self.address": addresses[0]})
-    names.update({f"{name}.url": url for name, url in options.external_urls.items()})
+    # With their passwords: they may stand in variables, and in no arguments.
+    names.update({f"{name}.url": url.reveal() for name, url in options.external_urls.items()})
     return names
 
 
@@ -156,7 +165,7 @@ def _own_names(host: str, ports: Mapping[str, int]) -> dict[str, str]:
     return {
         "self.host": host,
         "self.port": str(port),
-        "self.address": join_address(host, port),
+        "self.address": join_host_port(host, port),
     }
 
 
@@ -187,8 +196,5 @@ def _service_environ(
     environ = {env_name(spec.name, setting): value for setting, value in settings.items()}
     environ.update(spec.environ)
     environ["PYTHONUNBUFFERED"] = "1"
-    if not options.has_telemetry:
-        environ["OTEL_SDK_DISABLED"] = "true"
-    elif spec.name != "collector":
-        environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = names["collector.url"]
+    environ.update(options.tracing.environ_of(spec.name, names.get("collector.url", "")))
     return environ
