@@ -46,7 +46,7 @@ def main() -> None:
     header = {"model": entry.name, "revision": entry.revision, "dtype": "float32"}
     document = {**header, "transformers": version("transformers"), "references": references}
     lines = json.dumps(document).replace('{"name"', '\n{"name"')
-    (E2E / "data" / "references.json").write_text(lines + "\n")
+    (E2E / "data" / "references.json").write_text(lines + "\n", "utf-8")
 
 
 def _known_outputs(revision: str) -> dict[tuple[tuple[int, ...], int], list[int]]:
@@ -54,7 +54,7 @@ def _known_outputs(revision: str) -> dict[tuple[tuple[int, ...], int], list[int]
     path = E2E / "data" / "references.json"
     if not path.exists():
         return {}
-    document = json.loads(path.read_text())
+    document = json.loads(path.read_text(encoding="utf-8"))
     if (document["revision"], document["transformers"]) != (revision, version("transformers")):
         return {}
     return {

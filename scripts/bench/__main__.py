@@ -94,7 +94,7 @@ def _machine(probe: MachineProbe, kernels: Kernels | None, model: Path) -> dict[
 def _write(report: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "bench.json"
-    path.write_text(json.dumps(report, indent=2) + "\n")
+    path.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
     names = ", ".join(str(written) for written in [path, *write_plots(report, folder)])
     print(f"\nWritten: {names}")
 

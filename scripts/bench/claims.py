@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = arguments.output_dir or default
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "claims.json"
-    path.write_text(json.dumps({"claims": claims}, indent=2) + "\n")
+    path.write_text(json.dumps({"claims": claims}, indent=2) + "\n", "utf-8")
     print(f"\nWritten: {path}")
 
 

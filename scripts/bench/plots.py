@@ -23,7 +23,7 @@ def write_plots(report: dict[str, Any], folder: Path) -> list[Path]:
     written = []
     for name, text in plots.items():
         path = folder / f"{name}.svg"
-        path.write_text(text)
+        path.write_text(text, "utf-8")
         written.append(path)
     return written
 

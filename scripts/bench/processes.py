@@ -44,6 +44,6 @@ def cpu_percent(pids: dict[str, int], seconds: float) -> dict[str, float]:
 def read_text(path: Path) -> str:
     """What a file of /proc says; empty where it cannot be read."""
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except OSError:
         return ""

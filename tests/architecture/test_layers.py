@@ -63,7 +63,7 @@ def _imports(path: Path) -> Iterator[str]:
     """Absolute names of everything a module imports, lazily or not."""
     root = next(root for root in ROOTS if path.is_relative_to(root))
     here = ("millrace", *path.relative_to(root).with_suffix("").parts)
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -135,7 +135,7 @@ def _load_time_imports(path: Path, modules: dict[str, Path]) -> set[str]:
     root = next(root for root in ROOTS if path.is_relative_to(root))
     here = ("millrace", *path.relative_to(root).with_suffix("").parts)
     found: set[str] = set()
-    for node in ast.parse(path.read_text()).body:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.ImportFrom):
             base = ".".join(here[: -node.level]) if node.level else ""
             module = ".".join(part for part in (base, node.module or "") if part)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import re
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+import traceback
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import grpc
 import pytest
@@ -18,12 +22,15 @@ from millrace.cache.idempotency import IdempotencyKeys
 from millrace.cache.responses import ResponseCache
 from millrace.cache.servicer import CacheServicer
 from millrace.cache.store import IDEMPOTENCY_PREFIX, OVERHEAD_BYTES, PREFIX, RedisStore
+from millrace.cli.stack.topology import load_topology
 from millrace.core.breaker import Breaker
 from millrace.core.errors import ConfigError, Unavailable
 from millrace.core.idempotency import IdempotencyRecord
+from millrace.core.url import RedisUrl
 from millrace.internal.v1 import cache_pb2, cache_pb2_grpc
 from millrace.rpc.client import open_channel
 from millrace.rpc.server import RpcServer
+from millrace.telemetry.logs import LineFormatter
 from millrace.telemetry.metrics import CacheMetrics
 from millrace.testing.servers import LocalServer, start_valkey
 from millrace.wire.idempotency_client import IdempotencyClient
@@ -50,7 +57,7 @@ async def store(valkey: LocalServer) -> AsyncIterator[RedisStore]:
 
 
 def _store(valkey: LocalServer, *, ttl_s: float = 60.0, max_bytes: int = 1 << 20) -> RedisStore:
-    return RedisStore(valkey.url, ttl_s=ttl_s, max_bytes=max_bytes)
+    return RedisStore(RedisUrl(valkey.url), ttl_s=ttl_s, max_bytes=max_bytes)
 
 
 def _cache(store: RedisStore, breaker: Breaker | None = None) -> ResponseCache:
@@ -355,13 +362,93 @@ async def test_gateways_and_a_killed_redis(tmp_path: Path) -> None:
         await store.close()
 
 
+@pytest.mark.parametrize(
+    ("user", "said"),
+    [
+        ("bob:wrong2@", "Redis refused the password (WRONGPASS)"),
+        (":wrong2@", "Redis refused the password (WRONGPASS)"),
+        ("", "Redis wants a password (NOAUTH)"),
+    ],
+)
+async def test_a_refused_password_is_told_and_comes_right(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, user: str, said: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    with start_valkey(tmp_path, "--requirepass", "hunt#er2") as valkey:
+        store = RedisStore(
+            RedisUrl(f"redis://{user}127.0.0.1:{valkey.port}/0"), ttl_s=1, max_bytes=1 << 20
+        )
+        cache = _cache(store)
+        for _ in range(8):
+            with pytest.raises(Unavailable, match=re.escape(said)):
+                await cache.look_up(KEYS[0])
+            stats = await cache.stats()
+            assert not stats.connected and stats.reason.startswith(said)
+        await store.close()
+    lines = [LineFormatter("cache").format(record) for record in caplog.records]
+    (line,) = [line for line in lines if "WARNING" in line]
+    assert said in line and f"127.0.0.1:{valkey.port}" in line
+    assert "wrong2" not in "".join(lines)
+
+
+async def test_an_encoded_password_opens_redis(tmp_path: Path) -> None:
+    with start_valkey(tmp_path, "--requirepass", "hunt#er2/?@:%") as valkey:
+        password = quote("hunt#er2/?@:%", safe="")
+        url = RedisUrl(f"redis://default:{password}@127.0.0.1:{valkey.port}/0")
+        store = RedisStore(url, ttl_s=1, max_bytes=1 << 20)
+        assert (await _cache(store).stats()).connected
+        await store.close()
+
+
 async def test_keys_without_redis_are_unavailable() -> None:
-    store = RedisStore("redis://127.0.0.1:1/0", ttl_s=1, max_bytes=1)
+    store = RedisStore(RedisUrl("redis://127.0.0.1:1/0"), ttl_s=1, max_bytes=1)
     with pytest.raises(Unavailable):
         await _keys(store).claim(KEYS[0], "a", b"a", 1000)
     await store.close()
 
 
-def test_wrong_url_is_a_config_error() -> None:
-    with pytest.raises(ConfigError, match="redis_url"):
-        RedisStore("http://127.0.0.1", ttl_s=1, max_bytes=1)
+@pytest.mark.parametrize("option", ["hunter2=1", "db=hunter2", "socket_timeout=hunter2"])
+def test_wrong_option_of_the_url_is_a_config_error_that_does_not_quote_it(option: str) -> None:
+    with pytest.raises(ConfigError, match="redis_url") as caught:
+        RedisStore(RedisUrl(f"redis://127.0.0.1/?{option}"), ttl_s=1, max_bytes=1)
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.fixture
+def stack_valkey(tmp_path: Path) -> Iterator[LocalServer]:
+    """A Valkey with the arguments that the stack gives it."""
+    spec = load_topology().get("valkey")
+    with start_valkey(tmp_path, *durability(spec.args)) as server:
+        yield server
+
+
+def durability(args: tuple[str, ...]) -> tuple[str, ...]:
+    """Those of a server's arguments that decide what a restart keeps."""
+    pairs = zip(args[::2], args[1::2], strict=True)
+    return tuple(
+        word
+        for pair in pairs
+        if pair[0] in ("--save", "--appendonly", "--appendfsync")
+        for word in pair
+    )
+
+
+@pytest.mark.parametrize("end", [LocalServer.kill, LocalServer.stop])
+async def test_a_key_survives_the_restart_of_the_stacks_store(
+    stack_valkey: LocalServer, end: Callable[[LocalServer], None]
+) -> None:
+    store = _store(stack_valkey)
+    keys = _keys(store)
+    assert await keys.claim(KEYS[0], "first", b"running", 60_000) is None
+    assert await keys.finish(KEYS[0], "first", b"the answer")
+    assert await keys.claim(KEYS[1], "second", b"running", 60_000) is None
+    await store.close()
+
+    end(stack_valkey)
+    stack_valkey.start()
+
+    store = _store(stack_valkey)
+    keys = _keys(store)
+    assert await keys.claim(KEYS[0], "third", b"running", 60_000) == b"the answer"
+    assert await keys.claim(KEYS[1], "third", b"running", 60_000) == b"running"
+    await store.close()

@@ -53,7 +53,7 @@ def main(path: str, dtype: str, max_len: str) -> None:
 
 def peak_bytes() -> int:
     """Of this program alone: getrusage would count what the parent had before the exec."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     (peak_kib,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
     return int(peak_kib) * 1024
 

@@ -217,6 +217,7 @@ def _standby(stack: Stack) -> Iterator[Path]:
 
 def _wait_for_line(log: Path, text: str, process: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + 30.0
-    while text not in log.read_text():
-        assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+    while text not in log.read_text(encoding="utf-8"):
+        is_late = process.poll() is not None or time.monotonic() > deadline
+        assert not is_late, log.read_text(encoding="utf-8")
         time.sleep(0.05)

@@ -210,7 +210,7 @@ class HttpStream:
             }
         ).encode()
         writer.write(
-            f"POST {TOKENS_PATH} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            f"POST {TOKENS_PATH} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
             f"content-length: {len(body)}\r\n\r\n".encode()
             + body
         )

@@ -201,7 +201,7 @@ class Leavers:
         body = json.dumps({"prompt": reading.wish.text, **reading.wish.fields()}).encode()
         _, writer = await asyncio.open_connection(self._host, self._port)
         writer.write(
-            b"POST /generate HTTP/1.1\r\nhost: gateway\r\ncontent-type: application/json\r\n"
+            b"POST /generate HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
             b"content-length: %d\r\n\r\n" % len(body) + body[: random.randrange(len(body))]
         )
         await writer.drain()

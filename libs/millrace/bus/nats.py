@@ -15,6 +15,7 @@ from nats.js.kv import KeyValue
 from millrace.core.dead_letter import DeadLetter
 from millrace.core.membership import SchedulerOwner, WorkerLoad, WorkerRegistration
 from millrace.core.request import Priority, QueuedRequest
+from millrace.core.url import NatsUrl
 from millrace.internal.v1 import bus_pb2
 from millrace.wire.dead_letters import dead_letter_to_proto
 from millrace.wire.membership import (
@@ -28,6 +29,7 @@ from millrace.wire.requests import queued_request_to_proto
 from . import nats_owners
 from .base import Bus, IntakeLoad, WorkQueue
 from .configuration import OWNER_TTL_S, WORKER_TTL_S
+from .nats_address import nats_address
 from .nats_entries import unsubscribe_quietly, watch_entries
 from .nats_errors import answering
 from .nats_link import CALL_TIMEOUT_S, NatsLink, NatsSession
@@ -49,13 +51,13 @@ _log = logging.getLogger(__name__)
 RETRY_S = 0.2
 
 
-async def connect_bus(url: str, *, name: str, timeout_s: float = 10.0) -> NatsBus:
+async def connect_bus(url: NatsUrl | str, *, name: str, timeout_s: float = 10.0) -> NatsBus:
     """Connects and verifies what `millrace bus init` made; keeps trying for `timeout_s`.
 
     Raises `ConfigError` where the server does not answer, or where JetStream, a stream or a bucket
     is missing or has other settings. What is lost later is connected again, and verified again.
     """
-    return NatsBus(await NatsLink.open(url, name, timeout_s))
+    return NatsBus(await NatsLink.open(nats_address(url), name, timeout_s))
 
 
 class NatsBus(Bus):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import nats.errors
 from nats.aio.client import Client
@@ -32,9 +33,13 @@ class NatsClient(Client):
     def __init__(self, on_lost: Callable[[str], None]) -> None:
         super().__init__()
         self._on_lost = on_lost
+        self._failure: Exception | None = None
 
-    async def open(self, servers: Sequence[str], name: str) -> None:
-        """Connects to one of them, or raises `OSError` or the library's error and is ended."""
+    async def open(self, servers: Sequence[str], name: str, credentials: Mapping[str, Any]) -> None:
+        """Connects to one of them, or raises `OSError` or the library's error and is ended.
+
+        `credentials` are user and password, or a token, for all of them.
+        """
         try:
             # The library tries a server that refuses again and again.
             async with asyncio.timeout((CONNECT_TIMEOUT_S + 1) * len(servers)):
@@ -49,9 +54,18 @@ class NatsClient(Client):
                     pending_size=MAX_PENDING_BYTES,
                     flush_timeout=FLUSH_TIMEOUT_S,
                     inbox_prefix=f"_INBOX_{name}".encode(),
-                    error_cb=_log_error,
+                    error_cb=self._note_error,
                     closed_cb=self._tell_closed,
+                    **credentials,
                 )
+        except TimeoutError as exc:
+            await self.end()
+            if self._failure is None:
+                raise
+            # Why the last try failed says more than that the time was over.
+            if isinstance(self._failure, (OSError, nats.errors.Error)):
+                raise self._failure from None
+            raise nats.errors.Error(f"{type(self._failure).__name__}: {self._failure}") from exc
         except BaseException:
             await self.end()
             raise
@@ -98,12 +112,12 @@ class NatsClient(Client):
     async def _tell_closed(self) -> None:
         self._on_lost(f"closed: {self.last_error}")
 
+    async def _note_error(self, exc: Exception) -> None:
+        self._failure = exc
+        # Before there is a connection whoever wants it hears of every failure.
+        level = logging.WARNING if self.is_connected else logging.DEBUG
+        _log.log(level, "nats: %s: %s", type(exc).__name__, exc)
+
 
 def _unheard(reason: str) -> None:
     """After the end nobody waits for news."""
-
-
-async def _log_error(exc: Exception) -> None:
-    # Each try to connect again fails with one; that the connection is lost has been said.
-    level = logging.DEBUG if isinstance(exc, OSError) else logging.WARNING
-    _log.log(level, "nats: %s: %s", type(exc).__name__, exc)

@@ -16,6 +16,8 @@ from millrace.core.errors import (
     PayloadTooLarge,
     Unavailable,
 )
+from millrace.core.secret import redacted
+from millrace.core.url import NatsUrl
 
 # JetStream: the stream could not store the message; its description says why.
 STORE_FAILED_CODE = 10077
@@ -40,6 +42,22 @@ def answering() -> Iterator[None]:
         raise_if_cancelled()
         raise Unavailable(f"the message bus does not answer: {type(exc).__name__}") from exc
     raise_if_cancelled()
+
+
+def connect_failure(url: NatsUrl, exc: BaseException) -> str:
+    """Why there is no connection to `url`, in our words; the library's only if they are safe."""
+    if isinstance(exc, nats.errors.Error) and "authorization" in str(exc).lower():
+        return f"the NATS server at {url} {_refused_credentials(url)}"
+    # Some errors of asyncio and of the library have no words.
+    return f"no NATS server answers at {url}: {redacted(str(exc)) or type(exc).__name__}"
+
+
+def _refused_credentials(url: NatsUrl) -> str:
+    if url.username is None:
+        return "wants a user or a token; name them in its URL"
+    if url.password is None:
+        return "refused the token"
+    return "refused the user or the password"
 
 
 def raise_if_cancelled() -> None:

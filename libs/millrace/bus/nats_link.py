@@ -15,9 +15,11 @@ from nats.js import JetStreamContext
 from nats.js.kv import KeyValue
 
 from millrace.core.errors import ConfigError, Unavailable
+from millrace.core.url import NatsUrl
 
+from .nats_address import credentials
 from .nats_client import NatsClient
-from .nats_errors import raise_if_cancelled
+from .nats_errors import connect_failure, raise_if_cancelled
 from .subjects import OWNERS_BUCKET, WORKERS_BUCKET
 from .verify import verify_bus
 
@@ -54,10 +56,10 @@ class NatsSession:
 class NatsLink:
     """Always has a session, or is making one; made by `open`, ended by `close`."""
 
-    def __init__(self, url: str, name: str) -> None:
+    def __init__(self, url: NatsUrl, name: str) -> None:
         self._url = url
         self._name = name
-        self._servers = [url]
+        self._servers = [url.without_credentials()]
         self._session: NatsSession | None = None
         self._client: NatsClient | None = None
         self._reason = "not connected yet"
@@ -67,7 +69,7 @@ class NatsLink:
         self._keeper: asyncio.Task[None] | None = None
 
     @classmethod
-    async def open(cls, url: str, name: str, timeout_s: float) -> NatsLink:
+    async def open(cls, url: NatsUrl, name: str, timeout_s: float) -> NatsLink:
         """The link with its first session; tries for `timeout_s` where nobody answers.
 
         Raises `ConfigError` where nobody does, or where something is missing or wrong there.
@@ -95,14 +97,15 @@ class NatsLink:
         return session is self._session
 
     async def session(self) -> NatsSession:
-        """The session, waiting a moment for the next. Raises `Unavailable` with the reason."""
+        """The session, waiting a moment for the next. Raises `Unavailable`; the log says why."""
         if self._session is not None:
             return self._session
         if not self._is_closed:
             with suppress(TimeoutError):
                 async with asyncio.timeout(GRACE_S):
                     return await self.next_session()
-        raise Unavailable(f"the message bus is away: {self._reason}", retry_after_s=1.0)
+        # Without the reason: it names the server, and clients are told this.
+        raise Unavailable("the message bus is away", retry_after_s=1.0)
 
     async def next_session(self) -> NatsSession:
         """The session, however long that takes."""
@@ -159,23 +162,21 @@ class NatsLink:
     async def _open_session(self) -> NatsSession:
         client = NatsClient(lambda reason: self._lose(client, reason))
         try:
-            await client.open(self._servers, self._name)
+            await client.open(self._servers, self._name, credentials(self._url))
         except (OSError, nats.errors.Error) as exc:
-            raise Unavailable(f"no NATS server answers at {self._url}: {_text(exc)}") from exc
+            raise Unavailable(connect_failure(self._url, exc)) from exc
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 return await self._verified(client)
         except BaseException as exc:
             await client.end()
             if isinstance(exc, (OSError, nats.errors.Error)):
-                raise Unavailable(
-                    f"the NATS server at {self._url} does not answer: {_text(exc)}"
-                ) from exc
+                raise Unavailable(connect_failure(self._url, exc)) from exc
             raise
 
     async def _verified(self, client: NatsClient) -> NatsSession:
         jetstream = client.jetstream(timeout=CALL_TIMEOUT_S)
-        stream_created = await verify_bus(jetstream, self._url)
+        stream_created = await verify_bus(jetstream, str(self._url))
         return NatsSession(
             client=client,
             jetstream=jetstream,
@@ -187,8 +188,9 @@ class NatsLink:
     def _take(self, session: NatsSession) -> None:
         self._session, self._client = session, session.client
         # A cluster tells of its other servers, which are there when this one is not.
-        others = {server.geturl() for server in session.client.servers} - {self._url}
-        self._servers = [self._url, *sorted(others)]
+        named = self._url.without_credentials()
+        others = {server.geturl() for server in session.client.servers} - {named}
+        self._servers = [named, *sorted(others)]
         self._is_lost.clear()
         self._is_up.set()
         if not session.client.is_connected:
@@ -202,8 +204,3 @@ class NatsLink:
         self._session = None
         self._is_up.clear()
         self._is_lost.set()
-
-
-def _text(exc: BaseException) -> str:
-    """Some errors of asyncio and of the library have no words."""
-    return str(exc) or type(exc).__name__

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import nats
 import nats.errors
 import nats.js.errors
 from nats.js import JetStreamContext
@@ -14,6 +13,7 @@ from nats.js.errors import NotFoundError
 
 from millrace.core.errors import ConfigError
 from millrace.core.request import Priority
+from millrace.core.url import NatsUrl
 
 from .configuration import (
     bucket_configs,
@@ -21,23 +21,28 @@ from .configuration import (
     request_consumer_config,
     request_stream_config,
 )
+from .nats_address import credentials, nats_address
+from .nats_client import NatsClient
+from .nats_errors import connect_failure
 from .subjects import REQUEST_STREAM
 from .verify import LIMITED_STREAM_SETTINGS, verify_jetstream
 
 
-async def init_bus(url: str, models: Sequence[str] = ()) -> None:
+async def init_bus(url: NatsUrl | str, models: Sequence[str] = ()) -> None:
     """Creates or updates everything; safe to repeat. `models` get their consumers.
 
     Raises `ConfigError` where the server has no JetStream, cannot be reached or refuses.
     """
+    url = nats_address(url)
+    client = NatsClient(lambda reason: None)
     try:
-        client = await nats.connect(url, connect_timeout=5, allow_reconnect=False)
-    except Exception as exc:
-        raise ConfigError(f"no NATS server answers at {url}: {exc}") from exc
+        await client.open([url.without_credentials()], "init", credentials(url))
+    except (OSError, nats.errors.Error) as exc:
+        raise ConfigError(connect_failure(url, exc)) from exc
     try:
         jetstream = client.jetstream()
         with _refusals(f"the NATS server at {url}"):
-            await verify_jetstream(jetstream, url)
+            await verify_jetstream(jetstream, str(url))
         for config in (request_stream_config(), dead_letter_stream_config(), *bucket_configs()):
             with _refusals(f"the NATS server at {url}, stream {config.name}"):
                 await _create_or_update(jetstream, config)
@@ -47,7 +52,7 @@ async def init_bus(url: str, models: Sequence[str] = ()) -> None:
                 with _refusals(f"the NATS server at {url}, consumer {consumer.durable_name}"):
                     await jetstream.add_consumer(REQUEST_STREAM, consumer)
     finally:
-        await client.close()
+        await client.end()
 
 
 @contextmanager

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from millrace.config.environment import current_environment, poll_where_events_are_taken
 from millrace.core.errors import MillraceError
+from millrace.core.secret import redacted
+
+from .streams import give_up, prepare_streams
 
 VERBS = {
     "up": "start the whole stack here and keep it running",
@@ -33,18 +39,54 @@ VERBS = {
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+UNWRITTEN = "cannot write the output: {}"
+MAX_SAID_CHARS = 200
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Quotes no password in its errors, whatever the argument was meant to be."""
+
+    def error(self, message: str) -> NoReturn:
+        """Usage, one line, exit status 2."""
+        super().error(redacted(message))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of `millrace`; exits with the verb's status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    """Entry point of `millrace`; exits with the verb's status, never with a traceback."""
+    prepare_streams()
+    try:
+        status = _run(list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:
+        status = EXIT_INTERRUPTED
+    except OSError as exc:
+        status = _failed(exc, UNWRITTEN.format(exc.strerror))
+    sys.exit(_end_output(status))
+
+
+def _end_output(status: int) -> int:
+    """Writes what is left; a failure counts unless the verb has failed, and told so, before."""
+    try:
+        sys.stdout.flush()
+    except OSError as exc:
+        give_up(sys.stdout)
+        if status == 0:
+            return _failed(exc, UNWRITTEN.format(exc.strerror))
+    return status
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(overview())
-        sys.exit(0)
+        sys.stdout.write(overview() + "\n")
+        return 0
     if arguments[0] == "--version":
         arguments[0] = "version"
     poll_where_events_are_taken()
-    sys.exit(run_verb(arguments))
+    try:
+        return run_verb(arguments)
+    except SystemExit as exc:
+        # argparse has shown its help, or what is wrong with the arguments.
+        return exc.code if isinstance(exc.code, int) else EXIT_FAILURE
 
 
 def overview() -> str:
@@ -63,31 +105,68 @@ def run_verb(arguments: Sequence[str]) -> int:
         return _fail(f"unknown verb {name}; did you mean {nearest}?", EXIT_USAGE)
     try:
         verb = importlib.import_module(f"millrace.cli.{name.replace('-', '_')}")
-        parser = argparse.ArgumentParser(prog="millrace", allow_abbrev=False)
+        parser = CommandParser(prog="millrace", allow_abbrev=False)
         verb.add_parser(parser.add_subparsers(dest="verb", metavar="verb"))
         return int(verb.run(parser.parse_args(arguments)))
     except MillraceError as exc:
         return _failed(exc, exc.message)
     except OSError as exc:
-        return _failed(exc, str(exc))
+        return _failed(exc, _system_message(exc))
     except ModuleNotFoundError as exc:
         return _failed(exc, f"{exc.name} is not installed; `pip install millrace[all]` brings it")
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+    except Exception as exc:
+        return _failed(exc, _defect_message(exc, name))
 
 
 def _failed(exc: Exception, message: str) -> int:
-    if current_environment().get("MILLRACE_DEBUG") == "1":
-        raise exc
     if isinstance(exc, BrokenPipeError):
         # The reader of a pipe went away, as `head` does: nothing to say, nobody to hear it.
-        sys.stderr.close()
+        give_up(sys.stdout)
+        give_up(sys.stderr)
         return EXIT_FAILURE
+    if current_environment().get("MILLRACE_DEBUG") == "1":
+        from .crash import shown_traceback
+
+        print(shown_traceback(exc), end="", file=sys.stderr)
     return _fail(message, EXIT_FAILURE)
 
 
+def _system_message(exc: OSError) -> str:
+    """What the system refused, and the way out if it was under MILLRACE_HOME."""
+    # Imported late, as the rest of what only errors need: help must be quick.
+    from pathlib import Path
+
+    from millrace.config.home import millrace_home
+
+    if exc.filename is None:
+        return str(exc)
+    path, reason = Path(os.fsdecode(exc.filename)), exc.strerror or type(exc).__name__
+    try:
+        home = millrace_home()
+    except MillraceError:
+        return f"{path}: {reason}"
+    is_of_home = path.is_relative_to(home.root) or home.root.is_relative_to(path)
+    if exc.errno in UNUSABLE and is_of_home:
+        return home.failure("use", path, reason)
+    return f"{path}: {reason}"
+
+
+def _defect_message(exc: Exception, verb: str) -> str:
+    from .crash import keep_traceback, without_secrets
+
+    path = keep_traceback(exc, verb)
+    where = f"the traceback is in {path}" if path else "MILLRACE_DEBUG=1 shows the traceback"
+    said = " ".join(without_secrets(f"{type(exc).__name__}: {exc}").split())
+    return f"{verb} failed by a defect of ours ({said[:MAX_SAID_CHARS]}); {where}"
+
+
 def _fail(message: str, status: int) -> int:
-    print(f"millrace: {message}", file=sys.stderr)
+    try:
+        print(f"millrace: {redacted(message)}", file=sys.stderr)
+    except OSError:
+        give_up(sys.stderr)
     return status
 
 

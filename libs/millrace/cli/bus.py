@@ -7,8 +7,11 @@ import asyncio
 from typing import Any
 
 from millrace.config.home import millrace_home
-from millrace.core.errors import Unavailable
+from millrace.config.loader import add_flags, config_from_flags
+from millrace.core.errors import ConfigError, Unavailable
+from millrace.core.url import NatsUrl
 
+from .bus_config import BusConfig
 from .console import Console
 from .stack.run_file import require_running_stack
 
@@ -19,23 +22,36 @@ def add_parser(subparsers: Any) -> None:
     """Adds the verb."""
     parser = subparsers.add_parser("bus", help="prepare the message bus")
     actions = parser.add_subparsers(dest="action", required=True)
-    init = actions.add_parser("init", help="make stream, consumers and buckets; safe to repeat")
-    init.add_argument("--url", help="nats://host:port; default: the running stack's")
+    init = actions.add_parser(
+        "init",
+        help="make stream, consumers and buckets; safe to repeat",
+        description="Makes stream, consumers and buckets at --nats-url, MILLRACE_BUS_NATS_URL or "
+        "the running stack's server. A password belongs into the variable: arguments are seen by "
+        "every user of the machine.",
+    )
+    init.add_argument("--url", dest="nats_url", help=argparse.SUPPRESS)
     init.add_argument("--model", action="append", default=[], help="served name; may be repeated")
+    add_flags(init, BusConfig, "bus")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the action."""
-    url, models = args.url, args.model
-    if not url:
+    url, models = config_from_flags(BusConfig, "bus", args).nats_url, args.model
+    if url is None:
         record = require_running_stack(millrace_home())
-        url, models = record.endpoints["nats"], models or [record.model]
+        if "nats" not in record.endpoints:
+            raise ConfigError(
+                "the NATS server of the running stack is not its own; "
+                "name it by MILLRACE_BUS_NATS_URL",
+                field="nats_url",
+            )
+        url, models = NatsUrl(record.endpoints["nats"]), models or [record.model]
     asyncio.run(_init(url, models))
     Console().line(f"message bus at {url} is prepared")
     return 0
 
 
-async def _init(url: str, models: list[str]) -> None:
+async def _init(url: NatsUrl, models: list[str]) -> None:
     from millrace.bus.setup import init_bus
 
     try:

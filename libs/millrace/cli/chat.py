@@ -12,6 +12,7 @@ from millrace.core.errors import InvalidRequest, MillraceError
 from .client import Answer, InferenceClient, SamplingOptions, default_address
 from .console import Console
 from .sampling_flags import add_sampling_flags, sampling_of
+from .streams import argument_text, read_line
 
 GREETING = "/reset forgets the conversation, /exit leaves, Ctrl-C stops an answer"
 
@@ -27,15 +28,17 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answers the message, or every line of stdin until its end."""
+    message = None if args.message is None else argument_text(args.message, "the message")
+    system = None if args.system is None else argument_text(args.system, "--system")
     with asyncio.Runner() as runner:
         client = runner.run(_connect(args.address or default_address()))
-        conversation = Conversation(client, args.model, sampling_of(args), args.system)
+        conversation = Conversation(client, args.model, sampling_of(args), system)
         console = Console()
         try:
-            if args.message is not None:
-                if not args.message.strip():
+            if message is not None:
+                if not message.strip():
                     raise InvalidRequest("the message is empty")
-                answer = runner.run(conversation.say(args.message, console))
+                answer = runner.run(conversation.say(message, console))
                 _show_end(console, answer, has_stats=args.stats)
                 return 0
             return _converse(runner, conversation, console, has_stats=args.stats)
@@ -99,10 +102,12 @@ def _converse(
 
 def _next_line(console: Console, is_interactive: bool) -> str | None:
     if not is_interactive:
-        return sys.stdin.readline() or None
+        return read_line("a line of standard input") or None
     while True:
         try:
-            return input("> ")
+            return argument_text(input("> "), "the message")
+        except (InvalidRequest, UnicodeDecodeError) as exc:
+            print(f"millrace: {exc}", file=sys.stderr)
         except EOFError:
             console.line()
             return None

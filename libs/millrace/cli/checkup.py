@@ -10,15 +10,20 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from millrace.config.home import Home
-from millrace.core.errors import MillraceError, UnknownModel
+from millrace.config.home import Home, millrace_home
+from millrace.config.loader import check_variables
+from millrace.core.errors import ConfigError, MillraceError, UnknownModel
+from millrace.core.secret import redacted
 from millrace.hub.byte_size import format_bytes
 
-from .service_settings import explain_service
+from .proxies import hides_loopback, named_proxies
+from .readiness import describe_readiness, missing_parts
+from .service_settings import explain_service, settings_names
 from .stack.ports import can_bind, describe_port_owner
 from .stack.run_file import running_stack
 from .stack.servers import find_server
 from .stack.topology import load_topology
+from .stack.tracing import plan_tracing
 from .status import stack_report
 
 MIN_PYTHON = (3, 11)
@@ -36,20 +41,64 @@ class Finding:
     advice: str = ""
 
 
-def examine(home: Home, environ: Mapping[str, str]) -> list[Finding]:
-    """Every check, in the order in which problems would show."""
+def examine(environ: Mapping[str, str]) -> list[Finding]:
+    """Every check, in the order in which problems would show; one that fails stops no other."""
     found = [
-        _python(),
-        _packages(),
-        _cpu(),
-        check_kernels(home, environ),
-        _gpu(environ),
-        _memory(),
-        _disk(home),
+        *_guarded("python", _python),
+        *_guarded("packages", _packages),
+        *_guarded("cpu", _cpu),
+        *_guarded("gpu", lambda: _gpu(environ)),
+        *_guarded("memory", _memory),
+        *_guarded("settings", lambda: _settings(environ)),
+        *_guarded("servers", lambda: _servers(environ)),
+        *_guarded("proxy", lambda: _proxy(environ)),
     ]
-    found += _servers(environ)
-    found += [_settings(environ), _model(home, environ)]
-    return found + _stack(home, environ)
+    try:
+        home = millrace_home(environ)
+    except MillraceError as exc:
+        return [*found, Finding("home", "fail", exc.message)]
+    return [
+        *found,
+        *_guarded("home", lambda: _home(home)),
+        *_guarded("kernels", lambda: check_kernels(home, environ)),
+        *_guarded("disk", lambda: _disk(home)),
+        *_guarded("tracing", lambda: _tracing(home, environ)),
+        *_guarded("model", lambda: _model(home, environ)),
+        *_guarded("stack", lambda: _stack(home, environ)),
+    ]
+
+
+def _guarded(check: str, look: Callable[[], Finding | list[Finding]]) -> list[Finding]:
+    try:
+        found = look()
+    except (MillraceError, OSError) as exc:
+        return [Finding(check, "fail", str(exc))]
+    except Exception as exc:
+        text = f"the check itself failed: {type(exc).__name__}: {redacted(str(exc))}"
+        return [Finding(check, "fail", text)]
+    return found if isinstance(found, list) else [found]
+
+
+def _home(home: Home) -> Finding:
+    try:
+        home.require_writable((home.run, home.logs, home.data))
+    except MillraceError as exc:
+        return Finding("home", "fail", exc.message)
+    return Finding("home", "ok", f"MILLRACE_HOME is {home.root}")
+
+
+def _proxy(environ: Mapping[str, str]) -> list[Finding]:
+    proxies = ", ".join(f"{name}={proxy}" for name, proxy in named_proxies(environ).items())
+    if not hides_loopback(environ):
+        return [Finding("proxy", "ok", f"proxy: {proxies}")] if proxies else []
+    text = f"{proxies} without no_proxy for this machine: curl and other clients miss the gateway"
+    advice = "export no_proxy=127.0.0.1,localhost,::1 (our own services and commands need nothing)"
+    return [Finding("proxy", "warn", text, advice)]
+
+
+def _tracing(home: Home, environ: Mapping[str, str]) -> Finding:
+    plan = plan_tracing(environ, home, is_kept=True)
+    return Finding("tracing", "ok", plan.note or "traces are kept here")
 
 
 def _python() -> Finding:
@@ -80,6 +129,7 @@ def check_kernels(
     """Which instruction path the cpu backend takes, and why not a better one."""
     from millrace.engine.kernels.cpu.build import build_library, find_compiler
     from millrace.engine.kernels.cpu.instruction_paths import choose_path, missing_for_better
+    from millrace.engine.kernels.cpu.loadable import why_not_loadable
 
     slow = "the model runs on plain torch, several times as slow"
     asked = str(explain_service(load_topology(), "worker", environ)["instruction_path"].value)
@@ -89,7 +139,14 @@ def check_kernels(
     if find_compiler() is None:
         advice = "install g++ or clang++, or set CXX"
         return Finding("kernels", "warn", f"no C++ compiler for the CPU kernels: {slow}", advice)
-    build_library(path, home.cache / "kernels", report)
+    try:
+        library = build_library(path, home.cache / "kernels", report)
+    except ConfigError as exc:
+        if exc.field != "cache_dir":
+            raise
+        return Finding("kernels", "warn", f"{exc.message}: {slow}", "set MILLRACE_HOME elsewhere")
+    if reason := why_not_loadable(library):
+        return Finding("kernels", "warn", f"cannot load the CPU kernels: {reason}: {slow}")
     return Finding("kernels", "ok", f"CPU kernels: {path.name}{missing_for_better(path)}")
 
 
@@ -98,7 +155,9 @@ def _gpu(environ: Mapping[str, str]) -> Finding:
     if program is None:
         return Finding("gpu", "ok", "no NVIDIA GPU: the model runs on the CPU")
     command = [program, "--query-gpu=name,memory.total", "--format=csv,noheader"]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    shown = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", timeout=20, check=False
+    )
     if shown.returncode != 0:
         return Finding("gpu", "warn", "nvidia-smi fails", "check the driver; the CPU is used else")
     return Finding("gpu", "ok", f"GPU {shown.stdout.strip().replace(chr(10), '; ')}")
@@ -143,15 +202,14 @@ def _servers(environ: Mapping[str, str]) -> list[Finding]:
 
 def _settings(environ: Mapping[str, str]) -> Finding:
     topology = load_topology()
-    for spec in topology.processes:
-        if not spec.config:
-            continue
-        try:
-            explain_service(topology, spec.name, environ)
-        except MillraceError as exc:
-            return Finding("settings", "fail", exc.message, "see millrace config show")
-        except ModuleNotFoundError as exc:
-            return Finding("settings", "fail", f"{spec.name}: {exc.name} is not installed")
+    try:
+        check_variables(environ)
+        for name in settings_names(topology):
+            explain_service(topology, name, environ)
+    except MillraceError as exc:
+        return Finding("settings", "fail", exc.message, "see millrace config show")
+    except ModuleNotFoundError as exc:
+        return Finding("settings", "fail", f"{exc.name} is not installed")
     return Finding("settings", "ok", "all settings are valid")
 
 
@@ -178,11 +236,13 @@ def _stack(home: Home, environ: Mapping[str, str]) -> list[Finding]:
     if bad:
         advice = f"millrace logs {bad[0]}"
         return [Finding("stack", "fail", f"not ready: {', '.join(bad)}", advice)]
-    if not report["gateway"]["is_ready"]:
-        text = f"the gateway is not ready: {report['gateway']['answer']}"
-        return [Finding("stack", "fail", text, "millrace logs gateway")]
-    if missing := (report["gateway"]["answer"] or {}).get("degraded"):
-        return [Finding("stack", "warn", f"degraded: {missing}", "millrace status")]
+    gateway = report["gateway"]
+    said = describe_readiness(gateway["status"], gateway["answer"])
+    if not gateway["is_ready"]:
+        suspect = next(iter(missing_parts(gateway["answer"])), "gateway")
+        return [Finding("stack", "fail", said, f"millrace logs {suspect}")]
+    if said != "ready":
+        return [Finding("stack", "warn", said, "millrace status")]
     return [Finding("stack", "ok", f"the stack runs (pid {record.pid}) and is ready")]
 
 

@@ -9,13 +9,17 @@ from typing import Any
 
 import grpc
 
+from millrace.config.environment import current_environment
 from millrace.config.home import millrace_home
 from millrace.core.errors import InternalError, MillraceError, Unavailable
-from millrace.rpc.client import open_channel
+from millrace.core.request_fields.field import FieldNames
+from millrace.core.sampling import SamplingParams, unsigned_seed
+from millrace.rpc.client import open_channel, proxy_options
 from millrace.v1 import inference_pb2, inference_pb2_grpc, types_pb2
 from millrace.wire.status import error_from_rpc
 
 from .last_request import note_request
+from .proxies import named_proxies
 from .stack.run_file import running_stack
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -58,22 +62,40 @@ class SamplingOptions:
     """Sampling as the command line gives it; None leaves a field to the server."""
 
     max_tokens: int | None = None
+    min_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
     seed: int | None = None
     ignore_eos: bool | None = None
-    stop: Sequence[str] = ()
+    stop: tuple[str, ...] | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The values that are there, by name."""
+        values = ((name, getattr(self, name)) for name in self.__dataclass_fields__)
+        return {name: value for name, value in values if value is not None}
+
+    def params(self) -> SamplingParams:
+        """As the engine takes them. Raises `InvalidRequest` naming the flag."""
+        names = FieldNames({name: flag_of(name) for name in self.__dataclass_fields__})
+        return SamplingParams(**self.given(), names=names)
 
     def to_proto(self) -> types_pb2.SamplingParams:
-        """As the wire has it."""
-        given = {
-            name: getattr(self, name)
-            for name in self.__dataclass_fields__
-            if getattr(self, name) is not None
-        }
-        return types_pb2.SamplingParams(**given)
+        """As the wire has it. Raises `InvalidRequest` naming the flag."""
+        self.params()
+        values = self.given()
+        if self.seed is not None:
+            values["seed"] = unsigned_seed(self.seed)
+        return types_pb2.SamplingParams(**values)
+
+
+def flag_of(name: str) -> str:
+    """The flag of a field."""
+    return "--" + name.replace("_", "-")
 
 
 def default_address() -> str:
@@ -87,7 +109,8 @@ class InferenceClient:
 
     def __init__(self, address: str) -> None:
         self.address = address
-        self._channel = open_channel(address)
+        self._may_use_proxy = not proxy_options(address, may_use_proxy=True)
+        self._channel = open_channel(address, may_use_proxy=True)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
 
     async def generate(
@@ -146,8 +169,10 @@ class InferenceClient:
     def _error(self, exc: grpc.aio.AioRpcError) -> MillraceError:
         error = error_from_rpc(exc)
         if exc.code() is grpc.StatusCode.UNAVAILABLE and not exc.trailing_metadata():
+            proxies = ", ".join(named_proxies(current_environment()))
+            through = f" (a proxy is set: {proxies})" if proxies and self._may_use_proxy else ""
             return Unavailable(
-                f"nobody answers at {self.address}; start a stack with `millrace up` "
+                f"nobody answers at {self.address}{through}; start a stack with `millrace up` "
                 "or name one with --address"
             )
         return error

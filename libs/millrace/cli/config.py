@@ -1,18 +1,27 @@
-"""`millrace config show`: every setting with its value and where it comes from."""
+"""`millrace config`: every setting with its value and origin, and a settings file to begin with."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any
 
-from millrace.config.loader import SettingValue, check_variables, explain_config
-from millrace.core.errors import ConfigError
+from millrace.config.environment import current_environment
+from millrace.config.home import Home, millrace_home
+from millrace.config.loader import SettingValue, check_variables
+from millrace.core.errors import ConfigError, Conflict
 
 from .console import Console
-from .service_settings import explain_service
-from .stack.topology import load_topology
-from .up_config import UpConfig
+from .service_settings import explain_service, settings_names
+from .settings_document import toml_document
+from .stack.run_file import require_running_stack
+from .stack.settings_file import read_settings_file
+from .stack.topology import Topology, load_topology
+
+Report = dict[str, Any]
 
 
 def add_parser(subparsers: Any) -> None:
@@ -20,54 +29,135 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("config", help="show settings with value and origin")
     actions = parser.add_subparsers(dest="action", required=True)
     show = actions.add_parser("show", help="show settings with value and origin")
-    show.add_argument("service", nargs="?", help="up or a service; default: all")
+    show.add_argument("service", nargs="?", help="up, bus or a service; default: all")
+    show.add_argument("--config", metavar="FILE", help="settings file to read")
+    show.add_argument("--running", action="store_true", help="what the running stack got")
     show.add_argument("--json", action="store_true", help="for machines")
+    init = actions.add_parser("init", help="write a settings file with everything commented out")
+    init.add_argument("--output", metavar="FILE", help="default: config.toml in MILLRACE_HOME")
+    init.add_argument("--force", action="store_true", help="replace a file that is there")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Shows the settings in force outside a running stack: `up` sets addresses itself."""
-    check_variables()
-    topology, console = load_topology(), Console()
-    services = ["up", *(spec.name for spec in topology.processes if spec.config)]
-    if args.service and args.service not in services:
-        nearest = difflib.get_close_matches(args.service, services, n=1, cutoff=0.0)[0]
-        raise ConfigError(f"unknown service {args.service}; did you mean {nearest}?")
-    chosen = [args.service] if args.service else services
-    found = {}
-    for service in chosen:
-        if service == "up":
-            found[service] = explain_config(UpConfig, "up")
-        else:
-            found[service] = list(explain_service(topology, service).values())
+    """Runs the action."""
+    if args.action == "init":
+        return _init(args, millrace_home())
+    reports = _running(args) if args.running else _outside(args)
+    console = Console()
     if args.json:
-        console.json({service: [_report(item) for item in found[service]] for service in chosen})
+        console.json(reports)
         return 0
-    for service in chosen:
-        console.line(console.paint(f"[{service}]", "bold"))
-        rows = [[item.name, _shown(item), item.origin, item.env] for item in found[service]]
-        console.table(["setting", "value", "origin", "variable"], rows)
-        console.line()
+    for name, settings in reports.items():
+        _show(console, name, settings)
     return 0
 
 
-def _shown(item: SettingValue) -> str:
-    text = item.text or '""'
-    return f"{text} {item.unit}" if item.unit and item.value is not None else text
+def report_settings(
+    settings: Mapping[str, SettingValue], given: Collection[str] = ()
+) -> list[Report]:
+    """For machines, without passwords. Variables in `given` come from `up`, not from the user."""
+    return [_report(item, given) for item in settings.values()]
 
 
-def _report(item: SettingValue) -> dict[str, Any]:
-    value = item.text if item.is_secret else item.value
-    is_plain = value is None or isinstance(value, bool | int | float | str)
-    if isinstance(value, tuple):
-        value = list(value)
-    elif not is_plain:
-        value = str(value)
+def _outside(args: argparse.Namespace) -> dict[str, list[Report]]:
+    """The settings in force for processes that are started now; `up` sets addresses itself."""
+    environ = current_environment()
+    if args.config:
+        environ["MILLRACE_CONFIG"] = args.config
+    check_variables(environ)
+    topology = load_topology()
+    names = _chosen(args.service, settings_names(topology))
+    every = {name: explain_service(topology, name, environ) for name in names}
+    reports = {name: report_settings(settings) for name, settings in every.items()}
+    for report in reports.get("up", []):
+        _inherit(report, topology, environ)
+    return reports
+
+
+def _running(args: argparse.Namespace) -> dict[str, list[Report]]:
+    home = millrace_home()
+    require_running_stack(home)
+    settings = read_settings_file(home)
+    return {name: settings[name] for name in _chosen(args.service, list(settings))}
+
+
+def _chosen(service: str | None, known: list[str]) -> list[str]:
+    if service is None:
+        return known
+    if service not in known:
+        nearest = difflib.get_close_matches(service, known, n=1, cutoff=0.0)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise ConfigError(f"unknown service {service}{hint}")
+    return [service]
+
+
+def _inherit(report: Report, topology: Topology, environ: Mapping[str, str]) -> None:
+    """Shows what holds instead of a setting of `up` that was not given."""
+    if report["inherits"] and report["value"] is None:
+        table, _, name = report["inherits"].partition(".")
+        held = explain_service(topology, table, environ)[name]
+        report["effective"] = _plain(held.value)
+
+
+def _report(item: SettingValue, given: Collection[str]) -> Report:
     return {
         "name": item.name,
-        "value": value,
-        "origin": item.origin,
+        "value": _plain(item.value),
+        "effective": _plain(item.value),
+        "origin": "up" if item.origin == "env" and item.env in given else item.origin,
         "variable": item.env,
         "flag": item.flag,
-        "unit": item.unit,
-        "help": item.help,
+        "unit": item.doc.unit,
+        "help": item.doc.help,
+        "choices": list(item.doc.choices),
+        "unset": item.doc.unset if item.is_unset else "",
+        "inherits": item.doc.inherits,
     }
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it; what may be secret as the text that hides it."""
+    if isinstance(value, tuple):
+        return list(value)
+    return value if value is None or isinstance(value, bool | int | float) else str(value)
+
+
+def _show(console: Console, name: str, settings: list[Report]) -> None:
+    prefix = settings[0]["variable"].removesuffix(settings[0]["name"].upper())
+    console.line(console.paint(f"[{name}]", "bold") + f"  variables {prefix}<SETTING>")
+    for item in settings:
+        console.line(f"{item['name']:<24} {_shown(item)}  [{item['origin']}]")
+        choices = f" (one of {', '.join(item['choices'])})" if item["choices"] else ""
+        console.line(console.paint(f"    {item['help']}{choices}", "grey"))
+    console.line()
+
+
+def _shown(item: Report) -> str:
+    value = item["effective"]
+    if item["unset"]:
+        return str(item["unset"])
+    if item["inherits"] and item["value"] is None:
+        return f"{_text(value)} ({item['inherits']})"
+    return f"{_text(value)} {item['unit']}".rstrip()
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "none" if value is None else str(value) or '""'
+
+
+def _init(args: argparse.Namespace, home: Home) -> int:
+    path = Path(args.output) if args.output else home.config_file
+    if path.exists() and not args.force:
+        raise Conflict(f"{path} is there already; --force replaces it")
+    text = toml_document(load_topology())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Passwords may be written into it.
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    Console().line(f"{path}: every setting, commented out")
+    return 0

@@ -9,6 +9,8 @@ from typing import IO, Any
 
 from millrace.config.environment import current_environment
 
+from .streams import is_utf8
+
 COLOURS = {
     "red": "31",
     "green": "32",
@@ -47,8 +49,8 @@ class Console:
         self._stream.flush()
 
     def json(self, document: Any) -> None:
-        """Writes one JSON document."""
-        self.line(json.dumps(document, indent=2, ensure_ascii=False))
+        """Writes one JSON document; escaped if the stream lacks letters, so that it stays JSON."""
+        self.line(as_json(document, self._stream, indent=2))
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Writes rows under a header, columns as wide as they need to be."""
@@ -56,6 +58,12 @@ class Console:
         for index, row in enumerate((header, *rows)):
             text = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
             self.line(self.paint(text.rstrip(), "bold") if index == 0 else text.rstrip())
+
+
+def as_json(document: Any, stream: IO[str], indent: int | None = None) -> str:
+    """The document for `stream`."""
+    is_escaped = not is_utf8(stream)
+    return json.dumps(document, indent=indent, ensure_ascii=is_escaped, allow_nan=False)
 
 
 def format_duration(seconds: float) -> str:

@@ -6,7 +6,6 @@ import argparse
 from typing import Any
 
 from millrace.config.environment import current_environment
-from millrace.config.home import millrace_home
 
 from .checkup import Finding, examine
 from .console import Console
@@ -23,7 +22,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """1 where a check fails; warnings do not count."""
     console = Console()
-    findings = examine(millrace_home(), current_environment())
+    findings = examine(current_environment())
     if args.json:
         console.json([_report(item) for item in findings])
     else:

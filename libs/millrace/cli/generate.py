@@ -12,6 +12,7 @@ from millrace.core.errors import InvalidRequest
 
 from .console import Console
 from .sampling_flags import add_sampling_flags, sampling_of
+from .streams import argument_text, read_text
 
 if TYPE_CHECKING:
     from .client import Answer
@@ -32,7 +33,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Streams the continuation to stdout."""
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    given = args.prompt
+    prompt = read_text("standard input") if given == "-" else argument_text(given, "the prompt")
     if not prompt:
         raise InvalidRequest("the prompt is empty")
     if args.local:

@@ -26,14 +26,14 @@ def note_request(home: Home, request_id: str) -> None:
     path = home.run / FILE_NAME
     fresh = path.with_name(f"{FILE_NAME}.{os.getpid()}")
     with contextlib.suppress(OSError):
-        fresh.write_text(json.dumps(asdict(LastRequest(request_id, time.time()))))
+        fresh.write_text(json.dumps(asdict(LastRequest(request_id, time.time()))), encoding="utf-8")
         fresh.replace(path)
 
 
 def last_request(home: Home) -> LastRequest | None:
     """None if none was made, or what is written makes no sense."""
     try:
-        document = json.loads((home.run / FILE_NAME).read_text())
+        document = json.loads((home.run / FILE_NAME).read_text(encoding="utf-8"))
         return LastRequest(str(document["request_id"]), float(document["ended_unix_s"]))
     except (OSError, ValueError, TypeError, KeyError):
         return None

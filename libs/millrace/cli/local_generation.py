@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Callable
 
 from millrace.config.environment import park_idle_threads
 from millrace.config.home import millrace_home
 from millrace.core.errors import ContextLengthExceeded, InvalidRequest
-from millrace.core.sampling import SamplingParams
+from millrace.core.sampling import draw_seed
 from millrace.hub.catalog import DEFAULT_MODEL
 
 from .client import Answer, SamplingOptions
@@ -24,7 +23,7 @@ def generate_locally(
     """Continues one prompt. Raises `InvalidRequest`, and what hub and engine raise."""
     if options.stop:
         raise InvalidRequest("--stop needs the stack; it is not there with --local", field="stop")
-    params = _params(options)
+    params = options.params()
     entry = find_or_pull(model or DEFAULT_MODEL, millrace_home())
     park_idle_threads()
     # Not before the command line is known to be right: torch takes a second to import.
@@ -50,7 +49,8 @@ def generate_locally(
             f"{entry.name} takes {engine.info.max_model_len} with the output"
         )
     answer = Answer(model=entry.name)
-    answer.seed = secrets.randbits(64) if params.seed is None else params.seed
+    params = params.resolved(engine.info.default_sampling)
+    answer.seed = draw_seed() if params.seed is None else params.seed
     max_tokens = params.max_tokens or min(DEFAULT_MAX_TOKENS, room)
     stop_ids = () if params.ignore_eos else None
     request = LocalRequest((), max_tokens, params.spec(answer.seed), stop_ids)
@@ -66,8 +66,3 @@ def generate_locally(
     answer.num_output_tokens = output.num_output_tokens
     answer.finish_reason = output.finish.name.lower()
     return answer
-
-
-def _params(options: SamplingOptions) -> SamplingParams:
-    given = {name: getattr(options, name) for name in options.__dataclass_fields__}
-    return SamplingParams(**{name: value for name, value in given.items() if value is not None})

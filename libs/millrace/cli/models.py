@@ -10,6 +10,8 @@ from typing import Any
 
 from millrace.config.home import Home, millrace_home
 from millrace.core.errors import MillraceError
+from millrace.engine.default_sampling import default_sampling
+from millrace.engine.generation_config import read_generation_config
 from millrace.hub.add import add_model
 from millrace.hub.byte_size import format_bytes, parse_memory
 from millrace.hub.catalog import find_manifest, manifests, resolve_model
@@ -112,7 +114,7 @@ def _list(args: argparse.Namespace, home: Home) -> int:
         console.line("no models yet; fetch the default one: millrace models pull smollm2")
     else:
         console.table(
-            ("NAME", "ALIASES", "SIZE", "LICENCE", "MAX LEN", "ROUTE"),
+            ("NAME", "ALIASES", "SIZE", "LICENCE", "MAX LEN", "SAMPLING", "ROUTE"),
             [
                 (
                     row["name"],
@@ -120,6 +122,7 @@ def _list(args: argparse.Namespace, home: Home) -> int:
                     format_bytes(row["size_bytes"]),
                     row["license"],
                     str(row["max_model_len"] or "-"),
+                    _sampling(row["default_sampling"]),
                     f"{row['route']}: {row['refusal']}" if row["refusal"] else row["route"],
                 )
                 for row in rows
@@ -142,9 +145,11 @@ def _listed(manifest: Manifest, folder: Path) -> dict[str, Any]:
         "route": "refused",
         "refusal": "",
         "max_model_len": 0,
+        "default_sampling": {},
     }
     try:
         entry = entry_of(manifest, folder)
+        defaults = default_sampling(read_generation_config(entry.path))
     except MillraceError as error:
         return row | {"refusal": error.message}
     return row | {
@@ -153,7 +158,13 @@ def _listed(manifest: Manifest, folder: Path) -> dict[str, Any]:
         "route": entry.route,
         "refusal": entry.refusal,
         "max_model_len": entry.max_model_len,
+        "default_sampling": defaults.given(),
     }
+
+
+def _sampling(defaults: dict[str, float]) -> str:
+    """What holds if a request is silent, as far as the model has a wish."""
+    return ", ".join(f"{name} {value:g}" for name, value in defaults.items()) or "-"
 
 
 def _remove(args: argparse.Namespace, home: Home) -> int:

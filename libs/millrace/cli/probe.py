@@ -22,9 +22,14 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Says `healthy` and ends with 0, or fails with the reason."""
-    parts = urllib.parse.urlsplit(args.url)
     checks = {"grpc": _check_grpc, "http": _check_http, "tcp": _check_tcp}
-    if parts.scheme not in checks or not parts.port:
+    try:
+        parts = urllib.parse.urlsplit(args.url)
+        is_known = parts.scheme in checks and bool(parts.port)
+    except ValueError:
+        # A port that is no number, brackets that do not close.
+        is_known = False
+    if not is_known:
         raise InvalidRequest(f"{args.url} is none of grpc://, http://, tcp:// with a port")
     checks[parts.scheme](args.url, args.timeout_s)
     Console().line("healthy")
@@ -49,7 +54,11 @@ def _check_grpc(url: str, timeout_s: float) -> None:
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    with grpc.insecure_channel(urllib.parse.urlsplit(url).netloc) as channel:
+    from millrace.rpc.client import proxy_options
+
+    address = urllib.parse.urlsplit(url).netloc
+    options = proxy_options(address, may_use_proxy=True)
+    with grpc.insecure_channel(address, options=options) as channel:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout_s)

@@ -11,6 +11,7 @@ from millrace.hub.byte_size import format_bytes
 
 from .console import Console, format_duration
 from .http_probe import get_json
+from .readiness import describe_readiness
 from .stack.metrics_targets import FILE_NAME as TARGETS_FILE
 from .stack.process_info import resident_bytes
 from .stack.run_file import ProcessRecord, StackRecord, running_stack
@@ -67,13 +68,11 @@ def _process_report(item: ProcessRecord) -> dict[str, Any]:
 
 def _show(console: Console, report: dict[str, Any]) -> None:
     gateway = report["gateway"]
-    ready = "ready" if gateway["is_ready"] else "not ready"
+    said = describe_readiness(gateway["status"], gateway["answer"])
     console.line(
-        f"{report['model']}: {console.paint(ready, 'green' if gateway['is_ready'] else 'red')}, "
+        f"{report['model']}: {console.paint(said, 'green' if gateway['is_ready'] else 'red')}; "
         f"up {format_duration(report['uptime_s'])}, pid {report['pid']}"
     )
-    if not gateway["is_ready"] and gateway["answer"]:
-        console.line(f"  /ready says {gateway['answer']}")
     rows = [
         [
             item["name"],

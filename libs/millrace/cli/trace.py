@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import shutil
 import sys
 import textwrap
@@ -22,9 +21,12 @@ from millrace.telemetry.durations import format_s
 from millrace.telemetry.store import STORE_FILE, RequestSummary, RequestTrace, TraceStore
 from millrace.telemetry.waterfall import draw
 
+from .console import Console
+from .console import as_json as to_json
 from .count import positive_count
 from .last_request import last_request
 from .stack.run_file import running_stack
+from .stack.tracing import COLLECTOR
 
 DEFAULT_SLOWEST = 10
 PLAIN_WIDTH = 120
@@ -90,7 +92,7 @@ def _run(args: argparse.Namespace, store: TraceStore) -> int:
     _settle(request)
     trace = store.load(request)
     if args.json:
-        _print(json.dumps(describe(request, trace), indent=2, ensure_ascii=False))
+        Console().json(describe(request, trace))
         return 0
     width, is_unicode = terminal(sys.stdout)
     diagnosis = diagnose(trace.spans, trace.steps)
@@ -133,11 +135,17 @@ def _last(store: TraceStore) -> RequestSummary:
     beside one that was just made from here, is not the one that is meant.
     """
     home, asked_ns = millrace_home(), time.time_ns()
+    record = running_stack(home)
+    if record is not None and all(item.name != COLLECTOR for item in record.processes):
+        raise RequestNotFound(
+            "the running stack keeps no traces here (--no-telemetry, OTEL_TRACES_EXPORTER or "
+            "OTEL_SDK_DISABLED); those of earlier runs: millrace trace --slowest, millrace trace ID"
+        )
     mine = last_request(home)
     if mine is not None and time.time() - mine.ended_unix_s < FRESH_S:
         with contextlib.suppress(RequestNotFound):
             return _find_patiently(store, mine.request_id)
-    if running_stack(home) is not None:
+    if record is not None:
         _await_arrivals(store, asked_ns)
     found = store.latest(MAX_LATE_REQUESTS)
     if not found:
@@ -183,7 +191,7 @@ def _list(store: TraceStore, requests: Iterable[RequestSummary], *, as_json: boo
         else:
             _print(_wrapped(_line(request, trace)))
     if as_json:
-        _print(json.dumps(documents, indent=2, ensure_ascii=False))
+        Console().json(documents)
 
 
 def _follow(store: TraceStore, *, as_json: bool) -> None:
@@ -197,8 +205,10 @@ def _follow(store: TraceStore, *, as_json: bool) -> None:
                 trace = store.load(request)
             except RequestNotFound:
                 continue  # evicted between the two reads
-            document = json.dumps(_short_document(request, trace), ensure_ascii=False)
-            _print(document if as_json else _wrapped(_line(request, trace)))
+            if as_json:
+                _print(to_json(_short_document(request, trace), sys.stdout))
+            else:
+                _print(_wrapped(_line(request, trace)))
         time.sleep(FOLLOW_S)
 
 

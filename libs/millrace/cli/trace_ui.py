@@ -17,7 +17,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +25,12 @@ from millrace.config.home import Home, millrace_home
 from millrace.core.errors import ConfigError, Conflict, Unavailable
 from millrace.telemetry.collector.replay import replay_bodies
 from millrace.telemetry.store import STORE_FILE, TraceStore
+from millrace.telemetry.tracing_ui import RunningUi, UiFolder, command_of, ui_folder
 
 from .pip_install import pip_install
+from .stack.tracing import stack_id
 
 PHOENIX_VERSION = "20.26.1"
-FOLDER_NAME = "trace-ui"
 DEFAULT_PORT = 6006
 HOST = "127.0.0.1"
 NOTICE = f"""\
@@ -55,56 +55,9 @@ POST_S = 30.0
 POLL_S = 0.25
 
 
-@dataclass(frozen=True, slots=True)
-class UiFolder:
-    """What lies under MILLRACE_HOME/trace-ui."""
-
-    root: Path
-
-    @property
-    def venv(self) -> Path:
-        """The virtual environment."""
-        return self.root / "venv"
-
-    @property
-    def python(self) -> Path:
-        """Its interpreter."""
-        return self.venv / "bin" / "python"
-
-    @property
-    def data(self) -> Path:
-        """Phoenix' database."""
-        return self.root / "data"
-
-    @property
-    def marker(self) -> Path:
-        """Exists once the installation has finished."""
-        return self.root / f"installed-{PHOENIX_VERSION}"
-
-    @property
-    def replayed(self) -> Path:
-        """How far the span store has been shown to it."""
-        return self.root / "replayed.json"
-
-    @property
-    def run_file(self) -> Path:
-        """Process id and port of the one that runs."""
-        return self.root / "run.json"
-
-
-def ui_folder(home: Home) -> UiFolder:
-    """Where the tracing UI is installed."""
-    return UiFolder(home.root / FOLDER_NAME)
-
-
-def running_ui(folder: UiFolder) -> int | None:
-    """Process id of the tracing UI that runs; None where none does."""
-    try:
-        pid = int(json.loads(folder.run_file.read_text())["pid"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    # The number may belong to somebody else by now.
-    return pid if str(folder.python) in _command_of(pid) else None
+def _marker(folder: UiFolder) -> Path:
+    """Exists once the installation of this version has finished."""
+    return folder.root / f"installed-{PHOENIX_VERSION}"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -124,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     folder = ui_folder(millrace_home())
     if args.stop:
         return _stop(folder)
-    if not folder.marker.is_file():
+    if not _marker(folder).is_file():
         _install(folder, is_agreed=args.yes)
     return 0 if args.install_only else _serve(folder, args.port)
 
@@ -142,7 +95,7 @@ def _install(folder: UiFolder, *, is_agreed: bool) -> None:
         raise Unavailable(f"{' '.join(command)} ended with status {status}")
     packages = [f"arize-phoenix=={PHOENIX_VERSION}"]
     pip_install(folder.python, packages, folder.root / "install.log", environ)
-    folder.marker.touch()
+    _marker(folder).touch()
 
 
 def _ask(question: str) -> bool:
@@ -169,10 +122,10 @@ def _serve(folder: UiFolder, port: int) -> int:
         ) as process,
         _terminated_as_interrupt(),
     ):
-        folder.run_file.write_text(json.dumps({"pid": process.pid, "port": port}))
+        folder.write_running(RunningUi(process.pid, port))
         try:
             _wait_until_up(process, port, log_path)
-            num_shown = replay(folder, millrace_home().run / STORE_FILE, port)
+            num_shown = replay(millrace_home(), port)
             print(f"earlier requests: {num_shown}, they show up one by one", flush=True)
             _announce(port)
             process.wait()
@@ -210,36 +163,34 @@ def _environment() -> dict[str, str]:
 
 def _announce(port: int) -> None:
     print(f"tracing UI: http://{HOST}:{port}/ (Ctrl-C stops it)")
-    if port == DEFAULT_PORT:
-        print("requests made from now on show up there too while `millrace up` runs")
-        print(
-            "prompts and answers do not, unless the stack is started with "
-            "MILLRACE_GATEWAY_TRACE_CONTENT=true",
-            flush=True,
-        )
-    else:
-        variable = "MILLRACE_COLLECTOR_FORWARD_URL"
-        print(f"start the stack with {variable}=http://{HOST}:{port}", flush=True)
+    print("requests made from now on to the stack of this MILLRACE_HOME show up there too")
+    print(
+        "prompts and answers do not, unless the stack is started with "
+        "MILLRACE_GATEWAY_TRACE_CONTENT=true",
+        flush=True,
+    )
 
 
-def replay(folder: UiFolder, store_path: Path, port: int) -> int:
+def replay(home: Home, port: int) -> int:
     """Shows the UI the requests of before, and returns how many; what it refuses is left out."""
+    folder, store_path = ui_folder(home), home.run / STORE_FILE
     if not store_path.is_file():
         return 0
     num_shown = 0
     with contextlib.closing(TraceStore(store_path)) as store, contextlib.suppress(OSError):
         newest = max((request.seq for request in store.latest(1)), default=0)
-        for num_requests, body in replay_bodies(store, _replayed_seq(folder, newest)):
+        after_seq = _replayed_seq(folder, newest)
+        for num_requests, body in replay_bodies(store, stack_id(home), after_seq):
             _post(port, body)
             num_shown += num_requests
-        folder.replayed.write_text(json.dumps({"seq": newest}))
+        folder.replayed.write_text(json.dumps({"seq": newest}), encoding="utf-8")
     return num_shown
 
 
 def _replayed_seq(folder: UiFolder, newest: int) -> int:
     """Up to where the store has been replayed; 0 for a store that was made anew since."""
     try:
-        seq = int(json.loads(folder.replayed.read_text())["seq"])
+        seq = int(json.loads(folder.replayed.read_text(encoding="utf-8"))["seq"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0
     return seq if seq <= newest else 0
@@ -272,16 +223,16 @@ def _wait_until_up(process: subprocess.Popen[bytes], port: int, log_path: Path) 
 
 
 def _stop(folder: UiFolder) -> int:
-    pid = running_ui(folder)
-    if pid is None:
+    running = folder.running()
+    if running is None:
         folder.run_file.unlink(missing_ok=True)
         print("no tracing UI runs")
         return 0
-    os.kill(pid, signal.SIGTERM)
+    os.kill(running.pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_S
-    while str(folder.python) in _command_of(pid):
+    while str(folder.python) in command_of(running.pid):
         if time.monotonic() > deadline:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(running.pid, signal.SIGKILL)
             break
         time.sleep(POLL_S)
     folder.run_file.unlink(missing_ok=True)
@@ -296,14 +247,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def _command_of(pid: int) -> str:
-    """The process's command line; empty where it has ended."""
-    listed = subprocess.run(
-        ["ps", "-ww", "-p", str(pid), "-o", "args="], capture_output=True, text=True, check=False
-    )
-    return listed.stdout.strip()
 
 
 def _is_taken(port: int) -> bool:

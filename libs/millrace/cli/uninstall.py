@@ -11,13 +11,13 @@ from typing import Any
 from millrace.config.home import Home, millrace_home
 from millrace.core.errors import Conflict, InvalidRequest
 from millrace.hub.byte_size import format_bytes
+from millrace.telemetry.tracing_ui import FOLDER_NAME, ui_folder
 
 from .console import Console
 from .stack.run_file import end_leftovers, running_stack, stack_lock
-from .trace_ui import FOLDER_NAME, running_ui, ui_folder
 
 # What this program makes; a folder with anything else in it is not removed as a whole.
-OWN_NAMES = ("models", "run", "logs", "cache", "bin", "data", FOLDER_NAME, "millrace.toml")
+OWN_NAMES = ("models", "run", "logs", "cache", "bin", "data", FOLDER_NAME, "config.toml")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -38,9 +38,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if record := running_stack(home):
         raise Conflict(f"a stack is running (pid {record.pid}); stop it first: millrace down")
-    if pid := running_ui(ui_folder(home)):
+    if ui := ui_folder(home).running():
         raise Conflict(
-            f"a tracing UI is running (pid {pid}); stop it first: millrace trace-ui --stop"
+            f"a tracing UI is running (pid {ui.pid}); stop it first: millrace trace-ui --stop"
         )
     if not items:
         console.json(_report(home, items, is_removed=True)) if args.json else console.line(

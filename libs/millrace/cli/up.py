@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from millrace.config.environment import current_environment
 from millrace.config.home import Home, millrace_home
-from millrace.config.loader import add_flags, check_variables, config_from_flags
+from millrace.config.loader import (
+    add_flags,
+    check_variables,
+    config_from_flags,
+    flags_as_variables,
+)
 from millrace.core.errors import Conflict
 from millrace.telemetry.log_line import log_line
 
+from .config import report_settings
 from .console import Console
 from .service_settings import explain_service
 from .stack.background import start_in_background
@@ -25,10 +33,11 @@ from .stack.first_answer import FirstAnswer
 from .stack.log_file import begin_log
 from .stack.metrics_targets import remove_targets, write_targets
 from .stack.model_choice import find_or_pull, require_fit, served_model
-from .stack.options import choose_model, public_endpoints, wiring_options
+from .stack.options import choose_model, public_endpoints, require_startable, wiring_options
 from .stack.preparation import prepare_weights
 from .stack.run_file import new_stack_record, running_stack, stack_lock
 from .stack.servers import find_server
+from .stack.settings_file import StackSettings, write_settings_file
 from .stack.stack_view import OWN_NAME, StackView
 from .stack.supervisor import PartFailed, Supervisor
 from .stack.topology import ProcessSpec, Topology, load_topology
@@ -53,7 +62,11 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs until SIGINT or SIGTERM; 1 where a part fails."""
-    home, environ = millrace_home(), current_environment()
+    environ = current_environment()
+    if args.config:
+        # For the services too: the file has a table for each.
+        environ["MILLRACE_CONFIG"] = os.path.abspath(args.config)
+    home = millrace_home(environ)
     check_variables(environ)
     config = config_from_flags(UpConfig, "up", args, environ=environ)
     config.check()
@@ -62,18 +75,22 @@ def run(args: argparse.Namespace) -> int:
             f"a stack is already running (pid {record.pid}); stop it with `millrace down`"
         )
     topology = load_topology()
+    require_startable(config, topology, home, environ)
     model = choose_model(config, topology, environ)
     entry = find_or_pull(model, home)
     if config.fit_check:
         require_fit(entry, config, environ)
     prepare_weights(entry, config, environ, home)
     if args.detach:
-        return start_in_background(home, sys.argv[1:], Console())
+        settings = flags_as_variables(UpConfig, "up", args)
+        return start_in_background(home, {**environ, **settings}, Console())
     with stack_lock(home):
-        options = wiring_options(config, topology, served_model(model, entry), environ)
+        options = wiring_options(config, topology, served_model(model, entry), home, environ)
         wiring = wire_stack(topology, options, home, _program_finder(environ))
         _check_settings(topology, wiring, environ)
         job = _Foreground(config, home, wiring, environ, is_background=args.in_background)
+        if options.tracing.note:
+            job.note(options.tracing.note)
         return asyncio.run(job.run(entry.name, public_endpoints(options)))
 
 
@@ -89,6 +106,16 @@ def _check_settings(topology: Topology, wiring: Wiring, environ: Mapping[str, st
     for instance in wiring.instances:
         if instance.spec.config:
             explain_service(topology, instance.spec.name, {**environ, **instance.environ})
+
+
+def _started_settings(wiring: Wiring, environ: Mapping[str, str]) -> StackSettings:
+    topology, found = load_topology(), {}
+    for instance in wiring.instances:
+        if instance.spec.config:
+            told = {**environ, **instance.environ}
+            settings = explain_service(topology, instance.spec.name, told)
+            found[instance.name] = report_settings(settings, instance.environ)
+    return found
 
 
 class _Foreground:
@@ -116,6 +143,11 @@ class _Foreground:
         self._began = time.monotonic()
         self._is_stopping = False
 
+    def note(self, message: str) -> None:
+        """One line about the stack as a whole, kept too: what ended is asked for later."""
+        self._log.write_line(log_line(OWN_NAME, message))
+        self._view.note(message)
+
     async def run(self, model: str, endpoints: dict[str, str]) -> int:
         """Supervises until told to stop."""
         urls = {
@@ -124,19 +156,21 @@ class _Foreground:
             if instance.spec.url
         }
         record = new_stack_record(model, {**endpoints, **urls})
+        write_settings_file(self._home, _started_settings(self._wiring, self._environ))
         supervisor = Supervisor(
             self._wiring,
             self._home,
             record,
             environ=self._environ,
             show=self._view.show,
-            note=self._note,
-            run_init=run_millrace,
+            note=self.note,
+            run_init=partial(run_millrace, environ={**self._environ, **self._wiring.init_environ}),
+            max_stall_s=self._config.max_stall_s,
         )
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._stop, supervisor)
-        self._note(f"starting {model}; logs are in {self._home.logs}")
+        self.note(f"starting {model}; logs are in {self._home.logs}")
         first = FirstAnswer(self._console, self._view, endpoints, self._config)
         write_targets(self._home, self._wiring.instances)
         try:
@@ -150,16 +184,11 @@ class _Foreground:
             return 1
         finally:
             remove_targets(self._home)
-        self._note("stopped")
+        self.note("stopped")
         return 0
-
-    def _note(self, message: str) -> None:
-        """On this terminal, and kept: what ended and came back is asked for later."""
-        self._log.write_line(log_line(OWN_NAME, message))
-        self._view.note(message)
 
     def _stop(self, supervisor: Supervisor) -> None:
         self._view.release()
-        self._note("stopping at once" if self._is_stopping else STOPPING)
+        self.note("stopping at once" if self._is_stopping else STOPPING)
         self._is_stopping = True
         supervisor.request_stop()

@@ -2,7 +2,8 @@
 
 Precedence: `--field-name`, then `MILLRACE_<SERVICE>_<FIELD>`, then the table `[service]` of one
 TOML file, then the default. The file is the one that `--config` or MILLRACE_CONFIG names, else
-`millrace.toml` in MILLRACE_HOME where there is one.
+`config.toml` in MILLRACE_HOME if it is there. What may hold a password is a `Secret` or a `Url`,
+which no error and no listing quotes.
 """
 
 from __future__ import annotations
@@ -22,29 +23,45 @@ from millrace.core.errors import ConfigError
 
 from .environment import current_environment
 from .home import millrace_home
-from .values import format_value, parse_text, parse_toml, split_optional, type_label
+from .service_links import without_service_links
+from .values import (
+    format_value,
+    is_secret,
+    none_word,
+    parse_text,
+    parse_toml,
+    split_optional,
+    type_label,
+)
 
 T = TypeVar("T")
 
 ENV_PREFIX = "MILLRACE_"
-TABLES = ("up", "gateway", "tokenizer", "scheduler", "worker", "cache", "collector")
+TABLES = ("up", "bus", "gateway", "tokenizer", "scheduler", "worker", "cache", "collector")
 # Variables of no service.
 SHARED_VARIABLES = (
     *("MILLRACE_HOME", "MILLRACE_CONFIG", "MILLRACE_LOG_LEVEL", "MILLRACE_LOG_FORMAT"),
     *("MILLRACE_DEBUG",),
     *("MILLRACE_MODEL", "MILLRACE_TARGET", "MILLRACE_TEST_EXAMPLES"),
 )
+# Until 0.1 the settings file was called so.
+FORMER_FILE = "millrace.toml"
 _METADATA_KEY = "millrace.setting"
 
 
 @dataclass(frozen=True, slots=True)
 class SettingDoc:
-    """What a declaration says beside type and default."""
+    """What a declaration says beside type and default.
+
+    `unset` tells what the value that means "none given" stands for; `inherits` names the setting,
+    such as gateway.http_port, that holds instead then.
+    """
 
     help: str
     unit: str = ""
-    is_secret: bool = False
     choices: tuple[str, ...] = ()
+    unset: str = ""
+    inherits: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +72,19 @@ class SettingValue:
     value: Any
     origin: str
     env: str
-    help: str
-    unit: str = ""
-    flag: str = ""
-    is_secret: bool = False
+    flag: str
+    hint: Any
+    doc: SettingDoc
 
     @property
     def text(self) -> str:
-        """The value as text; a secret shows only that it is set."""
-        if self.is_secret and self.value:
-            return "********"
+        """The value as text; what is secret in it is hidden."""
         return format_value(self.value)
+
+    @property
+    def is_unset(self) -> bool:
+        """True for the value that means "none given"."""
+        return self.value in (None, "", 0) and not isinstance(self.value, bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +109,13 @@ def setting(
     *,
     help: str,
     unit: str = "",
-    secret: bool = False,
     choices: tuple[str, ...] = (),
+    unset: str = "",
+    inherits: str = "",
     default_factory: Callable[[], Any] | None = None,
 ) -> Any:
     """Declares a field of a settings dataclass."""
-    metadata = {_METADATA_KEY: SettingDoc(help, unit, secret, choices)}
+    metadata = {_METADATA_KEY: SettingDoc(help, unit, choices, unset, inherits)}
     if default_factory is not None:
         return dataclasses.field(default_factory=default_factory, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -120,7 +140,11 @@ def load_config(
     namespace, unknown = parser.parse_known_args(arguments)
     if unknown:
         flags = [item.flag for item in _settings(cls, service)] + ["--config", "--help"]
-        raise ConfigError(_unknown("flag", unknown[0].split("=")[0], flags))
+        flag = unknown[0].split("=")[0]
+        if not flag.startswith("-"):
+            # Not quoted: it may be the value of a flag with a blank in it.
+            raise ConfigError("an argument that is no flag; every setting is given as --flag value")
+        raise ConfigError(_unknown("flag", flag, flags))
     return config_from_flags(cls, service, namespace, environ=environ)
 
 
@@ -138,6 +162,14 @@ def explain_config(
     return _resolve(cls, service, namespace, environ)
 
 
+def declared_settings(cls: type[Any], service: str) -> list[SettingValue]:
+    """Every setting with its default, whatever flags, environment and file say."""
+    return [
+        SettingValue(item.name, item.default, "default", item.env, item.flag, item.hint, item.doc)
+        for item in _settings(cls, service)
+    ]
+
+
 def config_from_flags(
     cls: type[T],
     service: str,
@@ -148,6 +180,17 @@ def config_from_flags(
     """As `load_config`, for flags that a parser with `add_flags` has read already."""
     values = _resolve(cls, service, namespace, environ)
     return cls(**{item.name: item.value for item in values})
+
+
+def flags_as_variables(
+    cls: type[Any], service: str, namespace: argparse.Namespace
+) -> dict[str, str]:
+    """The flags that were given, as the variables that mean the same.
+
+    For a child process: anybody may read its arguments, only its user its environment.
+    """
+    given = {item.env: getattr(namespace, item.name, None) for item in _settings(cls, service)}
+    return {name: text for name, text in given.items() if text is not None}
 
 
 def add_flags(parser: argparse.ArgumentParser, cls: type[Any], service: str) -> None:
@@ -181,7 +224,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _settings(cls: type[Any], service: str) -> list[_Setting]:
-    hints = typing.get_type_hints(cls)
+    hints = typing.get_type_hints(cls, include_extras=True)
     found = []
     for field in dataclasses.fields(cls):
         doc = field.metadata.get(_METADATA_KEY)
@@ -201,7 +244,7 @@ def _resolve(
     namespace: argparse.Namespace,
     environ: Mapping[str, str] | None,
 ) -> list[SettingValue]:
-    environ = current_environment() if environ is None else environ
+    environ = without_service_links(current_environment() if environ is None else environ)
     settings = _settings(cls, service)
     _refuse_unknown_variables(settings, service, environ)
     path, table = _read_file(namespace.config, service, environ)
@@ -230,24 +273,24 @@ def _resolve_one(
         raise ConfigError(f"{item.flag} (or {item.env}) is required: {item.doc.help}")
     else:
         value, origin = item.default, "default"
-    doc = item.doc
-    return SettingValue(
-        item.name, value, origin, item.env, doc.help, doc.unit, item.flag, doc.is_secret
-    )
+    return SettingValue(item.name, value, origin, item.env, item.flag, item.hint, item.doc)
 
 
 def _checked(item: _Setting, where: str, raw: Any, parse: Callable[[Any, Any], Any]) -> Any:
-    shown = "the given value" if item.doc.is_secret else repr(raw)
     try:
         value = parse(raw, item.hint)
     except ValueError as exc:
         label = type_label(item.hint)
-        raise ConfigError(f"{where}: {shown} is not of the kind: {label}", field=item.name) from exc
+        if is_secret(item.hint):
+            # Its words do not quote the value; a value of another kind has none.
+            said = exc if isinstance(raw, str) else f"is not of the kind: {label}"
+            raise ConfigError(f"{where} {said}", field=item.name) from None
+        raise ConfigError(f"{where}: {raw!r} is not of the kind: {label}", field=item.name) from exc
     if item.doc.choices and value is not None:
         for single in value if isinstance(value, tuple) else (value,):
             if single not in item.doc.choices:
                 allowed = ", ".join(item.doc.choices)
-                raise ConfigError(f"{where}: {shown} is not one of {allowed}", field=item.name)
+                raise ConfigError(f"{where}: {raw!r} is not one of {allowed}", field=item.name)
     return value
 
 
@@ -264,9 +307,8 @@ def _refuse_unknown_variables(
 def _read_file(
     named: str | None, service: str, environ: Mapping[str, str]
 ) -> tuple[Path | None, dict[str, Any]]:
-    named = named or environ.get("MILLRACE_CONFIG")
-    path = Path(named).expanduser() if named else millrace_home(environ).config_file
-    if not named and not path.is_file():
+    path = _file_to_read(named or environ.get("MILLRACE_CONFIG"), environ)
+    if path is None:
         return None, {}
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -283,6 +325,30 @@ def _read_file(
     return path, document.get(service, {})
 
 
+def _file_to_read(named: str | None, environ: Mapping[str, str]) -> Path | None:
+    if named:
+        try:
+            return Path(named).expanduser()
+        except RuntimeError as exc:
+            raise ConfigError(f"{named}: no such user has a home folder") from exc
+    try:
+        home = millrace_home(environ)
+    except ConfigError:
+        # Most services keep nothing at home; those that do find out themselves.
+        return None
+    try:
+        if home.config_file.is_file():
+            return home.config_file
+        if (former := home.root / FORMER_FILE).is_file():
+            raise ConfigError(f"{former} is not read any more; call it {home.config_file.name}")
+    except OSError as exc:
+        raise ConfigError(
+            f"{home.config_file}: cannot be read: {exc.strerror}; "
+            "set MILLRACE_HOME to a folder that this user may read"
+        ) from exc
+    return None
+
+
 def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
     nearest = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
     hint = f"; did you mean {nearest[0]}?" if nearest else ""
@@ -294,11 +360,14 @@ def _help_table(settings: Sequence[_Setting]) -> str:
     for item in settings:
         default = "required" if item.default is MISSING else format_value(item.default) or '""'
         unit = f" {item.doc.unit}" if item.doc.unit else ""
-        choices = f" (one of {', '.join(item.doc.choices)})" if item.doc.choices else ""
+        notes = [f"one of {', '.join(item.doc.choices)}"] if item.doc.choices else []
+        notes += [f"{none_word(item.hint)}: {item.doc.unset}"] if item.doc.unset else []
+        notes += [f"else {item.doc.inherits}"] if item.doc.inherits else []
         is_switch = split_optional(item.hint)[0] is bool
         flag = item.flag.replace("--", "--[no-]", 1) if is_switch else item.flag
         lines.append(f"  {flag:<28} {item.env:<44} {default}{unit}")
-        lines.append(f"      {item.doc.help}{choices}")
+        noted = f" ({'; '.join(notes)})" if notes else ""
+        lines.append(f"      {item.doc.help}{noted}")
     lines.append("  --config FILE                MILLRACE_CONFIG")
     lines.append("      TOML file with a table per service.")
     return "\n".join(lines).replace("%", "%%")
@@ -309,14 +378,11 @@ def check_variables(environ: Mapping[str, str] | None = None) -> None:
 
     A service's own variables are checked when its settings are read.
     """
-    environ = current_environment() if environ is None else environ
+    environ = without_service_links(current_environment() if environ is None else environ)
     prefixes = tuple(f"{ENV_PREFIX}{table.upper()}_" for table in TABLES)
     for name in environ:
         is_ours = name.startswith(ENV_PREFIX) and name not in SHARED_VARIABLES
         if is_ours and not name.startswith(prefixes):
-            known = [*SHARED_VARIABLES, *(prefix + _rest_of(name) for prefix in prefixes)]
+            rest = name.removeprefix(ENV_PREFIX).partition("_")[2]
+            known = [*SHARED_VARIABLES, *(prefix + rest for prefix in prefixes if rest)]
             raise ConfigError(_unknown("variable", name, known), field=name)
-
-
-def _rest_of(name: str) -> str:
-    return name.removeprefix(ENV_PREFIX).partition("_")[2]

@@ -30,7 +30,10 @@ class CachedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
-    """Counts of the cache service; hits, misses and stores since it started."""
+    """Counts of the cache service; hits, misses and stores since it started.
+
+    `reason` says why it is not connected, in words for everybody.
+    """
 
     connected: bool
     num_keys: int = 0
@@ -39,6 +42,7 @@ class CacheStats:
     num_hits: int = 0
     num_misses: int = 0
     num_stores: int = 0
+    reason: str = ""
 
     @property
     def hit_rate(self) -> float:

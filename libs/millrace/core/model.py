@@ -6,6 +6,8 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 
+from .sampling import SamplingDefaults
+
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
@@ -24,6 +26,7 @@ class ModelInfo:
     architecture: str = ""
     route: str = "native"
     config_json: str = field(default="{}", repr=False)
+    default_sampling: SamplingDefaults = SamplingDefaults()
 
     def answers_to(self, name: str) -> bool:
         """True where a request for `name` is a request for this model."""

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from .errors import InvalidRequest
+from .request_fields.field import FieldNames, RequestField
+from .request_fields.our_sampling import (
+    MAX_LOGIT_BIAS_ENTRIES,
+    MAX_SEED,
+    MAX_STOP_STRING_CHARS,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
+    SAMPLING,
+)
 
-MAX_LOGIT_BIAS_ENTRIES = 1024
-MAX_STOP_STRINGS = 16
-MAX_STOP_STRING_CHARS = 1024
-MAX_STOP_TOKEN_IDS = 64
-MAX_TOP_LOGPROBS = 20
-MAX_NUM_CHOICES = 16
-MAX_SEED = 2**64 - 1
+NUM_DRAWN_BITS = 53
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +54,40 @@ class SamplingSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """What a model wants if a request is silent; None: the default of the OpenAI API."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+
+    def filled(self) -> SamplingDefaults:
+        """The same with every value given."""
+        return SamplingDefaults(**{**_NEUTRAL, **self.given()})
+
+    def given(self) -> dict[str, Any]:
+        """The values that are there, by name."""
+        values = ((name, getattr(self, name)) for name in _DEFAULTED)
+        return {name: value for name, value in values if value is not None}
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """The sampling part of a public request; raises `InvalidRequest` for a value out of range."""
+    """The sampling part of a public request; raises `InvalidRequest` for a value out of range.
+
+    None in a field that `SamplingDefaults` has leaves it to the model, until `resolved`. `names`
+    are the client's words for ours, for errors.
+    """
 
     max_tokens: int | None = None
     min_tokens: int = 0
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
@@ -67,85 +97,128 @@ class SamplingParams:
     ignore_eos: bool = False
     top_logprobs: int | None = None
     num_choices: int = 1
+    names: FieldNames = field(default_factory=FieldNames, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        _check_range("temperature", self.temperature, 0.0, 2.0)
-        _check_range("top_p", self.top_p, 0.0, 1.0, low_open=True)
-        _check_range("min_p", self.min_p, 0.0, 1.0)
-        _check_range("repetition_penalty", self.repetition_penalty, 0.0, 2.0, low_open=True)
-        _check_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _check_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _check_range("top_k", self.top_k, 0, 2**31 - 1)
-        _check_range("num_choices", self.num_choices, 1, MAX_NUM_CHOICES)
-        if self.max_tokens is not None:
-            _check_range("max_tokens", self.max_tokens, 1, 2**31 - 1)
-        _check_range("min_tokens", self.min_tokens, 0, 2**31 - 1)
+        for name, known in _WITH_RANGE:
+            value = getattr(self, name)
+            if value is not None:
+                check_range(known, value, self.names)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequest(
-                f"min_tokens {self.min_tokens} is over max_tokens {self.max_tokens}",
-                field="min_tokens",
+                f"{self.names['min_tokens']} {self.min_tokens} is over "
+                f"{self.names['max_tokens']} {self.max_tokens}",
+                field=self.names["min_tokens"],
             )
-        if self.seed is not None:
-            _check_range("seed", self.seed, 0, MAX_SEED)
-        if self.top_logprobs is not None:
-            _check_range("top_logprobs", self.top_logprobs, 0, MAX_TOP_LOGPROBS)
-        _check_count("logit_bias", len(self.logit_bias), MAX_LOGIT_BIAS_ENTRIES)
-        for _, bias in self.logit_bias:
-            _check_range("logit_bias", bias, -100.0, 100.0)
-        _check_count("stop", len(self.stop), MAX_STOP_STRINGS)
-        for stop in self.stop:
-            if not 1 <= len(stop) <= MAX_STOP_STRING_CHARS:
-                raise InvalidRequest(
-                    f"a stop string has {len(stop)} characters; allowed are 1 to "
-                    f"{MAX_STOP_STRING_CHARS}",
-                    field="stop",
-                )
-        _check_count("stop_token_ids", len(self.stop_token_ids), MAX_STOP_TOKEN_IDS)
+        if self.logit_bias:
+            self._check_count("logit_bias", MAX_LOGIT_BIAS_ENTRIES)
+            for token_id, bias in self.logit_bias:
+                check_range(_BIAS, bias, self.names, f"[{token_id}]")
+        if self.stop:
+            self._check_count("stop", MAX_STOP_STRINGS)
+            self._check_stop_strings()
+        if self.stop_token_ids:
+            self._check_count("stop_token_ids", MAX_STOP_TOKEN_IDS)
 
     @property
     def is_deterministic(self) -> bool:
-        """True where the same request always gives the same text: greedy, or with a given seed."""
+        """True where the same request always gives the same text: greedy, or with a given seed.
+
+        Known once the parameters are resolved.
+        """
         return self.temperature == 0.0 or self.seed is not None
+
+    def resolved(self, defaults: SamplingDefaults = SamplingDefaults()) -> SamplingParams:
+        """The same with every value given: as asked, else the model's, else the OpenAI API's."""
+        silent = [name for name in _DEFAULTED if getattr(self, name) is None]
+        if not silent:
+            return self
+        values = {**_NEUTRAL, **defaults.given()}
+        return replace(self, **{name: values[name] for name in silent})
+
+    def in_force(self) -> SamplingDefaults:
+        """The values that the model may have chosen."""
+        return SamplingDefaults(*(getattr(self, name) for name in _DEFAULTED))
+
+    def canonical(self) -> dict[str, Any]:
+        """What an answer depends on, equal for requests that mean the same."""
+        whole = self.resolved()
+        values = {known.name: getattr(whole, known.name) for known in SAMPLING}
+        values["logit_bias"] = sorted(self.logit_bias)
+        values["seed"] = None if self.seed is None else unsigned_seed(self.seed)
+        return values
 
     def spec(self, seed: int) -> SamplingSpec:
         """The resolved spec of a sequence, with the seed in force."""
-        return SamplingSpec(
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            repetition_penalty=self.repetition_penalty,
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
-            logit_bias=self.logit_bias,
-            seed=seed,
-            top_logprobs=self.top_logprobs,
-            min_tokens=self.min_tokens,
-        )
+        whole = self.resolved()
+        values: dict[str, Any] = {name: getattr(whole, name) for name in _OF_SPEC}
+        return SamplingSpec(**values, seed=unsigned_seed(seed))
+
+    def _check_count(self, name: str, limit: int) -> None:
+        count = len(getattr(self, name))
+        if count > limit:
+            raise InvalidRequest(
+                f"{self.names[name]} has {count} entries; the limit is {limit}",
+                field=self.names[name],
+                metadata={"value": str(count), "max": str(limit)},
+            )
+
+    def _check_stop_strings(self) -> None:
+        for index, stop in enumerate(self.stop):
+            if not 1 <= len(stop) <= MAX_STOP_STRING_CHARS:
+                raise InvalidRequest(
+                    f"{self.names['stop']}[{index}] has {len(stop)} characters; allowed are 1 to "
+                    f"{MAX_STOP_STRING_CHARS}",
+                    field=self.names["stop"],
+                )
 
 
-def _check_range(
-    name: str, value: float, low: float, high: float, *, low_open: bool = False
+def draw_seed() -> int:
+    """A seed of 53 bits: readers of JSON that know only doubles can send it again exactly."""
+    return secrets.randbits(NUM_DRAWN_BITS)
+
+
+def unsigned_seed(seed: int) -> int:
+    """The 64 bits of a seed: a negative one is the two's complement of another."""
+    return seed & MAX_SEED
+
+
+def check_range(
+    known: RequestField, value: float, names: Mapping[str, str], entry: str = ""
 ) -> None:
-    below = value <= low if low_open else value < low
-    if not math.isfinite(value) or below or value > high:
-        left = "over " if low_open else ""
+    """Raises `InvalidRequest` for a value beyond the field's range; `entry` follows its name."""
+    low, high = known.low, known.high
+    is_below = low is not None and (value <= low if known.is_low_open else value < low)
+    is_above = high is not None and value > high
+    # In this order: an integer may be too large to be asked whether it is finite.
+    if is_below or is_above or not math.isfinite(value):
+        allowed = _allowed(known)
+        hint = f"; {known.hint}" if known.hint else ""
         raise InvalidRequest(
-            f"{name} is {value}; allowed is {left}{_number(low)} to {_number(high)}",
-            field=name,
-            metadata={"value": str(value), "min": _number(low), "max": _number(high)},
+            f"{names[known.name]}{entry} is {shown_number(value)}; allowed is {allowed}{hint}",
+            field=names[known.name],
+            metadata={
+                "value": shown_number(value),
+                "min": shown_number(known.low),
+                "max": shown_number(known.high),
+            },
         )
 
 
-def _number(value: float) -> str:
-    """As people write it: whole numbers in full, however large."""
-    return str(value) if isinstance(value, int) else f"{value:g}"
+def _allowed(known: RequestField) -> str:
+    left = f"over {known.low}" if known.is_low_open else f"{known.low}"
+    return f"{left} to {known.high}" if known.high is not None else f"at least {left}"
 
 
-def _check_count(name: str, count: int, limit: int) -> None:
-    if count > limit:
-        raise InvalidRequest(
-            f"{name} has {count} entries; the limit is {limit}",
-            field=name,
-            metadata={"value": str(count), "max": str(limit)},
-        )
+def shown_number(value: float | None) -> str:
+    """As people write it: whole numbers in full, however large, and without a point."""
+    return "" if value is None else str(value).removesuffix(".0")
+
+
+_DEFAULTED = tuple(each.name for each in fields(SamplingDefaults))
+_OF_SPEC = tuple(each.name for each in fields(SamplingSpec) if each.name != "seed")
+_NEUTRAL: dict[str, Any] = {each.name: each.neutral for each in SAMPLING if each.name in _DEFAULTED}
+_BIAS = next(each for each in SAMPLING if each.name == "logit_bias")
+_WITH_RANGE = tuple(
+    (each.name, each) for each in SAMPLING if each.low is not None and each is not _BIAS
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import IntEnum
 
@@ -22,6 +23,11 @@ class TokenLogprobs:
 
     chosen: float
     top: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def is_defined(self) -> bool:
+        """False for what no model means: not-a-number, or certainty beyond 1."""
+        return self.chosen < math.inf and all(logprob < math.inf for _, logprob in self.top)
 
 
 @dataclass(slots=True)

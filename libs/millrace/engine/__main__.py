@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import secrets
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from millrace.core.errors import MillraceError
-from millrace.core.sampling import SamplingParams
+from millrace.core.sampling import SamplingParams, draw_seed
 
 from .config import DTYPES, QUANTIZATIONS, ROUTES, EngineConfig
 
@@ -64,7 +63,8 @@ def _generate(args: argparse.Namespace) -> None:
 
     engine = create_engine(config, _print_progress)
     texts = LocalTextGenerator(LocalGenerator(engine), args.model)
-    seed = secrets.randbits(64) if args.seed is None else args.seed
+    params = params.resolved(engine.info.default_sampling)
+    seed = draw_seed() if args.seed is None else args.seed
     is_alone = len(args.prompt) == 1
     start_s = time.perf_counter()
     outputs = texts.generate(

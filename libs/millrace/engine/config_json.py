@@ -28,7 +28,7 @@ def read_eos_token_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; raises `UnsupportedModel` naming the file."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UnsupportedModel(f"cannot read {path}: {error}") from error
     if not isinstance(content, dict):

@@ -102,6 +102,6 @@ def _memory_folders_v1(proc: Path, cgroup: Path) -> list[Path]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8")
     except OSError:
         return ""

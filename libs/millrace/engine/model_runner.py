@@ -17,6 +17,8 @@ from .attention.base import AttentionStep, Progress
 from .batch import Batch
 from .config import EngineConfig, resolve_config, weight_kind
 from .config_json import read_config, read_eos_token_ids
+from .default_sampling import default_sampling
+from .generation_config import read_generation_config
 from .kernels.cpu.load import default_cache_dir, load_kernels
 from .kv_cache import (
     CPU_MEMORY_SHARE,
@@ -92,6 +94,7 @@ class ModelRunner:
             architecture=(checkpoint.get("architectures") or [checkpoint["model_type"]])[0],
             route=route,
             config_json=json.dumps(checkpoint, sort_keys=True),
+            default_sampling=default_sampling(read_generation_config(config.model_path), report),
         )
         drawer = _create_drawer(kernels)
         runner = ModelRunner(model, cache, config.backend, info, config.device, drawer)

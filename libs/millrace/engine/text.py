@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +47,12 @@ class LocalTextGenerator:
         )
         return list(encoded["input_ids"])
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of token ids, special tokens left out."""
-        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True)
-        return text
+    def decode(self, token_ids: Sequence[int], prompt_token_ids: Sequence[int] = ()) -> str:
+        """Text of token ids, special tokens left out; behind a prompt, what they add to it."""
+        text: str = self._tokenizer.decode(
+            [*prompt_token_ids, *token_ids], skip_special_tokens=True
+        )
+        return text[len(self.decode(prompt_token_ids)) :] if prompt_token_ids else text
 
     def generate(
         self,
@@ -63,7 +66,9 @@ class LocalTextGenerator:
         requests = [
             replace(request, prompt_token_ids=self.encode(prompt, chat=chat)) for prompt in prompts
         ]
-        streams = [_TextStream(self.decode) for _ in prompts]
+        # An answer begins anew.
+        before = [() if chat else each.prompt_token_ids for each in requests]
+        streams = [_TextStream(partial(self.decode, prompt_token_ids=ids)) for ids in before]
 
         def on_token(index: int, token: RowToken) -> None:
             new_text = streams[index].push(token)
@@ -71,11 +76,13 @@ class LocalTextGenerator:
                 on_text(index, new_text)
 
         outputs = self._generator.generate(requests, on_token)
-        return [self._finished(*pair) for pair in zip(requests, outputs, strict=True)]
+        return [self._finished(*each) for each in zip(requests, outputs, before, strict=True)]
 
-    def _finished(self, request: LocalRequest, output: LocalOutput) -> TextOutput:
+    def _finished(
+        self, request: LocalRequest, output: LocalOutput, prompt_token_ids: Sequence[int]
+    ) -> TextOutput:
         return TextOutput(
-            text=self.decode(output.token_ids),
+            text=self.decode(output.token_ids, prompt_token_ids),
             finish=output.finish,
             num_prompt_tokens=len(request.prompt_token_ids),
             num_output_tokens=len(output.token_ids),

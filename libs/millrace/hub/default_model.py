@@ -76,7 +76,8 @@ def _download_wheel(wheel: Path, stream: TextIO | None) -> None:
         stdout=stream if shows_bar else subprocess.PIPE,
         stderr=None if shows_bar else subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     fetched = partial / WHEEL_NAME

@@ -15,8 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from millrace.config.environment import current_environment
 from millrace.core.errors import ConfigError, MillraceError, Unavailable, UnknownModel
+from millrace.core.secret import redacted
 
+from .hub_environment import require_readable_urls
 from .licence import UNKNOWN_LICENSE
 from .progress import Progress
 
@@ -61,6 +64,7 @@ class HubClient:
     """One model repository of the hub."""
 
     def __init__(self, repo_id: str) -> None:
+        require_readable_urls(current_environment())
         try:
             import huggingface_hub
             from huggingface_hub import constants, errors, utils
@@ -73,6 +77,10 @@ class HubClient:
         self._errors = errors
         self._utils: Any = utils
         self.repo_id = repo_id
+
+    @property
+    def _endpoint(self) -> str:
+        return redacted(str(self._constants.ENDPOINT))
 
     @property
     def is_offline(self) -> bool:
@@ -169,9 +177,9 @@ class HubClient:
         try:
             yield
         except (self._errors.OfflineModeIsEnabled, httpx2.RequestError) as error:
-            endpoint = self._constants.ENDPOINT
+            said = redacted(f"{type(error).__name__}: {error}")
             raise Unavailable(
-                f"the hub at {endpoint} cannot be reached ({type(error).__name__}: {error}); "
+                f"the hub at {self._endpoint} cannot be reached ({said}); "
                 "check the network, proxy settings and HF_ENDPOINT"
             ) from error
         except self._errors.HFValidationError as error:
@@ -191,7 +199,7 @@ class HubClient:
             return UnknownModel(f"{self.repo_id} has no revision {revision!r}", field="revision")
         if isinstance(error, errors.RepositoryNotFoundError):
             return UnknownModel(
-                f"{self.repo_id} is not on the hub at {self._constants.ENDPOINT} "
+                f"{self.repo_id} is not on the hub at {self._endpoint} "
                 f"(HTTP {status}); if it is private: `hf auth login`, or HF_TOKEN=…",
                 field="model",
             )

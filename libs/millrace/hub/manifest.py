@@ -21,6 +21,19 @@ _FORMAT = 1
 _CHUNK_BYTES = 4 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _MAX_NAME_LENGTH = 96
+# One of them is enough: transformers makes the tokenizer.json.
+_VOCABULARY_FILES = frozenset(
+    {
+        "sentencepiece.bpe.model",
+        "spiece.model",
+        "tekken.json",
+        "tiktoken.model",
+        "tokenizer.json",
+        "tokenizer.model",
+        "vocab.json",
+        "vocab.txt",
+    }
+)
 _MODEL_FILE_ENDS = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
 
@@ -208,8 +221,10 @@ def check_is_model(folder: Path) -> None:
     if not weights:
         hint = "; .bin and .pt files are never loaded, convert them to safetensors"
         raise UnsupportedModel(f"{folder}: no *.safetensors weights{hint}")
-    if "tokenizer.json" not in names:
-        raise UnsupportedModel(f"{folder}: no tokenizer.json, so its text cannot be encoded")
+    if not _VOCABULARY_FILES & names:
+        raise UnsupportedModel(
+            f"{folder}: no tokenizer.json, nor another vocabulary, so its text cannot be encoded"
+        )
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         wanted = set(json.loads(index.read_text("utf-8"))["weight_map"].values())

@@ -60,7 +60,7 @@ def _wait_for_lock(
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            holder = path.read_text().strip() or "unknown"
+            holder = path.read_text(encoding="utf-8").strip() or "unknown"
         if wait_s is not None and time.monotonic() - started >= wait_s:
             raise Conflict(
                 f"{path.stem} is being fetched by another process (pid {holder}); "

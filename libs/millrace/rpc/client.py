@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import grpc
 
+from millrace.core.address import split_host_port
+from millrace.core.loopback import is_loopback
+
 from .traced_channel import TracedChannel
 
 MAX_MESSAGE_BYTES = 16 << 20
@@ -19,10 +22,36 @@ def message_limits(max_message_bytes: int) -> list[tuple[str, int]]:
     ]
 
 
-def open_channel(address: str, *, max_message_bytes: int = MAX_MESSAGE_BYTES) -> grpc.aio.Channel:
+def proxy_options(address: str, *, may_use_proxy: bool) -> list[tuple[str, int]]:
+    """Keeps gRPC from the proxy that http_proxy, https_proxy or grpc_proxy names.
+
+    Between our own services there is never one: a proxy knows neither loopback nor the names inside
+    a cluster, and would hold every stream. Only a client may go through one, and not to its own
+    machine; gRPC itself then looks at no_proxy.
+    """
+    if may_use_proxy and not _is_here(address):
+        return []
+    return [("grpc.enable_http_proxy", 0)]
+
+
+def _is_here(address: str) -> bool:
+    """True for an address of this machine alone: loopback, or a socket in the file system."""
+    if address.startswith(("unix:", "unix-abstract:")):
+        return True
+    try:
+        host, _ = split_host_port(address.removeprefix("dns:").lstrip("/"))
+    except ValueError:
+        return False
+    return is_loopback(host)
+
+
+def open_channel(
+    address: str, *, max_message_bytes: int = MAX_MESSAGE_BYTES, may_use_proxy: bool = False
+) -> grpc.aio.Channel:
     """A channel to `host:port`; connects on first use and again by itself after a loss."""
     options: list[tuple[str, int]] = [
         *message_limits(max_message_bytes),
+        *proxy_options(address, may_use_proxy=may_use_proxy),
         ("grpc.keepalive_time_ms", KEEPALIVE_TIME_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.keepalive_permit_without_calls", 1),

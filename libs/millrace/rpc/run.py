@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from traceback import format_exception
+from types import TracebackType
 from typing import Any
 
 from millrace.core.errors import ConfigError, MillraceError
+from millrace.core.secret import redacted
 from millrace.telemetry.log_line import JSON, log_format, log_line
 
 
@@ -16,8 +20,10 @@ from millrace.telemetry.log_line import JSON, log_format, log_line
 def exit_on_error(service: str) -> Iterator[None]:
     """Ends the process with one line on stderr and code 1 where a `MillraceError` comes out.
 
-    Those of task groups count as well. Anything else is a defect and keeps its traceback.
+    Those of task groups count as well. Anything else is a defect and keeps its traceback, without
+    the passwords that a library may have put into it.
     """
+    sys.excepthook = _show_defect
     try:
         yield
     except MillraceError as error:
@@ -54,7 +60,7 @@ async def run_until_first(*coroutines: Coroutine[Any, Any, None]) -> None:
 
 
 def _line(service: str, error: BaseException) -> str:
-    message = " ".join(str(error).split())
+    message = redacted(" ".join(str(error).split()))
     if _is_json():
         return log_line(service, message, "ERROR")
     return f"millrace {service}: {message}"
@@ -66,6 +72,12 @@ def _is_json() -> bool:
     except ConfigError:
         # What is to be told, most likely.
         return False
+
+
+def _show_defect(
+    kind: type[BaseException], error: BaseException, place: TracebackType | None
+) -> None:
+    sys.stderr.write(redacted("".join(format_exception(kind, error, place))))
 
 
 def _first_leaf(error: BaseException) -> BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from millrace.core.address import join_host_port
 from millrace.core.errors import ConfigError
 
 from .call_watch import CallWatch
@@ -43,6 +45,8 @@ class RpcServer:
         self.service = service
         self._host = host
         self._port = port
+        self._is_serving: bool | None = None
+        self._health_lock = asyncio.Lock()
         self._names = [health.SERVICE_NAME, reflection.SERVICE_NAME]
         self._server = grpc.aio.server(
             interceptors=server_interceptors(watch),
@@ -63,25 +67,35 @@ class RpcServer:
         add_to_server(servicer, self._server)
         self._names.append(full_name)
 
-    async def start(self) -> str:
-        """Binds, serves, and returns `host:port`. Raises `ConfigError` where the port is taken."""
+    async def start(self, *, is_serving: bool = True) -> str:
+        """Binds, serves, and returns `host:port`. Raises `ConfigError` if the port is taken.
+
+        Its health is SERVING from then on, or with `is_serving` False once `set_serving` says so.
+        """
         reflection.enable_server_reflection(self._names, self._server)
+        address = join_host_port(self._host, self._port)
         try:
-            port = self._server.add_insecure_port(f"{self._host}:{self._port}")
+            port = self._server.add_insecure_port(address)
         except RuntimeError as exc:
             raise ConfigError(
-                f"{self.service} cannot listen on {self._host}:{self._port}; is the port in use?"
+                f"{self.service} cannot listen on {address}; is the port in use, "
+                "and the host one of this machine?"
             ) from exc
+        await self.set_serving(False)
         await self._server.start()
-        await self.set_serving(True)
-        return f"{self._host}:{port}"
+        if is_serving:
+            await self.set_serving(True)
+        return join_host_port(self._host, port)
 
     async def set_serving(self, is_serving: bool) -> None:
         """Says by the health service whether calls are welcome."""
-        serving = health_pb2.HealthCheckResponse.SERVING
-        not_serving = health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in ("", *self._names):
-            await self._health.set(name, serving if is_serving else not_serving)
+        statuses = health_pb2.HealthCheckResponse
+        status = statuses.SERVING if is_serving else statuses.NOT_SERVING
+        async with self._health_lock:
+            if is_serving is not self._is_serving:
+                self._is_serving = is_serving
+                for name in ("", *self._names):
+                    await self._health.set(name, status)
 
     async def stop(self, grace_s: float = 5.0) -> None:
         """Refuses new calls, gives running ones `grace_s`, then ends."""

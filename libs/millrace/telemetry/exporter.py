@@ -8,26 +8,31 @@ of that time are dropped and counted.
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
 
 from millrace.core.loopback import is_loopback
 
+from .otlp_settings import ExportSettings
+
+if TYPE_CHECKING:
+    import requests
+
 WARNING_INTERVAL_S = 60.0
 REST_S = 5.0
 DEFAULT_TIMEOUT_S = 3.0
 
-ENDPOINT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
-TIMEOUT_VARIABLES = ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "OTEL_EXPORTER_OTLP_TIMEOUT")
-# Their own complaints, one or more per batch; ours replace them.
+# Their own complaints, one or more per batch; ours replace them. Two of them quote what may be
+# secret: headers, and the whole address.
 NOISY_LOGGERS = (
     "opentelemetry.exporter.otlp.proto.http.trace_exporter",
     "opentelemetry.sdk._shared_internal",
+    "opentelemetry.util.re",
+    "urllib3.connectionpool",
 )
 
 _logger = logging.getLogger(__name__)
@@ -116,19 +121,32 @@ class CountingProcessor(BatchSpanProcessor):
         super().on_end(span)
 
 
-def create_exporter() -> GuardedExporter | None:
-    """The exporter that the OTEL_* variables ask for; None where they name no endpoint."""
-    endpoint = next((os.environ[name] for name in ENDPOINT_VARIABLES if os.environ.get(name)), "")
-    if not endpoint:
-        return None
+def create_exporter(settings: ExportSettings) -> GuardedExporter:
+    """The exporter to one destination; no library sees the password in its URL."""
     # Costs about 0.1 s to import, so only where it is used.
-    import requests
+    from opentelemetry.exporter.otlp.proto.http import Compression
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    exporter = OTLPSpanExporter(
+        endpoint=settings.endpoint.without_credentials(),
+        headers=settings.headers,
+        timeout=settings.timeout_s or DEFAULT_TIMEOUT_S,
+        compression=Compression(settings.compression),
+        certificate_file=settings.certificate or None,
+        client_certificate_file=settings.client_certificate or None,
+        client_key_file=settings.client_key or None,
+        session=open_session(settings),
+    )
+    return GuardedExporter(exporter, settings.shown)
+
+
+def open_session(settings: ExportSettings) -> requests.Session:
+    """Connections to the destination; beyond loopback by the proxy that the environment names."""
+    import requests
 
     for name in NOISY_LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     session = requests.Session()
     # Proxies are for the outside; a proxy cannot reach our loopback.
-    session.trust_env = not is_loopback(urlsplit(endpoint).hostname or "")
-    timeout_s = None if any(map(os.environ.get, TIMEOUT_VARIABLES)) else DEFAULT_TIMEOUT_S
-    return GuardedExporter(OTLPSpanExporter(timeout=timeout_s, session=session), endpoint)
+    session.trust_env = not is_loopback(settings.endpoint.host)
+    return session

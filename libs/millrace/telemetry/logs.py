@@ -18,6 +18,7 @@ from typing import Any, TextIO
 from opentelemetry import trace
 
 from millrace.core.errors import ConfigError, MillraceError
+from millrace.core.secret import redacted
 
 from .log_line import TEXT, log_format, make_line
 
@@ -80,13 +81,14 @@ class LineFormatter(logging.Formatter):
             fields["error"] = describe_error(error)
             if self._with_traceback:
                 fields["traceback"] = "".join(format_exception(error))
+        # Libraries name the URLs they were given.
         return make_line(
             self._format,
             record.created,
             record.levelname,
             self._service,
-            record.getMessage(),
-            fields,
+            redacted(record.getMessage()),
+            {key: _redacted(value) for key, value in fields.items()},
         )
 
     def _add_trace_ids(self, fields: dict[str, Any]) -> None:
@@ -94,6 +96,11 @@ class LineFormatter(logging.Formatter):
         if context.is_valid and context.trace_flags.sampled and "trace_id" not in fields:
             fields["trace_id"] = f"{context.trace_id:032x}"
             fields["span_id"] = f"{context.span_id:016x}"
+
+
+def _redacted(value: Any) -> Any:
+    is_number = value is None or isinstance(value, int | float)
+    return value if is_number else redacted(str(value))
 
 
 def describe_error(error: BaseException) -> str:

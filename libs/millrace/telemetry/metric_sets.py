@@ -179,6 +179,14 @@ class GatewayMetrics:
         self.requests_in_flight = Gauge(
             names.METRIC_REQUESTS_IN_FLIGHT, "Requests being answered.", MODEL, registry=registry
         )
+        self.ignored_fields = Counter(
+            names.METRIC_IGNORED_FIELDS,
+            "Fields of requests that were not taken into account: harmless, or unknown.",
+            ("kind",),
+            registry=registry,
+        )
+        for kind in ("harmless", "unknown"):
+            self.ignored_fields.labels(kind)
         self.stale_frames_dropped = Counter(
             names.METRIC_STALE_FRAMES_DROPPED,
             "Token deltas that came twice, or from a scheduler that is no longer in charge.",

@@ -55,15 +55,19 @@ def create_registry(service: str, telemetry: Telemetry | None = None) -> Collect
     """A registry with the metrics of the process itself, of the build, and of its span export."""
     registry = CollectorRegistry(auto_describe=True)
     ProcessCollector(registry=registry)
-    try:
-        release = version("millrace")
-    except PackageNotFoundError:
-        release = "unknown"
     build = Info(names.METRIC_BUILD, "Release and service.", registry=registry)
-    build.info({"version": release, "service": service})
+    build.info({"version": release(), "service": service})
     if telemetry is not None and telemetry.exporter is not None:
         registry.register(_ExportCollector(telemetry.exporter))
     return registry
+
+
+def release() -> str:
+    """The version that is installed."""
+    try:
+        return version("millrace")
+    except PackageNotFoundError:
+        return "unknown"
 
 
 class _ExportCollector(Collector):

@@ -23,6 +23,8 @@ SERVICE_TOKENIZER = "tokenizer"
 SERVICE_SCHEDULER = "scheduler"
 SERVICE_WORKER = "worker"
 SERVICE_CACHE = "cache"
+# Beside the service: which of several stacks of a machine or a backend.
+ATTR_STACK_ID = "millrace.stack.id"
 SERVICES = (SERVICE_GATEWAY, SERVICE_TOKENIZER, SERVICE_SCHEDULER, SERVICE_WORKER, SERVICE_CACHE)
 
 # Spans. Templates hold `{operation}` and `{model}`; the rest are literal names.
@@ -154,6 +156,7 @@ METRIC_REQUEST_SUCCESS = "millrace_request_success"
 METRIC_REQUEST_FAILURE = "millrace_request_failure"
 METRIC_REQUEST_CANCELLED = "millrace_request_cancelled"
 METRIC_REQUESTS_IN_FLIGHT = "millrace_requests_in_flight"
+METRIC_IGNORED_FIELDS = "millrace_request_ignored_fields"
 METRIC_STALE_FRAMES_DROPPED = "millrace_stale_frames_dropped"
 METRIC_CLIENT_BLOCKED = "millrace_client_blocked_seconds"
 METRIC_RESPONSE_CACHE = "millrace_response_cache"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -12,15 +12,20 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from .span_record import SpanRecord
 
 
-def export_request(spans: Iterable[SpanRecord]) -> ExportTraceServiceRequest:
-    """The spans with one resource per service."""
+def export_request(
+    spans: Iterable[SpanRecord], resource: Mapping[str, str] | None = None
+) -> ExportTraceServiceRequest:
+    """The spans with one resource per service, which has the attributes `resource` besides."""
     request = ExportTraceServiceRequest()
     by_service: dict[str, list[SpanRecord]] = {}
     for span in spans:
         by_service.setdefault(span.service, []).append(span)
     for service, members in by_service.items():
         resource_spans = request.resource_spans.add()
-        resource_spans.resource.attributes.append(_pair("service.name", service))
+        attributes = {"service.name": service, **(resource or {})}
+        resource_spans.resource.attributes.extend(
+            _pair(key, value) for key, value in attributes.items()
+        )
         resource_spans.scope_spans.add().spans.extend(_span(span) for span in members)
     return request
 

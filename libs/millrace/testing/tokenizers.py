@@ -88,6 +88,18 @@ def write_sentencepiece(folder: Path, *, prepend_scheme: str = "first") -> Path:
     return _write(folder, tokenizer, INSTRUCT, **names)
 
 
+def write_llama2(folder: Path) -> Path:
+    """The same as Llama 2's file says it: a normalizer sets the first space before every part of a
+    text that special tokens divide."""
+    write_sentencepiece(folder)
+    normalizers = [
+        {"type": "Prepend", "prepend": "▁"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+    ]
+    normalizer = {"type": "Sequence", "normalizers": normalizers}
+    return change_tokenizer(folder, normalizer=normalizer, pre_tokenizer=None)
+
+
 def write_unigram(folder: Path) -> Path:
     """Unigram with its special tokens among the pieces, where plain text could reach them."""
     tokenizer = Tokenizer(models.Unigram())
@@ -114,6 +126,21 @@ def write_word_level(folder: Path) -> Path:
     tokenizer.add_special_tokens(special)
     names = {"unk_token": "[UNK]", "bos_token": "[BOS]", "eos_token": "[EOS]"}
     return _write(folder, tokenizer, None, **names)
+
+
+def change_tokenizer(folder: Path, **parts: Any) -> Path:
+    """Sets parts of a folder's tokenizer.json."""
+    return _change(folder / "tokenizer.json", parts)
+
+
+def change_settings(folder: Path, **settings: Any) -> Path:
+    """Sets entries of a folder's tokenizer_config.json."""
+    return _change(folder / "tokenizer_config.json", settings)
+
+
+def _change(path: Path, parts: dict[str, Any]) -> Path:
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **parts}), "utf-8")
+    return path.parent
 
 
 def _write(folder: Path, tokenizer: Tokenizer, template: str | None, **names: str) -> Path:

@@ -145,6 +145,7 @@ class Started(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _builtins.int
     SEED_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The server's id of the request, 32 hexadecimal digits; Abort and traces know it."""
     model: _builtins.str
@@ -153,6 +154,10 @@ class Started(_message.Message):
     """Tokens of the prompt."""
     seed: _builtins.int
     """The seed in force, given or drawn."""
+    @_builtins.property
+    def sampling(self) -> _types_pb2.SamplingParams:
+        """The values in force of what the model may have a default for: temperature, top_p, top_k, min_p, repetition_penalty."""
+
     def __init__(
         self,
         *,
@@ -160,10 +165,11 @@ class Started(_message.Message):
         model: _builtins.str = ...,
         num_prompt_tokens: _builtins.int = ...,
         seed: _builtins.int = ...,
+        sampling: _types_pb2.SamplingParams | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "num_prompt_tokens", b"num_prompt_tokens", "request_id", b"request_id", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "num_prompt_tokens", b"num_prompt_tokens", "request_id", b"request_id", "sampling", b"sampling", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -525,7 +531,7 @@ class AbortRequest(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """The id from Started or from the x-request-id header."""
+    """The id from Started or from the x-request-id header. That of a batch ends everything in it."""
     def __init__(
         self,
         *,
@@ -570,10 +576,15 @@ class CountTokensRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     CONVERSATION_FIELD_NUMBER: _builtins.int
+    WITH_TOKEN_IDS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Served name of the model; empty takes the default model."""
     text: _builtins.str
     """A plain prompt."""
+    with_token_ids: _builtins.bool
+    """Whether the ids are wanted, not their number alone. Absent: unless the reply would be over the
+    4 MiB that clients take by default.
+    """
     @_builtins.property
     def conversation(self) -> Global___Conversation:
         """A conversation, with the chat template applied."""
@@ -584,13 +595,19 @@ class CountTokensRequest(_message.Message):
         model: _builtins.str = ...,
         text: _builtins.str = ...,
         conversation: Global___Conversation | None = ...,
+        with_token_ids: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "input", b"input", "text", b"text"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_with_token_ids", b"_with_token_ids", "conversation", b"conversation", "input", b"input", "text", b"text", "with_token_ids", b"with_token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["conversation", b"conversation", "input", b"input", "model", b"model", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_with_token_ids", b"_with_token_ids", "conversation", b"conversation", "input", b"input", "model", b"model", "text", b"text", "with_token_ids", b"with_token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__with_token_ids: _TypeAlias = _typing.Literal["with_token_ids"]  # noqa: Y015
+    _WhichOneofArgType__with_token_ids: _TypeAlias = _typing.Literal["_with_token_ids", b"_with_token_ids"]  # noqa: Y015
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "conversation"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__with_token_ids) -> _WhichOneofReturnType__with_token_ids | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
 Global___CountTokensRequest: _TypeAlias = CountTokensRequest  # noqa: Y015
@@ -631,7 +648,7 @@ class CountTokensResponse(_message.Message):
     """Tokens the model would see."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """The ids themselves."""
+        """The ids themselves, unless left out (see CountTokensRequest.with_token_ids)."""
 
     def __init__(
         self,
@@ -695,16 +712,20 @@ class GetModelRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Served name or alias; empty takes the default model."""
+    model: _builtins.str
+    """The same, by the word that every other request has for it."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -752,6 +773,7 @@ class Model(_message.Message):
     ARCHITECTURE_FIELD_NUMBER: _builtins.int
     ROUTE_FIELD_NUMBER: _builtins.int
     VOCAB_SIZE_FIELD_NUMBER: _builtins.int
+    DEFAULT_SAMPLING_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Served name."""
     max_model_len: _builtins.int
@@ -778,6 +800,10 @@ class Model(_message.Message):
     def aliases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Other names it answers to."""
 
+    @_builtins.property
+    def default_sampling(self) -> _types_pb2.SamplingParams:
+        """What holds if a request is silent: temperature, top_p, top_k, min_p, repetition_penalty."""
+
     def __init__(
         self,
         *,
@@ -793,10 +819,11 @@ class Model(_message.Message):
         architecture: _builtins.str = ...,
         route: _builtins.str = ...,
         vocab_size: _builtins.int = ...,
+        default_sampling: _types_pb2.SamplingParams | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["default_sampling", b"default_sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "architecture", b"architecture", "dtype", b"dtype", "max_model_len", b"max_model_len", "name", b"name", "num_parameters", b"num_parameters", "num_workers", b"num_workers", "quantization", b"quantization", "revision", b"revision", "route", b"route", "vocab_size", b"vocab_size", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["aliases", b"aliases", "architecture", b"architecture", "default_sampling", b"default_sampling", "dtype", b"dtype", "max_model_len", b"max_model_len", "name", b"name", "num_parameters", b"num_parameters", "num_workers", b"num_workers", "quantization", b"quantization", "revision", b"revision", "route", b"route", "vocab_size", b"vocab_size", "weight_bytes", b"weight_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -141,7 +141,9 @@ Global___Message: _TypeAlias = Message  # noqa: Y015
 
 @_typing.final
 class SamplingParams(_message.Message):
-    """How tokens are drawn. An absent field takes the server's default for the model."""
+    """How tokens are drawn. "The model's" is the default that the model came with, told by GetModel; with the gateway's setting
+    default_sampling = openai it is none.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -186,21 +188,23 @@ class SamplingParams(_message.Message):
     min_tokens: _builtins.int
     """Fewest tokens to generate before any stop condition counts. Default 0."""
     temperature: _builtins.float
-    """0 is greedy; from 0 to 2. Default 1."""
+    """0 is greedy; from 0 to 2. Default: the model's, else 1."""
     top_p: _builtins.float
-    """Keep the smallest set of tokens whose probability reaches this; over 0 to 1. Default 1 (all)."""
+    """Keep the smallest set of tokens whose probability reaches this; over 0 to 1. Default: the model's, else 1 (all)."""
     top_k: _builtins.int
-    """Keep this many most likely tokens; 0 keeps all. Default 0."""
+    """Keep this many most likely tokens; 0 keeps all. Default: the model's, else 0."""
     min_p: _builtins.float
-    """Keep tokens at least this fraction as likely as the likeliest; 0 to 1. Default 0."""
+    """Keep tokens at least this fraction as likely as the likeliest; 0 to 1. Default: the model's, else 0."""
     repetition_penalty: _builtins.float
-    """Divides positive and multiplies negative logits of tokens seen in prompt or output; over 0 to 2. Default 1."""
+    """Divides positive and multiplies negative logits of tokens seen in prompt or output; over 0 to 2. Default: the model's, else 1."""
     presence_penalty: _builtins.float
     """Subtracted once from the logit of each token in the output so far; -2 to 2. Default 0."""
     frequency_penalty: _builtins.float
     """Subtracted per occurrence from the logit of each token in the output so far; -2 to 2. Default 0."""
     seed: _builtins.int
-    """Same seed, same request: same text. Drawn by the server where absent."""
+    """Same seed, same request: same text. Drawn by the server if absent, from 53 bits, which every reader of JSON keeps. A signed
+    seed stands for the unsigned one of the same 64 bits.
+    """
     ignore_eos: _builtins.bool
     """True: the model's end-of-sequence token does not end the output. Default false."""
     top_logprobs: _builtins.int
@@ -213,7 +217,9 @@ class SamplingParams(_message.Message):
 
     @_builtins.property
     def stop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Up to 16 strings that end the output; the match itself is not part of the text."""
+        """Up to 16 strings that end the output; the match itself is not part of the text. Special tokens count by their strings,
+        although no text shows them.
+        """
 
     @_builtins.property
     def stop_token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:

@@ -68,7 +68,7 @@ class CacheClient:
                 cache_pb2.GetCacheStatsRequest(), timeout=STATS_TIMEOUT_S
             )
         except grpc.aio.AioRpcError:
-            return CacheStats(connected=False)
+            return CacheStats(connected=False, reason="the cache service does not answer")
         return CacheStats(
             connected=response.connected,
             num_keys=response.num_keys,
@@ -77,6 +77,7 @@ class CacheClient:
             num_hits=response.num_hits,
             num_misses=response.num_misses,
             num_stores=response.num_stores,
+            reason=response.reason,
         )
 
     async def close(self) -> None:

@@ -12,6 +12,7 @@ from millrace.core.idempotency import IdempotencyRecord
 from millrace.internal.v1 import cache_pb2, cache_pb2_grpc
 
 from .cache_client import answer_from_message, answer_to_message
+from .status import error_from_rpc
 
 TIMEOUT_S = 1.0
 RETRY_AFTER_S = 1.0
@@ -53,9 +54,10 @@ class IdempotencyClient:
             return await call
         except grpc.aio.AioRpcError as exc:
             # Whatever the reason: the caller cannot know whether the key is free.
+            reason = error_from_rpc(exc, "the cache service").message
             raise Unavailable(
                 "what this idempotency key stands for cannot be known now, so nothing was run: "
-                f"{exc.details() or exc.code().name}",
+                f"{reason}",
                 field="idempotency_key",
                 retry_after_s=RETRY_AFTER_S,
             ) from exc

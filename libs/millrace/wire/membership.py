@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from millrace.core.membership import (
     SchedulerOwner,
     SchedulerStatus,
@@ -9,7 +11,9 @@ from millrace.core.membership import (
     WorkerRegistration,
 )
 from millrace.core.model import ModelInfo
+from millrace.core.sampling import SamplingDefaults
 from millrace.internal.v1 import bus_pb2, scheduler_pb2
+from millrace.v1 import types_pb2
 
 
 def model_info_to_proto(info: ModelInfo) -> bus_pb2.ModelInfo:
@@ -28,6 +32,7 @@ def model_info_to_proto(info: ModelInfo) -> bus_pb2.ModelInfo:
         architecture=info.architecture,
         route=info.route,
         config_json=info.config_json,
+        default_sampling=default_sampling_to_proto(info.default_sampling),
     )
 
 
@@ -47,6 +52,20 @@ def model_info_from_proto(message: bus_pb2.ModelInfo) -> ModelInfo:
         architecture=message.architecture,
         route=message.route,
         config_json=message.config_json,
+        default_sampling=default_sampling_from_proto(message.default_sampling),
+    )
+
+
+def default_sampling_to_proto(defaults: SamplingDefaults) -> types_pb2.SamplingParams:
+    """Converts to protobuf; what is None stays absent."""
+    return types_pb2.SamplingParams(**defaults.given())
+
+
+def default_sampling_from_proto(message: types_pb2.SamplingParams) -> SamplingDefaults:
+    """Converts from protobuf; what is absent becomes None."""
+    present = {known.name: value for known, value in message.ListFields()}
+    return SamplingDefaults(
+        **{each.name: present.get(each.name) for each in fields(SamplingDefaults)}
     )
 
 

@@ -102,7 +102,7 @@ class AttachStream:
         self._call.cancel()
 
     async def _receive(self) -> scheduler_pb2.AttachResponse | None:
-        with stream_errors(self._call, "the scheduler is not attached"):
+        with stream_errors(self._call, "the scheduler", "the scheduler is not attached"):
             return await anext(self._responses, None)
 
     async def _send(self, message: scheduler_pb2.AttachRequest) -> None:
@@ -116,7 +116,7 @@ class AttachStream:
         # grpc.aio allows one write at a time per call.
         async with self._write_lock:
             try:
-                with stream_errors(self._call, "the scheduler is not attached"):
+                with stream_errors(self._call, "the scheduler", "the scheduler is not attached"):
                     await self._call.write(message)
             except MillraceError as exc:
                 raise Unavailable("the scheduler is not attached", retry_after_s=1.0) from exc

@@ -6,6 +6,7 @@ The rich status follows google.rpc: `ErrorInfo` carries the stable reason and th
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import grpc
@@ -32,6 +33,8 @@ from millrace.core.errors import (
     UnsupportedModel,
     error_classes,
 )
+
+_log = logging.getLogger(__name__)
 
 ERROR_DOMAIN = "millrace"
 
@@ -71,6 +74,13 @@ _CLASS_BY_CODE: dict[grpc.StatusCode, type[MillraceError]] = {
     grpc.StatusCode.UNAVAILABLE: Unavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.CANCELLED: Aborted,
+}
+
+_HAPPENED: dict[grpc.StatusCode, str] = {
+    grpc.StatusCode.UNAVAILABLE: "does not answer",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "did not answer in time",
+    grpc.StatusCode.CANCELLED: "broke the call off",
+    grpc.StatusCode.UNIMPLEMENTED: "does not know this call",
 }
 
 
@@ -124,13 +134,18 @@ def to_grpc_status(error: MillraceError) -> grpc.Status:
     return rpc_status.to_status(to_rich_status(error))
 
 
-def error_from_rpc(exc: grpc.aio.AioRpcError) -> MillraceError:
-    """The error that a peer raised; its code decides where details are missing."""
+def error_from_rpc(exc: grpc.aio.AioRpcError, peer: str = "the server") -> MillraceError:
+    """The error that a peer raised, or what became of the call to it.
+
+    What gRPC itself says of a call names addresses. That is for the log: the error may be shown to
+    clients, who are told `peer` and the kind of failure.
+    """
     rich = rpc_status.from_call(exc)  # type: ignore[arg-type]
-    message = exc.details() or exc.code().name
-    if rich is None:
-        return _CLASS_BY_CODE.get(exc.code(), InternalError)(message)
-    return error_from_rich_status(rich)
+    if rich is not None:
+        return error_from_rich_status(rich)
+    _log.info("%s: %s: %s", peer, exc.code().name, exc.details())
+    happened = _HAPPENED.get(exc.code(), f"ended the call with {exc.code().name}")
+    return _CLASS_BY_CODE.get(exc.code(), InternalError)(f"{peer} {happened}")
 
 
 def error_from_rich_status(rich: status_pb2.Status) -> MillraceError:

@@ -17,8 +17,8 @@ StreamCall = grpc.aio.StreamStreamCall[Any, Any]
 
 
 @contextmanager
-def stream_errors(call: StreamCall, message: str) -> Iterator[None]:
-    """Raises the peer's error, or `Unavailable` with `message` where the call has ended.
+def stream_errors(call: StreamCall, peer: str, message: str) -> Iterator[None]:
+    """Raises the error of `peer`, or `Unavailable` with `message` where the call has ended.
 
     A call that this end has closed raises `CancelledError` from every read and write, which would
     pass for the cancellation of the task that reads or writes.
@@ -26,7 +26,7 @@ def stream_errors(call: StreamCall, message: str) -> Iterator[None]:
     try:
         yield
     except grpc.aio.AioRpcError as exc:
-        raise error_from_rpc(exc) from exc
+        raise error_from_rpc(exc, peer) from exc
     except asyncio.InvalidStateError as exc:
         raise Unavailable(message) from exc
     except asyncio.CancelledError as exc:

@@ -14,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from millrace.core.chat import ChatMessage
 from millrace.core.detokenize import DecodedRow, DecodeRow
+from millrace.core.encoded_prompt import EncodedPrompt
 from millrace.core.errors import DeadlineExceeded, InternalError, MillraceError, Unavailable
 from millrace.internal.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from millrace.v1 import types_pb2
@@ -49,18 +50,24 @@ class TokenizerClient:
         self._next = 0
         self._timeout_s = timeout_s
 
-    async def encode_text(self, model: str, text: str) -> list[int]:
-        """A plain prompt to token ids."""
-        return await self._encode(tokenizer_pb2.EncodeRequest(model=model, text=text))
+    async def encode_text(
+        self, model: str, text: str, *, max_ids: int | None = None
+    ) -> EncodedPrompt:
+        """A plain prompt to token ids, unless these are more than `max_ids`."""
+        request = tokenizer_pb2.EncodeRequest(model=model, text=text, max_ids=max_ids)
+        return await self._encode(request)
 
-    async def encode_chat(self, model: str, messages: Sequence[ChatMessage]) -> list[int]:
-        """A conversation to token ids, through the model's chat template."""
+    async def encode_chat(
+        self, model: str, messages: Sequence[ChatMessage], *, max_ids: int | None = None
+    ) -> EncodedPrompt:
+        """A conversation to token ids, through the model's chat template; see `encode_text`."""
         turns = [
             types_pb2.Message(role=message.role, content=message.content, name=message.name)
             for message in messages
         ]
         chat = tokenizer_pb2.ChatInput(messages=turns)
-        return await self._encode(tokenizer_pb2.EncodeRequest(model=model, chat=chat))
+        request = tokenizer_pb2.EncodeRequest(model=model, chat=chat, max_ids=max_ids)
+        return await self._encode(request)
 
     async def decode(self, model: str, rows: Sequence[DecodeRow]) -> list[DecodedRow]:
         """One frame: the text that became certain in each row.
@@ -80,14 +87,27 @@ class TokenizerClient:
         response = await self._try(ask, waits=True)
         return _decoded_rows(response, len(rows))
 
-    async def pieces(self, model: str, token_ids: Sequence[int]) -> list[bytes]:
-        """The bytes of single tokens."""
-        request = tokenizer_pb2.GetPiecesRequest(model=model, token_ids=token_ids)
+    async def pieces(
+        self, model: str, token_ids: Sequence[int], *, is_at_start: bool = False
+    ) -> list[bytes]:
+        """The bytes of single tokens, in the middle of a text or at its start."""
+        request = tokenizer_pb2.GetPiecesRequest(
+            model=model, token_ids=token_ids, is_at_start=is_at_start
+        )
 
         async def ask(replica: _Replica, timeout_s: float) -> tokenizer_pb2.GetPiecesResponse:
             return await replica.stub.GetPieces(request, timeout=timeout_s)
 
         return list((await self._try(ask)).pieces)
+
+    async def special_ids(self, model: str) -> dict[str, int]:
+        """Special tokens, which no text shows: their strings and ids."""
+        request = tokenizer_pb2.GetTokenizerRequest(model=model)
+
+        async def ask(replica: _Replica, timeout_s: float) -> tokenizer_pb2.GetTokenizerResponse:
+            return await replica.stub.GetTokenizer(request, timeout=timeout_s)
+
+        return dict((await self._try(ask)).special_ids)
 
     async def is_ready(self) -> bool:
         """True where at least one replica serves."""
@@ -99,11 +119,13 @@ class TokenizerClient:
         for replica in self._replicas:
             await replica.close()
 
-    async def _encode(self, request: tokenizer_pb2.EncodeRequest) -> list[int]:
+    async def _encode(self, request: tokenizer_pb2.EncodeRequest) -> EncodedPrompt:
         async def ask(replica: _Replica, timeout_s: float) -> tokenizer_pb2.EncodeResponse:
             return await replica.stub.Encode(request, timeout=timeout_s)
 
-        return list((await self._try(ask)).token_ids)
+        response = await self._try(ask)
+        is_whole = len(response.token_ids) == response.num_tokens
+        return EncodedPrompt(response.num_tokens, list(response.token_ids) if is_whole else None)
 
     async def _try(
         self, ask: Callable[[_Replica, float], Awaitable[T]], *, waits: bool = False
@@ -120,7 +142,7 @@ class TokenizerClient:
                 try:
                     return await ask(replica, min(most_s, remaining_s / num_left))
                 except grpc.aio.AioRpcError as exc:
-                    error = error_from_rpc(exc)
+                    error = error_from_rpc(exc, "the tokenizer")
                 except MillraceError as exc:
                     error = exc
                 if not isinstance(error, (Unavailable, DeadlineExceeded)):
@@ -255,7 +277,7 @@ class _DecodeStream:
             if exc.code() is grpc.StatusCode.INTERNAL and not exc.trailing_metadata():
                 self._fail(Unavailable("the decode stream broke"))
             else:
-                self._fail(error_from_rpc(exc))
+                self._fail(error_from_rpc(exc, "the tokenizer"))
         except asyncio.CancelledError:
             self._fail(Unavailable("the decode stream was closed"))
             raise
@@ -291,6 +313,7 @@ def _decode_request(model: str, rows: Sequence[DecodeRow]) -> tokenizer_pb2.Deco
         tail_ids=[token_id for row in rows for token_id in row.tail_ids],
         new_ids=[token_id for row in rows for token_id in row.new_ids],
         final=[row.final for row in rows],
+        rows_after_prompt=[number for number, row in enumerate(rows) if row.is_after_prompt],
     )
 
 

@@ -57,7 +57,7 @@ class ExecuteStream:
             )
         )
         try:
-            with stream_errors(call, "the worker closed the stream"):
+            with stream_errors(call, "the worker", "the worker closed the stream"):
                 async with asyncio.timeout(OPEN_TIMEOUT_S):
                     await call.write(request)
                     response = await call.read()
@@ -82,7 +82,7 @@ class ExecuteStream:
         """Raises `Unavailable` where the stream is broken."""
         request = worker_pb2.ExecuteRequest(plan=step_plan_to_proto(plan))
         try:
-            with stream_errors(self._call, "the worker is gone"):
+            with stream_errors(self._call, "the worker", "the worker is gone"):
                 await self._call.write(request)
         except MillraceError as exc:
             raise Unavailable("the worker is gone") from exc
@@ -96,7 +96,7 @@ class ExecuteStream:
     async def events(self) -> AsyncIterator[StepResult | StepProgress]:
         """In the order of the steps; raises the worker's error where the stream breaks."""
         while True:
-            with stream_errors(self._call, "the worker is gone"):
+            with stream_errors(self._call, "the worker", "the worker is gone"):
                 # Not `async for`: grpc.aio refuses to iterate over a call that was read before.
                 response = await self._call.read()
             if not isinstance(response, worker_pb2.ExecuteResponse):

@@ -53,6 +53,8 @@ async def serve(config: CacheConfig, store: RedisStore) -> None:
     if config.metrics_port:
         await start_metrics_server(registry, config.host, config.metrics_port)
     tell_ready("cache", address)
+    # Whatever is wrong with Redis stands in the log before the first request.
+    await responses.stats()
     await stopped
     await server.stop(grace_s=1.0)
     await guard.close()

@@ -26,13 +26,14 @@ class StoreGuard:
     def __init__(self, breaker: Breaker, metrics: CacheMetrics) -> None:
         self._breaker = breaker
         self._metrics = metrics
+        self._refusal = "Redis did not answer lately"
         self._running: set[asyncio.Task[Any]] = set()
 
     async def call(self, operation: str, call: Coroutine[Any, Any, T]) -> T:
         """One call to the store, unless the breaker is open."""
         if not self._breaker.try_enter():
             call.close()
-            raise Unavailable("Redis did not answer lately; the cache leaves it alone for a while")
+            raise Unavailable(f"{self._refusal}; the cache leaves it alone for a while")
         started = perf_counter()
         try:
             result = await call
@@ -41,7 +42,8 @@ class StoreGuard:
             self._outcome(is_alive=True)
             self._metrics.results.labels("failed").inc()
             raise
-        except Unavailable:
+        except Unavailable as error:
+            self._refusal = error.message
             self._outcome(is_alive=False)
             self._metrics.results.labels("failed").inc()
             raise

@@ -66,14 +66,15 @@ class ResponseCache:
         return await self._guard.detached(self._put(checked_key(key), answer))
 
     async def stats(self) -> CacheStats:
-        """The counts; without a store, those of this process."""
+        """The counts; without a store, those of this process, and why."""
+        reason = ""
         try:
             size = await self._guard.detached(self._guard.call("size", self._store.size()))
-            connected = True
-        except Unavailable:
-            size, connected = StoreSize(0, 0), False
+        except Unavailable as error:
+            size, reason = StoreSize(0, 0), error.message
         return CacheStats(
-            connected=connected,
+            connected=not reason,
+            reason=reason,
             num_keys=size.num_keys,
             used_bytes=size.used_bytes,
             max_bytes=self._store.max_bytes,

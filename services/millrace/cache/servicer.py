@@ -91,4 +91,5 @@ class CacheServicer(cache_pb2_grpc.CacheServiceServicer):
             num_hits=stats.num_hits,
             num_misses=stats.num_misses,
             num_stores=stats.num_stores,
+            reason=stats.reason,
         )

@@ -17,6 +17,7 @@ changes one must be its holder; look and change are one script.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -27,6 +28,11 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError, RedisError, ResponseError
 
 from millrace.core.errors import ConfigError, Unavailable
+from millrace.core.url import RedisUrl
+
+from .refusals import refusal_of
+
+_log = logging.getLogger(__name__)
 
 PREFIX = "mr:v1:resp:"
 EXPIRY_KEY = "mr:v1:resp-expiry"
@@ -141,7 +147,7 @@ class RedisStore:
 
     def __init__(
         self,
-        url: str,
+        url: RedisUrl,
         *,
         ttl_s: float,
         max_bytes: int,
@@ -149,7 +155,7 @@ class RedisStore:
     ) -> None:
         try:
             pool = BlockingConnectionPool.from_url(
-                url,
+                url.reveal(),
                 max_connections=MAX_CONNECTIONS,
                 timeout=timeout_s,
                 socket_timeout=timeout_s,
@@ -159,8 +165,16 @@ class RedisStore:
                 retry_on_error=[ConnectionError],
                 decode_responses=False,
             )
-        except ValueError as error:
-            raise ConfigError(f"redis_url is wrong: {error}", field="redis_url") from error
+            # Takes the options behind the question mark, which the pool only keeps.
+            pool.make_connection()  # type: ignore[no-untyped-call]
+        except (TypeError, ValueError):
+            # Not chained: its words may quote the URL.
+            raise ConfigError(
+                f"redis_url {url} has an option behind its ? that the Redis client does not take",
+                field="redis_url",
+            ) from None
+        self._url = url
+        self._refusal = ""
         self._redis = Redis(connection_pool=pool)
         self._ttl_ms = max(1, round(ttl_s * 1000))
         self._timeout_s = timeout_s
@@ -224,9 +238,21 @@ class RedisStore:
     async def _run(self, operation: Awaitable[T]) -> T:
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await operation
-        except ResponseError as error:
-            raise StoreRefused(f"Redis refuses: {error}") from error
+                result = await operation
         except (RedisError, OSError, TimeoutError) as error:
-            reason = str(error) or type(error).__name__
-            raise Unavailable(f"Redis does not answer: {reason}") from error
+            refusal = refusal_of(error, self._url)
+            self._tell(refusal)
+            kind = StoreRefused if isinstance(error, ResponseError) else Unavailable
+            raise kind(refusal) from None
+        self._tell("")
+        return result
+
+    def _tell(self, refusal: str) -> None:
+        """Logs a change, with the address that is nobody's business beyond the log."""
+        if refusal == self._refusal:
+            return
+        self._refusal = refusal
+        if refusal:
+            _log.warning("%s", refusal, extra={"redis": str(self._url)})
+        else:
+            _log.info("Redis answers again", extra={"redis": str(self._url)})

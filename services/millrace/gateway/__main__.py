@@ -35,9 +35,9 @@ from .directory import ModelDirectory
 from .file_limit import allowed_connections
 from .frames import FrameRouter
 from .health import Health
-from .http.access import connection_refused
+from .http.access import turned_away
 from .http.app import create_app
-from .http.connection import ConnectionLimits
+from .http.connection_limits import ConnectionLimits
 from .http.edge import HttpEdge
 from .http.server import HttpServer
 from .members import hear_aborts, watch_members
@@ -48,6 +48,7 @@ from .servicer import SERVICE_NAME, InferenceServicer
 _log = logging.getLogger(__name__)
 
 HEALTH_EVERY_S = 1.0
+NOT_READY_EVERY_S = 0.2
 DRAIN_POLL_S = 0.05
 STOP_GRACE_S = 1.0
 # From a connection to the end of its first headers.
@@ -97,7 +98,11 @@ class Gateway:
         if config.cache_address:
             cache = CacheClient(channel(config.cache_address))
             records = IdempotencyClient(channel(config.cache_address))
-        self._directory = ModelDirectory(config.default_model, on_new=metrics.add_model)
+        self._directory = ModelDirectory(
+            config.default_model,
+            takes_model_defaults=config.default_sampling == "model",
+            on_new=metrics.add_model,
+        )
         self._router = FrameRouter(
             self._attach,
             self._tokenizer,
@@ -116,9 +121,6 @@ class Gateway:
             pipeline_limits(config),
             records,
         )
-        self._health = Health(
-            bus, self._tokenizer, cache, self._directory, lambda: self._pipeline.is_draining
-        )
         max_connections = allowed_connections(config.max_connections)
         access_log = AccessLog(metrics, is_written=config.access_log)
         service = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"]
@@ -129,6 +131,14 @@ class Gateway:
             max_connections=max_connections,
             watch=RpcAccess(access_log, service),
         )
+        self._health = Health(
+            bus,
+            self._tokenizer,
+            cache,
+            self._directory,
+            lambda: self._pipeline.is_draining,
+            self._rpc.set_serving,
+        )
         self._http = HttpServer(
             create_app(self._edge(registry, access_log)),
             config.host,
@@ -136,7 +146,9 @@ class Gateway:
             ConnectionLimits(
                 max_connections,
                 HEAD_TIMEOUT_S,
-                on_refused=partial(connection_refused, access_log),
+                body_timeout_s=config.body_timeout_s,
+                min_body_rate=config.min_body_rate,
+                on_turned_away=partial(turned_away, access_log),
             ),
         )
         self.rpc_address = ""
@@ -153,7 +165,7 @@ class Gateway:
         )
         add_servicer = inference_pb2_grpc.add_InferenceServiceServicer_to_server
         self._rpc.add(add_servicer, servicer, SERVICE_NAME)
-        self.rpc_address = await self._rpc.start()
+        self.rpc_address = await self._rpc.start(is_serving=False)
         self.http_address = await self._http.start()
 
     async def run(self, until: Coroutine[Any, Any, None]) -> None:
@@ -210,14 +222,15 @@ class Gateway:
             max_batch_concurrency=config.max_batch_concurrency,
             ping_interval_s=config.ping_interval_s,
             write_timeout_s=config.write_timeout_s,
+            hosts=config.hosts(),
+            origins=config.origins(),
         )
 
     async def _mirror_health(self) -> None:
-        """Keeps the gRPC health service at what /ready says."""
+        """Keeps the gRPC health service at what /ready would say, asked or not."""
         while True:
             readiness = await self._health.readiness()
-            await self._rpc.set_serving(readiness.is_ready)
-            await asyncio.sleep(HEALTH_EVERY_S)
+            await asyncio.sleep(HEALTH_EVERY_S if readiness.is_ready else NOT_READY_EVERY_S)
 
 
 class Channels:

@@ -53,14 +53,15 @@ async def run_batch(
         async with seats:
             done.put_nowait(await run_one(pipeline, request, call.part(), index))
 
-    tasks = [asyncio.create_task(run(index, each)) for index, each in enumerate(requests)]
-    try:
-        for _ in tasks:
-            yield await done.get()
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    with pipeline.batch(call):
+        tasks = [asyncio.create_task(run(index, each)) for index, each in enumerate(requests)]
+        try:
+            for _ in tasks:
+                yield await done.get()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def run_one(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 import uuid
@@ -19,6 +20,7 @@ from opentelemetry.trace import (
 )
 
 from millrace.core.errors import MillraceError
+from millrace.core.request_fields.ignored import IGNORED_HEADER
 from millrace.telemetry.names import (
     ATTR_ERROR_REASON,
     ATTR_ERROR_TYPE,
@@ -43,18 +45,28 @@ class Call:
     """Made by the edge on arrival, ended by it when the reply is out.
 
     `arrival_ns` is on the monotonic clock. A call without an operation generates nothing: its span
-    is kept only if it fails.
+    is kept only if it fails. `ignored` names fields that are not taken into account. A call of many
+    requests has a part for each, whose `whole` it is; one that `is_aborted` opens no further one.
+    `accepted` is set once the request, or one of its parts, is on the queue: from then on an engine
+    works for it.
     """
 
-    def __init__(self, span: Span, operation: str = "") -> None:
+    def __init__(
+        self, span: Span, operation: str = "", accepted: asyncio.Event | None = None
+    ) -> None:
         self.request_id = uuid.uuid4().hex
         self.operation = operation
         self.span = span
+        self.accepted = accepted or asyncio.Event()
         self.arrival_unix_ns = time.time_ns()
         self.arrival_ns = time.monotonic_ns()
         self.error: MillraceError | None = None
         self.facts = current_facts()
         self.facts.call = self.facts.call or self
+        self.ignored = ""
+        self.whole: Call | None = None
+        self.parts: list[Call] = []
+        self.is_aborted = False
         self._is_ended = False
         self._when_ended: Callable[[], None] | None = None
         if span.is_recording():
@@ -63,10 +75,11 @@ class Call:
     @property
     def headers(self) -> tuple[tuple[str, str], ...]:
         """What every reply and every error carries, as headers or as metadata."""
-        return (
+        headers = (
             (REQUEST_ID_HEADER, self.request_id),
             (TRACE_HEADER, traceparent_of(self.span)),
         )
+        return (*headers, (IGNORED_HEADER, self.ignored)) if self.ignored else headers
 
     @property
     def elapsed_ns(self) -> int:
@@ -80,7 +93,10 @@ class Call:
             context=trace.set_span_in_context(self.span),
             attributes=_attributes(self.operation),
         )
-        return Call(span, self.operation)
+        part = Call(span, self.operation, self.accepted)
+        part.whole = self
+        self.parts.append(part)
+        return part
 
     def end(self, error: MillraceError | None = None) -> None:
         """Ends the span, with `error` or the one noted in `self.error`; safe to repeat."""

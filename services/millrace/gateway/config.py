@@ -5,29 +5,41 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from millrace.config.loader import setting
+from millrace.config.values import Host
 from millrace.core.errors import ConfigError
 from millrace.core.loopback import is_loopback
+from millrace.core.url import NatsUrl
+
+from .http.hosts import AllowedHosts
+from .http.origins import LOOPBACK, AllowedOrigins
 
 
 @dataclass(frozen=True)
 class GatewayConfig:
     """The public edge: gRPC and OpenAI-compatible HTTP."""
 
-    host: str = setting("127.0.0.1", help="address to listen on, for HTTP and gRPC")
-    http_port: int = setting(8080, help="HTTP port; 0 takes a free one")
-    grpc_port: int = setting(50051, help="gRPC port; 0 takes a free one")
+    host: Host = setting("127.0.0.1", help="address to listen on, for HTTP and gRPC")
+    http_port: int = setting(8080, help="HTTP port", unset="a free one")
+    grpc_port: int = setting(50051, help="gRPC port", unset="a free one")
     insecure_bind: bool = setting(
         False, help="allow a host beyond loopback although there are no API keys"
     )
-    nats_url: str = setting("nats://127.0.0.1:4222", help="NATS server")
+    nats_url: NatsUrl = setting(NatsUrl("nats://127.0.0.1:4222"), help="NATS server")
     tokenizer_addresses: tuple[str, ...] = setting(
         ("127.0.0.1:50052",), help="host:port of each tokenizer replica"
     )
     cache_address: str = setting(
-        "", help="host:port of the cache service; empty: no response cache, no idempotency keys"
+        "",
+        help="host:port of the cache service",
+        unset="no response cache, no idempotency keys",
     )
     default_model: str = setting(
-        "", help="model of requests that name none; empty takes the first one that registers"
+        "", help="model of requests that name none", unset="the first one that registers"
+    )
+    default_sampling: str = setting(
+        "model",
+        help="what holds if a request is silent: the model's own defaults, or OpenAI's",
+        choices=("model", "openai"),
     )
     max_body_bytes: int = setting(8 << 20, help="largest HTTP body or gRPC request", unit="bytes")
     max_connections: int = setting(
@@ -41,6 +53,22 @@ class GatewayConfig:
     )
     default_timeout_s: float = setting(600.0, help="deadline of requests that set none", unit="s")
     max_timeout_s: float = setting(3600.0, help="longest deadline a request may set", unit="s")
+    allowed_hosts: tuple[str, ...] = setting(
+        (),
+        help="host names that this gateway is asked by, beside loopback names and addresses; "
+        "empty: these alone on a loopback host, any name elsewhere; *: any name",
+    )
+    cors_origins: tuple[str, ...] = setting(
+        (LOOPBACK,),
+        help="origins whose web pages may use this gateway: scheme://host[:port], port * for any; "
+        "loopback: pages of this machine, on a loopback host; *: all pages; empty: none",
+    )
+    body_timeout_s: float = setting(
+        30.0, help="how long an HTTP request's body may stand still", unit="s"
+    )
+    min_body_rate: float = setting(
+        512.0, help="slowest HTTP request body, after body_timeout_s", unit="bytes/s"
+    )
     ping_interval_s: float = setting(
         15.0, help="idle time after which a stream is pinged", unit="s"
     )
@@ -75,9 +103,24 @@ class GatewayConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; at least 1", field=name)
+        for name in ("body_timeout_s", "min_body_rate"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name):g}; it must be over 0", field=name
+                )
+        self.hosts()
+        self.origins()
         if not 0 < self.default_timeout_s <= self.max_timeout_s:
             raise ConfigError(
                 f"default_timeout_s {self.default_timeout_s:g} must be over 0 and at most "
                 f"max_timeout_s {self.max_timeout_s:g}",
                 field="default_timeout_s",
             )
+
+    def hosts(self) -> AllowedHosts:
+        """Raises `ConfigError` for what is no name."""
+        return AllowedHosts.of(self.allowed_hosts, is_loopback=is_loopback(self.host))
+
+    def origins(self) -> AllowedOrigins:
+        """Raises `ConfigError` for what is no origin."""
+        return AllowedOrigins.parse(self.cors_origins, is_loopback=is_loopback(self.host))

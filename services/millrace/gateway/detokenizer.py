@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from millrace.core.detokenize import DecodedRow, DecodeRow
@@ -52,7 +52,8 @@ class Detokenizer:
         self._on_failed = on_failed
         self._pending: dict[tuple[str, int], tuple[LiveRequest, ChoiceOutput]] = {}
         self._wake = asyncio.Event()
-        self._pieces: dict[int, bytes] = {}
+        # By id, and whether the token begins a text.
+        self._pieces: dict[tuple[int, bool], bytes] = {}
 
     def add(self, live: LiveRequest, choice: ChoiceOutput) -> None:
         """A choice has tokens to decode, or has ended."""
@@ -121,17 +122,14 @@ class Detokenizer:
         return await self._tokenizer.decode(self._model, rows)
 
     async def _learn_pieces(self, progress: Iterable[Progress]) -> None:
-        missing = {
-            token_id
-            for made in progress
-            for token_id in _ids_of(made)
-            if token_id not in self._pieces
-        }
-        if missing:
-            ids = sorted(missing)
-            self._pieces.update(
-                zip(ids, await self._tokenizer.pieces(self._model, ids), strict=True)
-            )
+        wanted = {each for made in progress for each in _tokens_of(made)}
+        missing = sorted(wanted - self._pieces.keys())
+        for is_at_start in (False, True):
+            ids = [token_id for token_id, at_start in missing if at_start is is_at_start]
+            if ids:
+                pieces = await self._tokenizer.pieces(self._model, ids, is_at_start=is_at_start)
+                keys = [(token_id, is_at_start) for token_id in ids]
+                self._pieces.update(zip(keys, pieces, strict=True))
 
     def _deliver(self, job: _Job, made: Progress) -> None:
         live, choice = job.live, job.choice
@@ -146,18 +144,16 @@ class Detokenizer:
             self.add(live, choice)
 
     def _logprobs(self, made: Progress) -> tuple[PositionLogprobs, ...]:
-        if not made.logprobs:
-            return ()
         return tuple(
             PositionLogprobs(
-                self._named(token_id, entry.chosen),
-                tuple(self._named(other, logprob) for other, logprob in entry.top),
+                self._named(token_id, is_at_start, entry.chosen),
+                tuple(self._named(other, is_at_start, logprob) for other, logprob in entry.top),
             )
-            for token_id, entry in zip(made.token_ids, made.logprobs, strict=False)
+            for token_id, is_at_start, entry in _positions(made)
         )
 
-    def _named(self, token_id: int, logprob: float) -> TokenLogprob:
-        return TokenLogprob(token_id, self._pieces[token_id], logprob)
+    def _named(self, token_id: int, is_at_start: bool, logprob: float) -> TokenLogprob:
+        return TokenLogprob(token_id, self._pieces[token_id, is_at_start], logprob)
 
     def _fail(
         self, pending: Iterable[tuple[LiveRequest, ChoiceOutput]], error: MillraceError
@@ -166,15 +162,18 @@ class Detokenizer:
             self._on_failed(live, error)
 
 
-def _ids_of(made: Progress) -> Iterable[int]:
-    if made.logprobs:
-        yield from made.token_ids
-        for entry in made.logprobs:
-            yield from _top_ids(entry)
+def _positions(made: Progress) -> Iterator[tuple[int, bool, TokenLogprobs]]:
+    """Of every token with log-probabilities: its id, whether it begins the text, and these."""
+    tokens = zip(made.token_ids, made.logprobs, strict=False)
+    for number, (token_id, entry) in enumerate(tokens):
+        yield token_id, number < made.num_at_start, entry
 
 
-def _top_ids(entry: TokenLogprobs) -> Iterable[int]:
-    return (token_id for token_id, _ in entry.top)
+def _tokens_of(made: Progress) -> Iterator[tuple[int, bool]]:
+    for token_id, is_at_start, entry in _positions(made):
+        yield token_id, is_at_start
+        for other, _ in entry.top:
+            yield other, is_at_start
 
 
 def _mark_call(live: LiveRequest, start_unix_ns: int, busy_ns: int) -> None:

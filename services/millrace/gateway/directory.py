@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from millrace.core.errors import Unavailable, UnknownModel
 from millrace.core.membership import SchedulerStatus, WorkerRegistration
 from millrace.core.model import ModelInfo
+from millrace.core.sampling import SamplingDefaults
 
 RETRY_AFTER_S = 2.0
 MAX_NAMES_IN_ERROR = 10
+MAX_NAME_CHARS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +38,21 @@ class ModelDirectory:
     """Fed by worker registrations and scheduler statuses.
 
     A model stays known once seen: while its last worker restarts it is unavailable, not unknown.
-    `on_new` hears of each.
+    `takes_model_defaults` False: requests that are silent get the defaults of the OpenAI API.
+    `on_new` hears of each model.
     """
 
     def __init__(
         self,
         default_model: str = "",
         *,
+        takes_model_defaults: bool = True,
         unix_time_s: Callable[[], float] = time.time,
         on_new: Callable[[str], None] = lambda name: None,
     ) -> None:
         self._default_model = default_model
         self._on_new = on_new
+        self._takes_model_defaults = takes_model_defaults
         self._unix_time_s = unix_time_s
         self._entries: dict[str, _Entry] = {}
         self._workers: dict[str, WorkerRegistration] = {}
@@ -93,9 +98,9 @@ class ModelDirectory:
             return entry.info
         if not name:
             raise Unavailable("no model has registered yet", retry_after_s=RETRY_AFTER_S)
-        known = sorted(self._entries)[:MAX_NAMES_IN_ERROR]
-        served = f"this server has {', '.join(known)}" if known else "no model has registered yet"
-        raise UnknownModel(f"there is no model {name[:256]!r} here; {served}", field="model")
+        raise UnknownModel(
+            f"there is no model {name[:256]!r} here; {self._served()}", field="model"
+        )
 
     def require_served(self, info: ModelInfo) -> None:
         """Raises `Unavailable` where no scheduler with a worker can take a request now."""
@@ -135,12 +140,22 @@ class ModelDirectory:
             return entry.status.num_workers
         return sum(worker.model.name == model for worker in self._workers.values())
 
+    def _served(self) -> str:
+        names = sorted(self._entries)
+        if not names:
+            return "no model has registered yet"
+        more = len(names) - MAX_NAMES_IN_ERROR
+        shown = ", ".join(name[:MAX_NAME_CHARS] for name in names[:MAX_NAMES_IN_ERROR])
+        return f"this server has {shown}" + (f" and {more} more" if more > 0 else "")
+
     def _match(self, name: str) -> _Entry | None:
         if name in self._entries:
             return self._entries[name]
         return next((e for e in self._entries.values() if e.info.answers_to(name)), None)
 
     def _see(self, info: ModelInfo) -> _Entry:
+        if not self._takes_model_defaults:
+            info = replace(info, default_sampling=SamplingDefaults())
         entry = self._entries.get(info.name)
         if entry is None:
             entry = self._entries[info.name] = _Entry(info, int(self._unix_time_s()))

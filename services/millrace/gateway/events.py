@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from millrace.core.sampling import SamplingDefaults
 from millrace.core.tokens import FinishReason
 
 
@@ -31,7 +32,10 @@ class PositionLogprobs:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The request was accepted. `is_cached`: the answer comes from the response cache."""
+    """The request was accepted. `is_cached`: the answer comes from the response cache.
+
+    `sampling`: the values in force that the model may have chosen.
+    """
 
     request_id: str
     model: str
@@ -40,6 +44,7 @@ class Started:
     seed: int
     is_cached: bool
     created_unix_s: int
+    sampling: SamplingDefaults = SamplingDefaults()
 
 
 @dataclass(frozen=True, slots=True)

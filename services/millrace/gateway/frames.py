@@ -183,6 +183,9 @@ class FrameRouter:
         if live is None or delta.choice >= len(live.choices):
             self._on_stray(side, delta)
             return
+        if not all(entry.is_defined for entry in delta.logprobs):
+            self._on_failed(live, InternalError("the model's output is not finite"))
+            return
         choice = live.choices[delta.choice]
         outcome = choice.accept(delta)
         if outcome is Acceptance.STALE:

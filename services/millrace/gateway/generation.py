@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from millrace.core.chat import ChatMessage
 from millrace.core.errors import InvalidRequest
 from millrace.core.request import Priority
-from millrace.core.sampling import SamplingParams
+from millrace.core.request_fields.field import FieldNames
+from millrace.core.request_fields.our_requests import TIMEOUT_MS
+from millrace.core.sampling import SamplingParams, check_range
 from millrace.telemetry.names import OPERATION_CHAT, OPERATION_TEXT_COMPLETION
 
 MAX_MESSAGES = 4096
@@ -29,7 +33,9 @@ class CacheMode(StrEnum):
 class GenerationRequest:
     """What to generate. Exactly one of `text`, `token_ids` and `messages` is given.
 
-    Raises `InvalidRequest` where a part is wrong in itself.
+    `default_max_tokens` holds if `sampling` has no `max_tokens`, as far as the context allows;
+    None: all of the context. `names` are the client's words for ours, for errors. Raises
+    `InvalidRequest` if a part is wrong in itself.
     """
 
     model: str = ""
@@ -43,17 +49,37 @@ class GenerationRequest:
     idempotency_key: str | None = None
     tenant: str = ""
     is_streamed: bool = False
+    default_max_tokens: int | None = None
+    names: FieldNames = field(default_factory=FieldNames, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         self._check_prompt()
         for name, part in self._strings():
             check_unicode(name, part)
-        if self.timeout_ms is not None and self.timeout_ms < 1:
-            raise InvalidRequest(
-                f"timeout_ms is {self.timeout_ms}; at least 1 is needed", field="timeout_ms"
-            )
+        if self.timeout_ms is not None:
+            check_range(TIMEOUT_MS, self.timeout_ms, self.names)
         if self.idempotency_key is not None:
             check_idempotency_key(self.idempotency_key)
+
+    def with_sampling(self, sampling: SamplingParams) -> GenerationRequest:
+        """The same with other sampling; what has been checked is not checked again."""
+        if sampling is self.sampling:
+            return self
+        other = copy(self)
+        object.__setattr__(other, "sampling", sampling)
+        return other
+
+    def canonical(self) -> dict[str, Any]:
+        """What the answer depends on beside the model, equal for requests that mean the same."""
+        said = self.messages
+        silent = self.sampling.max_tokens is None and self.default_max_tokens is not None
+        return {
+            "text": self.text,
+            "token_ids": self.token_ids,
+            "messages": None if said is None else [[m.role, m.content, m.name] for m in said],
+            "sampling": self.sampling.canonical(),
+            **({"default_max_tokens": self.default_max_tokens} if silent else {}),
+        }
 
     @property
     def operation(self) -> str:
@@ -63,7 +89,7 @@ class GenerationRequest:
     @property
     def prompt_field(self) -> str:
         """The field that errors about the prompt name."""
-        return "prompt" if self.messages is None else "messages"
+        return self.names["prompt" if self.messages is None else "messages"]
 
     def _check_prompt(self) -> None:
         given = [part for part in (self.text, self.token_ids, self.messages) if part is not None]
@@ -80,13 +106,13 @@ class GenerationRequest:
         yield "model", self.model
         yield "idempotency_key", self.idempotency_key or ""
         if self.text is not None:
-            yield "prompt", self.text
+            yield self.prompt_field, self.text
         for index, message in enumerate(self.messages or ()):
             yield f"messages[{index}].role", message.role
             yield f"messages[{index}].content", message.content
             yield f"messages[{index}].name", message.name or ""
-        for stop in self.sampling.stop:
-            yield "stop", stop
+        for index, stop in enumerate(self.sampling.stop):
+            yield f"{self.names['stop']}[{index}]", stop
 
 
 def check_messages(messages: tuple[ChatMessage, ...]) -> None:

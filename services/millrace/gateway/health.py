@@ -6,7 +6,7 @@ import asyncio
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,12 +24,16 @@ PROBE_LIFETIME_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Ready: every needed part is there; `degraded` names parts that are gone but not needed."""
+    """Ready: every needed part is there; `degraded` names parts that are gone but not needed.
+
+    `reasons` tells of parts why they are gone.
+    """
 
     is_ready: bool
     is_draining: bool
     checks: dict[str, bool] = field(default_factory=dict)
     degraded: tuple[str, ...] = ()
+    reasons: dict[str, str] = field(default_factory=dict)
 
     @property
     def status(self) -> str:
@@ -40,7 +44,10 @@ class Readiness:
 
 
 class Health:
-    """Asks the neighbours. `cache` None: there is no response cache, by choice."""
+    """Asks the neighbours. `cache` None: there is no response cache, by choice.
+
+    `tell` hears of every answer before whoever asked: what is ready by one protocol is so by all.
+    """
 
     def __init__(
         self,
@@ -49,12 +56,14 @@ class Health:
         cache: AnswerCache | None,
         directory: ModelDirectory,
         is_draining: Callable[[], bool],
+        tell: Callable[[bool], Awaitable[None]] | None = None,
     ) -> None:
         self._bus = bus
         self._tokenizer = tokenizer
         self._cache = cache
         self._directory = directory
         self._is_draining = is_draining
+        self._tell = tell
         self._started_s = time.monotonic()
         self._tokenizer_probe: tuple[float, bool] = (float("-inf"), False)
 
@@ -75,8 +84,12 @@ class Health:
             "worker": any(model.is_attached and model.num_workers for model in attached),
         }
         degraded = () if self._cache is None or cache.connected else ("cache",)
+        reasons = {"cache": cache.reason} if degraded else {}
         is_draining = self._is_draining()
-        return Readiness(all(checks.values()) and not is_draining, is_draining, checks, degraded)
+        is_ready = all(checks.values()) and not is_draining
+        if self._tell is not None:
+            await self._tell(is_ready)
+        return Readiness(is_ready, is_draining, checks, degraded, reasons)
 
     async def cache_stats(self) -> CacheStats:
         """Counts of the response cache; not connected where there is none."""
@@ -86,7 +99,7 @@ class Health:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
                 return await self._cache.stats()
         except (TimeoutError, MillraceError):
-            return CacheStats(connected=False)
+            return CacheStats(connected=False, reason="the cache service does not answer")
 
     async def _probe_tokenizer(self) -> bool:
         probed_s, is_ready = self._tokenizer_probe
@@ -104,7 +117,7 @@ class Health:
 def resident_bytes() -> int:
     """Memory of this process; the peak where the system does not tell the present."""
     try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
     except (OSError, ValueError, IndexError):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024

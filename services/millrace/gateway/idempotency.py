@@ -14,11 +14,12 @@ import json
 import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from millrace.core.answer import CachedAnswer
 from millrace.core.errors import Conflict, MillraceError, Unavailable, Unsupported
 from millrace.core.idempotency import IdempotencyRecord
+from millrace.core.sampling import unsigned_seed
 
 from .answers import Answer
 from .events import Delta, Finished
@@ -163,7 +164,7 @@ class KeyedRequests:
             is_finished=True,
             model=started.model,
             revision=started.revision,
-            seed=started.seed,
+            seed=unsigned_seed(started.seed),
             answer=_answer_in(shared),
         )
         await self._finish(records, key, this, record)
@@ -221,17 +222,7 @@ def record_key(request: GenerationRequest) -> bytes:
 
 def hash_of_body(request: GenerationRequest) -> bytes:
     """32 bytes over what the answer depends on, so without priority, deadline, cache and stream."""
-    sampling = asdict(request.sampling)
-    sampling["logit_bias"] = sorted(sampling["logit_bias"])
-    messages = request.messages
-    canonical = {
-        "version": KEY_VERSION,
-        "model": request.model,
-        "text": request.text,
-        "token_ids": request.token_ids,
-        "messages": None if messages is None else [[m.role, m.content, m.name] for m in messages],
-        "sampling": sampling,
-    }
+    canonical = {"version": KEY_VERSION, "model": request.model, **request.canonical()}
     encoded = json.dumps(canonical, sort_keys=True, separators=(",", ":")).encode()
     return hashlib.blake2b(encoded, digest_size=32, person=b"mr-idem-body").digest()
 

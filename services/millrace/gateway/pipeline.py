@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from opentelemetry.trace import SpanKind
 from millrace.bus.base import Bus
 from millrace.core.answer import CachedAnswer
 from millrace.core.cancellation import CancelReason
+from millrace.core.encoded_prompt import EncodedPrompt
 from millrace.core.errors import (
     Aborted,
     DeadlineExceeded,
@@ -31,6 +32,8 @@ from millrace.core.errors import (
 )
 from millrace.core.model import ModelInfo
 from millrace.core.request import QueuedRequest
+from millrace.core.request_fields.ignored import IgnoredFields
+from millrace.core.sampling import draw_seed
 from millrace.telemetry import names
 from millrace.telemetry.metrics import GatewayMetrics
 from millrace.telemetry.propagation import inject
@@ -45,14 +48,15 @@ from .events import Started
 from .frames import FrameRouter
 from .generation import CacheMode, GenerationRequest
 from .idempotency import KeyedRequests
-from .limits import check_token_ids, resolve_max_tokens, stop_ids
+from .limits import check_encoded, check_token_ids, resolve_max_tokens, stop_ids
 from .link_events import watch_link
 from .live_request import LiveRequest
 from .ports import AnswerCache, IdempotencyRecords, Tokenizer
 from .queue_forecast import QueueForecast
 from .record import RequestRecord
 from .response_cache import cache_key, uses_cache
-from .shared_answer import SharedAnswer
+from .shared_answer import SharedAnswer, SharedReader
+from .special_tokens import SpecialTokens, SpecialTokensOfModels
 from .stop_strings import StopStrings
 
 _log = logging.getLogger(__name__)
@@ -93,6 +97,7 @@ class Pipeline:
         self._gateway_id = gateway_id
         self._directory = directory
         self._tokenizer = tokenizer
+        self._special_tokens = SpecialTokensOfModels(tokenizer)
         self._cache = cache
         self._router = router
         self._bus = bus
@@ -104,6 +109,9 @@ class Pipeline:
         )
         # By id: True where an abort came before there was anything to end.
         self._opening: dict[str, bool] = {}
+        # By the id of the call: calls of many requests, and those that read another one's answer.
+        self._batches: dict[str, Call] = {}
+        self._readers: dict[str, SharedReader] = {}
         self._is_draining = False
         self._errands: set[asyncio.Task[None]] = set()
 
@@ -133,7 +141,7 @@ class Pipeline:
 
     async def open(self, request: GenerationRequest, call: Call) -> Answer:
         """Accepts a request. Raises an error of the tree; what is not one becomes InternalError."""
-        record = RequestRecord(self._metrics, call, request)
+        record = RequestRecord(self._metrics, call)
         self._opening[call.request_id] = False
         try:
             with trace.use_span(
@@ -172,8 +180,25 @@ class Pipeline:
         await self._bus.publish_abort(request_id)
         return False
 
+    @contextmanager
+    def batch(self, call: Call) -> Iterator[None]:
+        """While it is open, an abort of the call's id ends each of its parts, to come ones too."""
+        self._batches[call.request_id] = call
+        try:
+            yield
+        finally:
+            del self._batches[call.request_id]
+
     def abort_here(self, request_id: str) -> bool:
-        """Ends a request by id; False where it is not, or no longer, live here."""
+        """Ends a request, or all of a batch, by id; False if it is not, or no longer, live here."""
+        if (batch := self._batches.get(request_id)) is not None:
+            batch.is_aborted = True
+            for part in batch.parts:
+                self.abort_here(part.request_id)
+            return True
+        if (reader := self._readers.get(request_id)) is not None:
+            reader.fail(_aborted())
+            return True
         if request_id in self._opening:
             # Nothing is there yet that could end; `open` does it.
             self._opening[request_id] = True
@@ -188,11 +213,20 @@ class Pipeline:
         self._router.settle(live, CancelReason.ABORT)
         return True
 
-    async def count_tokens(self, request: GenerationRequest) -> list[int]:
-        """Token ids that the model would see."""
+    def tell_ignored(self, call: Call, ignored: IgnoredFields) -> None:
+        """The call's reply names what of it was not taken into account; metrics count it."""
+        if ignored:
+            call.ignored = ignored.header_text()
+            self._metrics.ignored_fields.labels("harmless").inc(ignored.num_harmless)
+            self._metrics.ignored_fields.labels("unknown").inc(ignored.num_unknown)
+
+    async def count_tokens(
+        self, request: GenerationRequest, *, max_ids: int | None = None
+    ) -> EncodedPrompt:
+        """What the model would see, with its ids unless these are more than `max_ids`."""
         info = self._directory.find(request.model)
         check_token_ids(request, info)
-        return await self._encode(request, info)
+        return await self._encoded(request, info, max_ids)
 
     async def finish_errands(self) -> None:
         """Waits for answers on their way into the cache, and for keys to be finished or freed."""
@@ -203,8 +237,12 @@ class Pipeline:
     async def _open(self, request: GenerationRequest, call: Call, record: RequestRecord) -> Answer:
         if self._is_draining:
             raise _shutting_down()
+        if call.whole is not None and call.whole.is_aborted:
+            raise _aborted()
         info = self._directory.find(request.model)
-        record.on_model(info)
+        # Before any key is made of it: a request that says the model's defaults is the same one.
+        request = request.with_sampling(request.sampling.resolved(info.default_sampling))
+        record.on_model(info, request)
         check_token_ids(request, info)
         timeout_s = self._timeout_s(request)
         if self.num_in_flight > self._limits.max_in_flight:
@@ -241,15 +279,19 @@ class Pipeline:
             call.span.set_attribute(names.ATTR_SHARED_WITH, found.started.request_id)
             reader = found.attach(record)
             reader.expire_in(_left_s(call, timeout_s), _deadline_error(timeout_s))
+            self._readers[call.request_id] = reader
+            reader.on_left = lambda: self._readers.pop(call.request_id, None)
             return reader
+        given = request.sampling.seed
         started = Started(
             request_id=call.request_id,
             model=found.record.model,
             revision=found.record.revision,
             num_prompt_tokens=found.answer.num_prompt_tokens,
-            seed=found.record.seed,
+            seed=found.record.seed if given is None else given,
             is_cached=True,
             created_unix_s=call.arrival_unix_ns // 1_000_000_000,
+            sampling=request.sampling.in_force(),
         )
         return StoredAnswer(started, found.answer, call, record)
 
@@ -263,18 +305,20 @@ class Pipeline:
     ) -> Answer:
         seed = request.sampling.seed
         if seed is None:
-            seed = secrets.randbits(64)
+            seed = draw_seed()
         key = cache_key(request, info) if self._cache and uses_cache(request) else None
         if key is not None:
             stored = await self._look_up(key, request, record)
             if stored is not None:
-                started = _started(call, info, stored.num_prompt_tokens, seed, is_cached=True)
+                started = _started(call, info, request, stored.num_prompt_tokens, seed, True)
                 return StoredAnswer(started, stored, call, record)
         self._directory.require_served(info)
         self._forecast.require_time(info, request.priority, _left_s(call, timeout_s))
         prompt_token_ids = await self._encode(request, info)
-        queued = self._queued(request, info, call, prompt_token_ids, seed, timeout_s)
-        live = self._live(request, queued)
+        special = await self._special(request, info)
+        stop_strings = StopStrings(request.sampling.stop, special)
+        queued = self._queued(request, info, call, prompt_token_ids, stop_strings, seed, timeout_s)
+        live = self._live(request, queued, stop_strings, special)
         record.watch(live)
         watch_link(live, call.span)
         await self._router.register(live)
@@ -290,7 +334,7 @@ class Pipeline:
         record.on_accepted(len(prompt_token_ids), queued.max_tokens, seed)
         self._arm_deadline(live, call, timeout_s)
         return LiveAnswer(
-            _started(call, info, len(prompt_token_ids), seed, is_cached=False),
+            _started(call, info, request, len(prompt_token_ids), seed, False),
             live,
             call,
             record,
@@ -303,9 +347,10 @@ class Pipeline:
             return self._limits.default_timeout_s
         limit_ms = int(self._limits.max_timeout_s * 1000)
         if request.timeout_ms > limit_ms:
+            name = request.names["timeout_ms"]
             raise InvalidRequest(
-                f"timeout_ms is {request.timeout_ms}; the limit is {limit_ms}",
-                field="timeout_ms",
+                f"{name} is {request.timeout_ms}; the limit is {limit_ms}",
+                field=name,
                 metadata={"value": str(request.timeout_ms), "max": str(limit_ms)},
             )
         return request.timeout_ms / 1000
@@ -323,17 +368,33 @@ class Pipeline:
         return stored
 
     async def _encode(self, request: GenerationRequest, info: ModelInfo) -> list[int]:
+        encoded = await self._encoded(request, info, info.max_model_len)
+        # Refused here if the ids were left out, since there were too many.
+        resolve_max_tokens(request, encoded.num_tokens, info)
+        return encoded.token_ids or []
+
+    async def _encoded(
+        self, request: GenerationRequest, info: ModelInfo, max_ids: int | None
+    ) -> EncodedPrompt:
         if request.token_ids is not None:
-            token_ids = list(request.token_ids)
+            encoded = EncodedPrompt(len(request.token_ids), list(request.token_ids))
         elif request.messages is not None:
-            token_ids = await self._tokenizer.encode_chat(info.name, request.messages)
-        else:
-            token_ids = await self._tokenizer.encode_text(info.name, request.text or "")
-        if not token_ids:
-            raise InvalidRequest(
-                f"{request.prompt_field} has no tokens", field=request.prompt_field
+            encoded = await self._tokenizer.encode_chat(
+                info.name, request.messages, max_ids=max_ids
             )
-        return token_ids
+        else:
+            encoded = await self._tokenizer.encode_text(
+                info.name, request.text or "", max_ids=max_ids
+            )
+        check_encoded(encoded, request.prompt_field, info)
+        return encoded
+
+    async def _special(self, request: GenerationRequest, info: ModelInfo) -> SpecialTokens:
+        """The model's special tokens if the request can tell that they are there."""
+        sampling = request.sampling
+        if not sampling.stop and sampling.top_logprobs is None:
+            return SpecialTokens()
+        return await self._special_tokens.of(info)
 
     def _queued(
         self,
@@ -341,6 +402,7 @@ class Pipeline:
         info: ModelInfo,
         call: Call,
         prompt_token_ids: list[int],
+        stop_strings: StopStrings,
         seed: int,
         timeout_s: float,
     ) -> QueuedRequest:
@@ -350,8 +412,10 @@ class Pipeline:
             model=info.name,
             prompt_token_ids=prompt_token_ids,
             sampling=request.sampling.spec(seed),
-            stop_token_ids=stop_ids(request.sampling, info),
-            max_tokens=resolve_max_tokens(request.sampling, len(prompt_token_ids), info),
+            stop_token_ids=tuple(
+                dict.fromkeys((*stop_ids(request.sampling, info), *stop_strings.token_ids))
+            ),
+            max_tokens=resolve_max_tokens(request, len(prompt_token_ids), info),
             num_choices=request.sampling.num_choices,
             priority=request.priority,
             deadline_unix_ms=call.arrival_unix_ns // 1_000_000 + int(timeout_s * 1000),
@@ -359,16 +423,31 @@ class Pipeline:
             tenant=request.tenant,
         )
 
-    def _live(self, request: GenerationRequest, queued: QueuedRequest) -> LiveRequest:
-        stop_strings = StopStrings(request.sampling.stop)
+    def _live(
+        self,
+        request: GenerationRequest,
+        queued: QueuedRequest,
+        stop_strings: StopStrings,
+        special: SpecialTokens,
+    ) -> LiveRequest:
+        # An answer begins anew: what its template wrote before it is no part of its text.
+        text_before = queued.prompt_token_ids if request.messages is None else ()
         stop_token_ids = frozenset(queued.stop_token_ids)
+        choices = [
+            ChoiceOutput(
+                index,
+                stop_strings,
+                stop_token_ids,
+                request.sampling.min_tokens,
+                text_before,
+                special.ids,
+            )
+            for index in range(queued.num_choices)
+        ]
         return LiveRequest(
             queued.request_id,
             queued.model,
-            [
-                ChoiceOutput(index, stop_strings, stop_token_ids, request.sampling.min_tokens)
-                for index in range(queued.num_choices)
-            ],
+            choices,
             max_buffered_events=self._limits.max_buffered_events,
         )
 
@@ -426,7 +505,12 @@ class Pipeline:
 
 
 def _started(
-    call: Call, info: ModelInfo, num_prompt_tokens: int, seed: int, *, is_cached: bool
+    call: Call,
+    info: ModelInfo,
+    request: GenerationRequest,
+    num_prompt_tokens: int,
+    seed: int,
+    is_cached: bool,
 ) -> Started:
     return Started(
         request_id=call.request_id,
@@ -436,11 +520,16 @@ def _started(
         seed=seed,
         is_cached=is_cached,
         created_unix_s=call.arrival_unix_ns // 1_000_000_000,
+        sampling=request.sampling.in_force(),
     )
 
 
 def _left_s(call: Call, timeout_s: float) -> float:
     return max(0.0, timeout_s - call.elapsed_ns / 1e9)
+
+
+def _aborted() -> Aborted:
+    return Aborted("the request was aborted")
 
 
 def _shutting_down() -> Unavailable:

@@ -8,6 +8,7 @@ from typing import Protocol
 from millrace.core.answer import CachedAnswer, CacheStats
 from millrace.core.chat import ChatMessage
 from millrace.core.detokenize import DecodedRow, DecodeRow
+from millrace.core.encoded_prompt import EncodedPrompt
 from millrace.core.idempotency import IdempotencyRecord
 from millrace.core.membership import ResumeQuery, SchedulerStatus
 from millrace.core.tokens import TokenFrame
@@ -16,17 +17,26 @@ from millrace.core.tokens import TokenFrame
 class Tokenizer(Protocol):
     """Text to token ids and back; raises `Unavailable` where no replica answers."""
 
-    async def encode_text(self, model: str, text: str) -> list[int]:
-        """Token ids of a plain prompt."""
+    async def encode_text(
+        self, model: str, text: str, *, max_ids: int | None = None
+    ) -> EncodedPrompt:
+        """Token ids of a plain prompt, unless these are more than `max_ids`."""
 
-    async def encode_chat(self, model: str, messages: Sequence[ChatMessage]) -> list[int]:
-        """Token ids of a conversation, through the model's chat template."""
+    async def encode_chat(
+        self, model: str, messages: Sequence[ChatMessage], *, max_ids: int | None = None
+    ) -> EncodedPrompt:
+        """Token ids of a conversation, through the model's chat template; as of a prompt."""
 
     async def decode(self, model: str, rows: Sequence[DecodeRow]) -> list[DecodedRow]:
         """The text that new ids make certain, rows as asked."""
 
-    async def pieces(self, model: str, token_ids: Sequence[int]) -> list[bytes]:
-        """The exact bytes of single tokens."""
+    async def pieces(
+        self, model: str, token_ids: Sequence[int], *, is_at_start: bool = False
+    ) -> list[bytes]:
+        """The exact bytes of single tokens, in the middle of a text or at its start."""
+
+    async def special_ids(self, model: str) -> dict[str, int]:
+        """Special tokens, which no text shows: their strings and ids."""
 
     async def is_ready(self) -> bool:
         """True where a replica answers."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from opentelemetry import trace
 
 from millrace.core.cancellation import CancelReason
@@ -23,22 +25,21 @@ _tracer = trace.get_tracer(__name__)
 class RequestRecord:
     """Told what happens to a request; ends once, with `finish` or `fail`."""
 
-    def __init__(self, metrics: GatewayMetrics, call: Call, request: GenerationRequest) -> None:
+    def __init__(self, metrics: GatewayMetrics, call: Call) -> None:
         self._metrics = metrics
         self._call = call
-        self._request = request
         self._model = ""
         self._is_over = False
         self._is_cancelled = False
 
-    def on_model(self, info: ModelInfo) -> None:
-        """The model is known."""
+    def on_model(self, info: ModelInfo, request: GenerationRequest) -> None:
+        """The model is known, and with it every value of the request."""
         self._model = self._call.facts.model = info.name
         self._metrics.requests_in_flight.labels(info.name).inc()
         span = self._call.span
         if not span.is_recording():
             return
-        request, sampling = self._request, self._request.sampling
+        sampling: Any = request.sampling
         span.update_name(names.request_span_name(request.operation, info.name))
         span.set_attributes(
             {
@@ -59,6 +60,7 @@ class RequestRecord:
 
     def on_accepted(self, num_prompt_tokens: int, max_tokens: int, seed: int) -> None:
         """The request is on the queue."""
+        self._call.accepted.set()
         self._metrics.prompt_tokens.labels(self._model).inc(num_prompt_tokens)
         self._call.facts.num_prompt_tokens += num_prompt_tokens
         if self._call.span.is_recording():

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 
 from millrace.core.answer import CachedAnswer
 from millrace.core.model import ModelInfo
@@ -33,21 +32,15 @@ def uses_cache(request: GenerationRequest) -> bool:
 
 def cache_key(request: GenerationRequest, info: ModelInfo) -> bytes:
     """32 bytes over tenant, model and the whole canonical request."""
-    sampling = asdict(request.sampling)
+    said = request.canonical()
     if request.sampling.temperature == 0.0:
         # Greedy draws nothing: the seed cannot matter.
-        del sampling["seed"]
-    sampling["logit_bias"] = sorted(sampling["logit_bias"])
+        del said["sampling"]["seed"]
     canonical = {
         "version": KEY_VERSION,
         "tenant": request.tenant,
         "model": [info.name, info.revision, info.dtype, info.quantization],
-        "text": request.text,
-        "token_ids": request.token_ids,
-        "messages": None
-        if request.messages is None
-        else [[message.role, message.content, message.name] for message in request.messages],
-        "sampling": sampling,
+        **said,
     }
     encoded = json.dumps(canonical, sort_keys=True, separators=(",", ":")).encode()
     return hashlib.blake2b(encoded, digest_size=32, person=b"mr-answer-key").digest()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, TypeVar, cast
 
 import grpc
 from google.protobuf.message import Message
+from google.protobuf.unknown_fields import UnknownFieldSet
 
 from millrace.core.chat import ChatMessage
 from millrace.core.errors import InvalidRequest, MillraceError, PayloadTooLarge
 from millrace.core.request import Priority
-from millrace.core.sampling import SamplingParams
+from millrace.core.request_fields.ignored import IgnoredFields
+from millrace.core.sampling import SamplingParams, unsigned_seed
 from millrace.telemetry.names import OPERATION_CHAT, OPERATION_TEXT_COMPLETION
 from millrace.v1 import inference_pb2, inference_pb2_grpc, types_pb2
 from millrace.wire.status import status_number
@@ -29,17 +32,20 @@ from .events import (
     Started,
     TokenLogprob,
 )
-from .generation import CacheMode, GenerationRequest, check_num_messages
+from .generation import MAX_MESSAGES, CacheMode, GenerationRequest, check_num_messages
 from .pipeline import Pipeline
 
 SERVICE_NAME = "millrace.v1.InferenceService"
 # A client that has fallen behind may still take what is buffered for so long, then its call is cut.
 CUT_GRACE_S = 10.0
+# What a gRPC client takes unless it is told otherwise.
+DEFAULT_MAX_REPLY_BYTES = 4 << 20
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Request = TypeVar("Request", bound=Message)
 Response = TypeVar("Response", inference_pb2.GenerateResponse, inference_pb2.ChatResponse)
 
+_REPEATED = {"stop", "stop_token_ids"}
 _CACHE_MODES = {
     types_pb2.CACHE_MODE_UNSPECIFIED: CacheMode.BYPASS,
     types_pb2.CACHE_MODE_BYPASS: CacheMode.BYPASS,
@@ -71,6 +77,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> AsyncIterator[inference_pb2.GenerateResponse]:
         """Continues a prompt."""
         call = begin_call(OPERATION_TEXT_COMPLETION, _carrier(context))
+        self._pipeline.tell_ignored(call, _unknown_fields([request]))
         events = self._events(lambda: _generate_from_proto(self._sized(request)), call, context)
         async for event in events:
             response = _event_to_proto(event, inference_pb2.GenerateResponse)
@@ -82,6 +89,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> AsyncIterator[inference_pb2.ChatResponse]:
         """Answers a conversation."""
         call = begin_call(OPERATION_CHAT, _carrier(context))
+        self._pipeline.tell_ignored(call, _unknown_fields([request], request.messages))
         events = self._events(lambda: _chat_from_proto(self._sized(request)), call, context)
         async for event in events:
             response = _event_to_proto(event, inference_pb2.ChatResponse)
@@ -93,6 +101,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> AsyncIterator[inference_pb2.GenerateBatchResponse]:
         """Runs many prompts."""
         call = begin_call(OPERATION_TEXT_COMPLETION, _carrier(context))
+        self._pipeline.tell_ignored(call, _unknown_fields(request.requests, [request]))
         await context.send_initial_metadata(call.headers)
         _on_done(context, call.end)
         self._sized(request)
@@ -128,8 +137,16 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
             text=request.text if kind == "text" else None,
             messages=_messages(request.conversation.messages) if kind == "conversation" else None,
         )
-        token_ids = await self._pipeline.count_tokens(asked)
-        return inference_pb2.CountTokensResponse(num_tokens=len(token_ids), token_ids=token_ids)
+        max_ids: int | None = DEFAULT_MAX_REPLY_BYTES  # an id takes a byte or more
+        if request.HasField("with_token_ids"):
+            max_ids = None if request.with_token_ids else 0
+        counted = await self._pipeline.count_tokens(asked, max_ids=max_ids)
+        response = inference_pb2.CountTokensResponse(
+            num_tokens=counted.num_tokens, token_ids=counted.token_ids
+        )
+        if max_ids is not None and response.ByteSize() > DEFAULT_MAX_REPLY_BYTES:
+            response.ClearField("token_ids")
+        return response
 
     async def ListModels(
         self, request: inference_pb2.ListModelsRequest, context: Context
@@ -144,8 +161,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> inference_pb2.GetModelResponse:
         """Describes one model."""
         await _begin_untraced(context)
-        model = _model_to_proto(self._directory.get(request.name))
-        return inference_pb2.GetModelResponse(model=model)
+        name = request.name or request.model
+        if request.model not in ("", name):
+            raise InvalidRequest(
+                f"name is {name[:64]!r} and model is {request.model[:64]!r}; give one of them",
+                field="model",
+            )
+        return inference_pb2.GetModelResponse(model=_model_to_proto(self._directory.get(name)))
 
     def _sized(self, request: Request) -> Request:
         """The request. Raises `PayloadTooLarge` before anything is made of it."""
@@ -209,6 +231,30 @@ def _carrier(context: Context) -> Mapping[str, str]:
     return {key: value for key, value in metadata if isinstance(value, str)}
 
 
+def _unknown_fields(
+    requests: Iterable[inference_pb2.GenerateRequest | inference_pb2.ChatRequest],
+    others: Iterable[Message] = (),
+) -> IgnoredFields:
+    """What a newer client may say that this server does not know, by number: it has no name.
+
+    Of so many messages as a request may have; more are refused.
+    """
+    ignored = IgnoredFields()
+    for each in islice(requests, MAX_MESSAGES):
+        for part in (each, each.options, each.options.sampling):
+            _add_unknown(part, ignored)
+    for message in islice(others, MAX_MESSAGES):
+        _add_unknown(message, ignored)
+    return ignored
+
+
+def _add_unknown(message: Message, ignored: IgnoredFields) -> None:
+    unknown = UnknownFieldSet(message)
+    for index in range(len(unknown)):
+        path = f"{message.DESCRIPTOR.name}.{unknown[index].field_number}"
+        ignored.add(path, is_harmless=False)
+
+
 def _generate_from_proto(request: inference_pb2.GenerateRequest) -> GenerationRequest:
     kind = request.WhichOneof("prompt")
     return GenerationRequest(
@@ -262,25 +308,14 @@ def _options(options: inference_pb2.RequestOptions) -> dict[str, Any]:
     }
 
 
-_OPTIONAL_SAMPLING = (
-    *("max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
-    *("presence_penalty", "frequency_penalty", "seed", "ignore_eos", "top_logprobs"),
-    "num_choices",
-)
-
-
 def _sampling(message: types_pb2.SamplingParams) -> SamplingParams:
-    given: dict[str, Any] = {
-        name: getattr(message, name)
-        for name in _OPTIONAL_SAMPLING
-        if message.HasField(name)  # type: ignore[arg-type]
-    }
-    return SamplingParams(
-        stop=tuple(message.stop),
-        stop_token_ids=tuple(message.stop_token_ids),
-        logit_bias=tuple(message.logit_bias.items()),
-        **given,
-    )
+    # Only what is there, however many fields there are; the table says what each may be.
+    given: dict[str, Any] = {field.name: value for field, value in message.ListFields()}
+    for name in _REPEATED & given.keys():
+        given[name] = tuple(given[name])
+    if message.logit_bias:
+        given["logit_bias"] = tuple(message.logit_bias.items())
+    return SamplingParams(**given)
 
 
 def _event_to_proto(event: Event, response: type[Response]) -> Response | None:
@@ -299,7 +334,8 @@ def _event_to_proto(event: Event, response: type[Response]) -> Response | None:
                 request_id=event.request_id,
                 model=event.model,
                 num_prompt_tokens=event.num_prompt_tokens,
-                seed=event.seed,
+                seed=unsigned_seed(event.seed),
+                sampling=types_pb2.SamplingParams(**event.sampling.given()),
             )
         )
     if isinstance(event, Finished):
@@ -380,4 +416,5 @@ def _model_to_proto(model: ServedModel) -> inference_pb2.Model:
         architecture=info.architecture,
         route=info.route,
         vocab_size=info.vocab_size,
+        default_sampling=types_pb2.SamplingParams(**info.default_sampling.filled().given()),
     )

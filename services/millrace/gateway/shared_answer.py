@@ -90,6 +90,7 @@ class SharedReader:
     def __init__(self, shared: SharedAnswer, limit: int, record: RequestRecord | None) -> None:
         self.started: Started = shared.started
         self.on_cut: Callable[[], None] | None = None
+        self.on_left: Callable[[], object] | None = None
         self._shared = shared
         self._limit = limit
         self._record = record
@@ -101,12 +102,12 @@ class SharedReader:
 
     def expire_in(self, delay_s: float, error: MillraceError) -> None:
         """After `delay_s` this reader, and it alone, ends with `error`."""
-        self._timer = asyncio.get_running_loop().call_later(delay_s, self._fail, error)
+        self._timer = asyncio.get_running_loop().call_later(delay_s, self.fail, error)
 
     def on_event(self, num_events: int) -> None:
         """There is more to read, or the end has come."""
         if num_events - self._position > self._limit:
-            self._fail(
+            self.fail(
                 Aborted(
                     f"the client reads too slowly: {num_events - self._position} events wait for "
                     f"it, the limit is {self._limit}"
@@ -149,7 +150,8 @@ class SharedReader:
             self._record.finish(replace(event, is_cached=True))
         return event
 
-    def _fail(self, error: MillraceError) -> None:
+    def fail(self, error: MillraceError) -> None:
+        """Ends this reader, and it alone; the first error counts."""
         if self._error is None:
             self._error = error
             self._leave(error)
@@ -162,5 +164,7 @@ class SharedReader:
             self._timer.cancel()
         if self._record is not None:
             self._record.fail(error)
+        if self.on_left is not None:
+            self.on_left()
         self._wake.set()
         self._shared.detach(self, reason)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from millrace.config.loader import setting
+from millrace.config.values import Host
+from millrace.core.url import NatsUrl
 
 from .policy import SchedulerPolicy
 
@@ -13,14 +15,14 @@ _POLICY = SchedulerPolicy()
 
 @dataclass(frozen=True)
 class SchedulerConfig:
-    """See `millrace config show scheduler`."""
+    """What one scheduler process is told."""
 
-    host: str = setting("127.0.0.1", help="address to listen on")
-    port: int = setting(0, help="gRPC port; 0 takes a free one")
-    advertise_address: str = setting("", help="host:port for gateways; empty: as bound")
-    metrics_port: int = setting(0, help="Prometheus port; 0 serves none")
-    nats_url: str = setting("nats://127.0.0.1:4222", help="NATS server")
-    scheduler_id: str = setting("", help="name of this process; empty: made at start")
+    host: Host = setting("127.0.0.1", help="address to listen on")
+    port: int = setting(0, help="gRPC port", unset="a free one")
+    advertise_address: str = setting("", help="host:port for gateways", unset="as bound")
+    metrics_port: int = setting(0, help="port of the Prometheus metrics", unset="off")
+    nats_url: NatsUrl = setting(NatsUrl("nats://127.0.0.1:4222"), help="NATS server")
+    scheduler_id: str = setting("", help="name of this process", unset="made at start")
     model: str = setting("smollm2-135m-instruct", help="served name of the model")
     target_itl_ms: float = setting(
         _POLICY.target_itl_ms,
@@ -42,8 +44,9 @@ class SchedulerConfig:
     step_span_every: int = setting(16, help="one step in this many gets a span of its own")
     canary_every_s: float = setting(
         5.0,
-        help="idle time after which a worker must generate a token, seen by nobody; 0: never",
+        help="idle time after which a worker must generate a token, seen by nobody",
         unit="s",
+        unset="never",
     )
     gateway_grace_s: float = setting(
         5.0, help="how long a gateway may be away before its requests end", unit="s"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from millrace.config.loader import setting
+from millrace.config.values import Host
 from millrace.hub.catalog import DEFAULT_MODEL
 
 
@@ -12,9 +13,9 @@ from millrace.hub.catalog import DEFAULT_MODEL
 class TokenizerConfig:
     """What one tokenizer process is told."""
 
-    host: str = setting("127.0.0.1", help="address to listen on")
-    port: int = setting(0, help="port to listen on; 0 takes a free one")
+    host: Host = setting("127.0.0.1", help="address to listen on")
+    port: int = setting(0, help="port to listen on", unset="a free one")
     models: tuple[str, ...] = setting(
         (DEFAULT_MODEL,), help="models to serve: names, aliases or folders"
     )
-    metrics_port: int = setting(0, help="port of the Prometheus metrics; 0 is off")
+    metrics_port: int = setting(0, help="port of the Prometheus metrics", unset="off")

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
-
-from millrace.core.errors import ConfigError
 
 from .match import match_any
 
@@ -63,10 +61,6 @@ class Guard:
         """A plain prompt as the guarded tokenizer takes it."""
         return self._control_re.sub(self._rename, text) if self.control else text
 
-    def contains(self, part: str) -> str | None:
-        """A special or control string that has `part` inside it, where there is one."""
-        return next((string for string in self._strings if part in string), None)
-
     def _placeholder(self, match: re.Match[str]) -> str:
         return f"{_OPEN}{self._nonce}:{self._numbers[match[0]]}{_CLOSE}"
 
@@ -77,34 +71,33 @@ class Guard:
         return self.renamed(match[0])
 
 
-def guarded_description(description: Mapping[str, Any], guard: Guard) -> dict[str, Any]:
-    """A tokenizer.json with its special strings renamed; ids stay. Raises ConfigError if broken."""
-    try:
-        model = dict(description["model"])
-        vocab = model["vocab"]
-        if isinstance(vocab, Mapping):
-            model["vocab"] = {guard.renamed(token): number for token, number in vocab.items()}
-        else:
-            model["vocab"] = [[guard.renamed(token), score] for token, score in vocab]
-        if model.get("unk_token"):
-            model["unk_token"] = guard.renamed(model["unk_token"])
-        if model.get("merges"):
-            model["merges"] = _merges_without(guard, model["merges"])
-        added = [
-            {**token, "content": guard.renamed(token["content"])}
-            for token in description["added_tokens"]
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"tokenizer.json cannot be read: {error!r}") from error
-    return {**description, "model": model, "added_tokens": added}
+def guard_description(description: dict[str, Any], guard: Guard) -> None:
+    """Renames the special strings of a tokenizer.json in place; ids stay."""
+    model = description["model"]
+    model["vocab"] = _renamed_vocab(guard, model["vocab"])
+    if model.get("unk_token"):
+        model["unk_token"] = guard.renamed(model["unk_token"])
+    if model.get("merges"):
+        model["merges"] = _merges_without(guard, model["merges"])
+    for token in description["added_tokens"]:
+        token["content"] = guard.renamed(token["content"])
 
 
-def _merges_without(guard: Guard, merges: list[Any]) -> list[list[str]]:
+def _renamed_vocab(guard: Guard, vocab: Any) -> Any:
+    if not isinstance(vocab, dict):
+        return [[guard.renamed(token), score] for token, score in vocab]
+    for token in guard.special | guard.control:
+        if token in vocab:
+            vocab[guard.renamed(token)] = vocab.pop(token)
+    return vocab
+
+
+def _merges_without(guard: Guard, merges: list[Any]) -> list[Any]:
     """The merges that neither use nor build a renamed string."""
     renamed = guard.special | guard.control
-    pairs = [pair.split(" ", 1) if isinstance(pair, str) else pair for pair in merges]
-    return [
-        [left, right]
-        for left, right in pairs
-        if left + right not in renamed and left not in renamed and right not in renamed
-    ]
+    return [pair for pair in merges if renamed.isdisjoint(_parts(pair))]
+
+
+def _parts(pair: Any) -> tuple[str, str, str]:
+    left, right = pair.split(" ", 1) if isinstance(pair, str) else pair
+    return left, right, left + right

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -19,12 +19,10 @@ def create_row_decoder(
     """`decoder`: as in tokenizer.json. `original`: undoes the renaming of special strings."""
     vocab = tokenizer.get_vocab(with_added_tokens=True)
     token_of = {number: original(token) for token, number in vocab.items()}
-    special_ids = [
-        number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special
-    ]
+    special = special_ids(tokenizer, original).values()
     kinds = _kinds(decoder)
     if kinds == ["ByteLevel"]:
-        return _byte_row_decoder(token_of, special_ids)
+        return ByteRowDecoder(_byte_pieces(token_of, special), special)
     byte_of = _byte_tokens(token_of) if "ByteFallback" in kinds else {}
 
     def decode(ids: list[int]) -> str:
@@ -34,10 +32,16 @@ def create_row_decoder(
         decode,
         vocab_size=max(token_of, default=-1) + 1,
         byte_of=byte_of,
-        special_pieces={number: token_of[number].encode() for number in special_ids},
-        anchor=_find_anchor(token_of, {*special_ids, *byte_of}, decode),
+        special_pieces={number: token_of[number].encode() for number in special},
+        anchor=_find_anchor(token_of, {*special, *byte_of}, decode),
         joins_bytes="ByteLevel" in kinds and not byte_of,
     )
+
+
+def special_ids(tokenizer: Tokenizer, original: Callable[[str], str]) -> dict[str, int]:
+    """Special tokens, which no text shows, by their strings."""
+    added = tokenizer.get_added_tokens_decoder()
+    return {original(token.content): number for number, token in added.items() if token.special}
 
 
 def _kinds(decoder: Mapping[str, Any] | None) -> list[str]:
@@ -61,20 +65,18 @@ def byte_alphabet() -> dict[int, str]:
     }
 
 
-def _byte_row_decoder(token_of: Mapping[int, str], special_ids: list[int]) -> ByteRowDecoder:
+def _byte_pieces(token_of: Mapping[int, str], special: Iterable[int]) -> dict[int, bytes]:
     alphabet = byte_alphabet()
     # What is not in the alphabet maps to what Latin-1 cannot encode.
     table = {byte: "\uffff" for byte in range(256)}
     table |= {ord(char): chr(byte) for byte, char in alphabet.items()}
-    pieces = [b""] * (max(token_of, default=-1) + 1)
+    pieces = {}
     for number, token in token_of.items():
         try:
             pieces[number] = token.translate(table).encode("latin-1")
         except UnicodeEncodeError:
             pieces[number] = token.encode()
-    for number in special_ids:
-        pieces[number] = token_of[number].encode()
-    return ByteRowDecoder(pieces, special_ids)
+    return pieces | {number: token_of[number].encode() for number in special}
 
 
 def _byte_tokens(token_of: Mapping[int, str]) -> dict[int, int]:

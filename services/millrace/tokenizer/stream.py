@@ -1,7 +1,8 @@
 """Incremental decoding: text is shown once no later token can change it.
 
 Over any split of a sequence's ids into calls the shown texts add up to what decoding them all at
-once gives, special tokens left out. A row's tail is bounded, whatever the ids.
+once gives, special tokens left out; after a prompt, to what they add to the prompt's text. A row's
+tail is bounded, whatever the ids.
 
 Two kinds of tokenizers: where a token is a fixed string of bytes (byte-level BPE) only a split
 UTF-8 character is ever held back, and decoding is a table. Elsewhere the tokenizer's own decoder is
@@ -12,7 +13,8 @@ byte tokens ("<0xE4>"), which count as U+FFFD each unless the whole run is valid
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import dropwhile
 from typing import Protocol
 
 from millrace.core.detokenize import DecodedRow, DecodeRow
@@ -32,26 +34,34 @@ class RowDecoder(Protocol):
         """The text that became certain with the row's new ids, and its next tail."""
         ...
 
-    def piece(self, token_id: int) -> bytes:
-        """The bytes of one token in the middle of a text; empty where there is no such token."""
+    def piece(self, token_id: int, *, is_at_start: bool = False) -> bytes:
+        """The bytes of one token in the middle of a text, or at its start; empty if there is no
+        such token."""
         ...
 
 
 class ByteRowDecoder:
     """For tokenizers whose every token is a fixed string of bytes.
 
-    pieces: bytes by token id. special_ids: ids that are left out of texts.
+    pieces: bytes by token id. special_ids: ids that are left out of texts. The table is never
+    longer than twice the number of tokens, whatever the highest id.
     """
 
-    def __init__(self, pieces: Sequence[bytes], special_ids: Iterable[int]) -> None:
-        self._pieces = pieces
-        self._shown = list(pieces)
-        for token_id in special_ids:
-            self._shown[token_id] = b""
+    def __init__(self, pieces: Mapping[int, bytes], special_ids: Iterable[int]) -> None:
+        self._special = {number: pieces[number] for number in special_ids}
+        size = min(max(pieces, default=-1) + 1, 2 * len(pieces))
+        self._table = [
+            b"" if number in self._special else pieces.get(number, b"") for number in range(size)
+        ]
+        self._beyond = {
+            number: piece
+            for number, piece in pieces.items()
+            if number >= size and number not in self._special
+        }
 
-    def piece(self, token_id: int) -> bytes:
+    def piece(self, token_id: int, *, is_at_start: bool = False) -> bytes:
         """See `RowDecoder.piece`."""
-        return self._pieces[token_id] if token_id < len(self._pieces) else b""
+        return self._special.get(token_id) or self._bytes([token_id])
 
     def decode_row(self, row: DecodeRow) -> DecodedRow:
         """See `RowDecoder.decode_row`."""
@@ -65,9 +75,11 @@ class ByteRowDecoder:
         return DecodedRow(text, tail, len(tail))
 
     def _bytes(self, ids: Iterable[int]) -> bytes:
-        pieces = self._shown
-        num_pieces = len(pieces)
-        return b"".join([pieces[number] for number in ids if number < num_pieces])
+        table, beyond = self._table, self._beyond
+        size = len(table)
+        return b"".join(
+            [table[number] if number < size else beyond.get(number, b"") for number in ids]
+        )
 
     def _last_ids(self, ids: Sequence[int], num_bytes: int) -> tuple[int, ...]:
         """The fewest last ids that hold the last `num_bytes` (0 to 3) bytes."""
@@ -75,9 +87,9 @@ class ByteRowDecoder:
         for token_id in reversed(ids):
             if num_bytes <= 0:
                 break
-            if token_id < len(self._shown) and self._shown[token_id]:
+            if piece := self._bytes([token_id]):
                 tail.append(token_id)
-                num_bytes -= len(self._shown[token_id])
+                num_bytes -= len(piece)
         return tuple(reversed(tail))
 
 
@@ -107,7 +119,7 @@ class TextRowDecoder:
         self._anchor = [] if anchor is None else [anchor]
         self._joins_bytes = joins_bytes
 
-    def piece(self, token_id: int) -> bytes:
+    def piece(self, token_id: int, *, is_at_start: bool = False) -> bytes:
         """See `RowDecoder.piece`."""
         if token_id in self._special_pieces:
             return self._special_pieces[token_id]
@@ -115,12 +127,15 @@ class TextRowDecoder:
             return bytes([self._byte_of[token_id]])
         if token_id >= self._vocab_size:
             return b""
-        return self._text_after(self._anchor, [token_id]).encode()
+        return self._text_after([] if is_at_start else self._anchor, [token_id]).encode()
 
     def decode_row(self, row: DecodeRow) -> DecodedRow:
         """See `RowDecoder.decode_row`."""
         shown = list(row.tail_ids[: row.num_tail_shown])
-        items = self._visible((*row.tail_ids[row.num_tail_shown :], *row.new_ids))
+        held: Sequence[int] = row.tail_ids[row.num_tail_shown :]
+        if row.is_after_prompt:
+            shown, held = self._after_prompt(self._visible(row.tail_ids))
+        items = self._visible((*held, *row.new_ids))
         texts: list[str] = []
         certain: list[int] = []
         run: list[int] = []
@@ -173,6 +188,22 @@ class TextRowDecoder:
         start = self._first_break(run)
         # What makes the run invalid stays, so that it stays invalid.
         return run if start is None else run[start[0] : start[1] + 1]
+
+    def _after_prompt(self, ids: list[int]) -> tuple[list[int], list[int]]:
+        """What the text after a prompt depends on, from the prompt's last ids: shown ids, and the
+        bytes of a character that is still open."""
+        run = self._trailing_bytes(ids)
+        if not run:
+            return ids[-1:], []
+        if len(run) == len(ids):
+            run = self._without_cut_character(run)
+        if self._first_break(run) is not None:
+            return self._context([], run), []
+        num_complete = self._num_complete(run)
+        return self._anchor or run[:num_complete], run[num_complete:]
+
+    def _without_cut_character(self, run: list[int]) -> list[int]:
+        return list(dropwhile(lambda number: self._byte_of[number] & 0xC0 == 0x80, run))
 
     def _trailing_bytes(self, ids: list[int]) -> list[int]:
         start = len(ids)

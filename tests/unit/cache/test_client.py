@@ -130,7 +130,9 @@ async def test_failures_are_misses_and_open_the_breaker(
         assert not await client.store(KEY, ANSWER)
     assert servicer.num_calls == client.num_failures == 5
     assert client.num_skipped == 15
-    assert await client.stats() == CacheStats(connected=False)
+    assert await client.stats() == CacheStats(
+        connected=False, reason="the cache service does not answer"
+    )
 
 
 async def test_slow_cache_costs_25_ms_and_then_nothing(
@@ -175,7 +177,9 @@ async def test_absent_cache_is_a_miss() -> None:
     channel = open_channel("127.0.0.1:1")
     client = CacheClient(channel)
     assert await client.look_up(KEY) is None
-    assert await client.stats() == CacheStats(connected=False)
+    assert await client.stats() == CacheStats(
+        connected=False, reason="the cache service does not answer"
+    )
     await channel.close()
 
 

@@ -23,4 +23,4 @@ def test_wrong_url_stops_the_start_with_its_reason() -> None:
     command = [*COMMAND, "--redis-url", "http://127.0.0.1"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     assert ended.returncode == 1
-    assert ended.stderr.startswith("millrace cache: redis_url is wrong")
+    assert ended.stderr.startswith("millrace cache: --redis-url must begin with redis://")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -17,6 +18,7 @@ import pytest
 
 from millrace.cli.client import InferenceClient, SamplingOptions
 from millrace.cli.last_request import last_request
+from millrace.cli.sampling_flags import add_sampling_flags, sampling_of
 from millrace.cli.stack.run_file import new_stack_record
 from millrace.config.home import Home
 from millrace.core.errors import InvalidRequest, Unavailable
@@ -118,7 +120,7 @@ async def test_an_answer_is_streamed_and_measured(gateway: tuple[FakeGateway, st
     fake, address = gateway
     client = InferenceClient(address)
     pieces: list[str] = []
-    sampling = SamplingOptions(max_tokens=5, temperature=0.0, stop=["."])
+    sampling = SamplingOptions(max_tokens=5, temperature=0.0, stop=(".",))
 
     answer = await client.generate("once", "fake", sampling, pieces.append)
     await client.close()
@@ -129,6 +131,45 @@ async def test_an_answer_is_streamed_and_measured(gateway: tuple[FakeGateway, st
     sent = fake.prompts[0].options.sampling
     assert (sent.max_tokens, sent.temperature, list(sent.stop)) == (5, 0.0, ["."])
     assert not sent.HasField("top_p")
+
+
+@pytest.mark.parametrize(
+    ("flags", "field", "value"),
+    [
+        (["--temperature", "0.5"], "temperature", 0.5),
+        (["--top-k", "-1"], "top_k", 0),
+        (["--seed", "-1"], "seed", 2**64 - 1),
+        (["--repetition-penalty", "1.5"], "repetition_penalty", 1.5),
+        (["--stop", "a", "--stop", "b"], "stop", ["a", "b"]),
+        (["--ignore-eos"], "ignore_eos", True),
+    ],
+)
+def test_every_flag_reaches_the_request(flags: list[str], field: str, value: object) -> None:
+    sent = sampling_of(_parsed(flags)).to_proto()
+
+    found = getattr(sent, field)
+    assert (list(found) if field == "stop" else found) == value
+    assert len(sent.ListFields()) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--temperature", "9"], "--temperature is 9; allowed is 0 to 2"),
+        (["--seed", str(2**64)], "--seed is 18446744073709551616"),
+        (["--top-k", "-2"], "--top-k is -2"),
+        (["--max-tokens", "2", "--min-tokens", "3"], "--min-tokens 3 is over --max-tokens 2"),
+    ],
+)
+def test_a_wrong_flag_is_named(flags: list[str], words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        sampling_of(_parsed(flags)).to_proto()
+
+
+def _parsed(flags: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_sampling_flags(parser)
+    return parser.parse_args(flags)
 
 
 async def test_an_error_of_the_gateway_keeps_its_class(gateway: tuple[FakeGateway, str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -16,6 +17,8 @@ from millrace.cli import __main__ as cli
 from millrace.cli.__main__ import VERBS, run_verb
 from millrace.cli.console import Console, format_duration
 from millrace.config.environment import GRPC_EXPERIMENTS
+from millrace.config.home import Home
+from millrace.testing.servers import free_port
 
 HEAVY = ("torch", "grpc", "transformers", "numpy", "nats", "google.protobuf", "asyncio")
 
@@ -93,11 +96,15 @@ def test_an_error_is_one_line(home: Path, capsys: pytest.CaptureFixture[str]) ->
     assert shown.out == ""
 
 
-def test_debug_shows_the_traceback(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_debug_shows_the_traceback(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("MILLRACE_DEBUG", "1")
 
-    with pytest.raises(Exception, match="unknown service"):
-        run_verb(["config", "show", "gatewya"])
+    assert run_verb(["config", "show", "gatewya"]) == 1
+
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback") and "unknown service gatewya" in shown
 
 
 def test_status_without_a_stack_fails_and_is_json(
@@ -113,7 +120,7 @@ def test_config_show_names_value_and_origin(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     home.mkdir()
-    (home / "millrace.toml").write_text("[worker]\nmax_num_seqs = 7\n")
+    (home / "config.toml").write_text("[worker]\nmax_num_seqs = 7\n")
     monkeypatch.setenv("MILLRACE_WORKER_DTYPE", "float32")
 
     assert run_verb(["config", "show", "worker", "--json"]) == 0
@@ -168,8 +175,13 @@ def test_uninstall_refuses_while_a_tracing_ui_runs(
 ) -> None:
     python = home / "trace-ui" / "venv" / "bin" / "python"
     sleeper = subprocess.Popen(
-        [sys.executable, "-c", "import sys; sys.stdin.read()", str(python)], stdin=subprocess.PIPE
+        [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()", str(python)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
+    assert sleeper.stdout is not None
+    # Its arguments can be read once it runs.
+    sleeper.stdout.readline()
     python.parent.mkdir(parents=True)
     (home / "trace-ui" / "run.json").write_text(json.dumps({"pid": sleeper.pid, "port": 1}))
     try:
@@ -202,7 +214,7 @@ def test_up_beyond_loopback_needs_an_explicit_flag(
     config = UpConfig(host="0.0.0.0", http_port=21_080, grpc_port=21_051)
 
     with pytest.raises(ConfigError, match="--insecure-bind"):
-        wiring_options(config, load_topology(), model, {"MILLRACE_HOME": str(home)})
+        wiring_options(config, load_topology(), model, Home(home), {"MILLRACE_HOME": str(home)})
 
 
 @pytest.mark.parametrize("workers", ["0", "-2"])
@@ -222,7 +234,7 @@ def test_the_gateways_own_port_setting_reaches_up(home: Path) -> None:
     environ = {"MILLRACE_HOME": str(home), "MILLRACE_GATEWAY_HTTP_PORT": "21180"}
     config = UpConfig(grpc_port=21_151)
 
-    options = wiring_options(config, load_topology(), ServedModel("m", "m"), environ)
+    options = wiring_options(config, load_topology(), ServedModel("m", "m"), Home(home), environ)
 
     assert options.public_ports == {"http_port": 21180, "grpc_port": 21151}
 
@@ -239,3 +251,88 @@ def test_colours_need_a_terminal_and_no_no_color() -> None:
 
 def test_durations_are_short() -> None:
     assert [format_duration(s) for s in (5.9, 184, 18_120)] == ["5s", "3m04s", "5h02m"]
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fails the test that fetches, converts or builds anything."""
+
+    def fetch(*args: object) -> None:
+        pytest.fail("a model was looked for")
+
+    monkeypatch.setattr("millrace.cli.up.find_or_pull", fetch)
+
+
+def free_ports() -> list[str]:
+    return ["--http-port", str(free_port()), "--grpc-port", str(free_port())]
+
+
+def test_a_busy_port_is_told_before_a_model_is_fetched(
+    home: Path, no_model: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+
+        for detach in ([], ["--detach"]):
+            assert run_verb(["up", *free_ports(), "--http-port", str(port), *detach]) == 1
+            shown = capsys.readouterr().err
+            assert f"port {port} on 127.0.0.1 is in use by" in shown and "--http-port" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("MILLRACE_WORKER_NUM_BLOCKS", "many", "MILLRACE_WORKER_NUM_BLOCKS: 'many' is not"),
+        ("MILLRACE_CACHE_REDIS_URL", "redis://:a#b@h", "MILLRACE_CACHE_REDIS_URL can be read in"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "OTEL_EXPORTER_OTLP_PROTOCOL is 'grpc'"),
+        ("MILLRACE_UP_HOST", "0.0.0.0", "--insecure-bind"),
+        ("MILLRACE_HOME", "/dev/null/x", "MILLRACE_HOME is /dev/null/x"),
+        ("PATH", "/nowhere", "no nats-server"),
+    ],
+)
+def test_what_needs_no_model_is_checked_before_one_is_fetched(
+    home: Path,
+    no_model: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    value: str,
+    message: str,
+) -> None:
+    monkeypatch.setenv(name, value)
+    if name == "PATH":
+        monkeypatch.setattr("millrace.cli.stack.servers._find_in_package", lambda *args: None)
+
+    assert run_verb(["up", *free_ports()]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_the_settings_file_that_up_is_given_is_the_services_file_too(
+    home: Path, no_model: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "other.toml"
+    path.write_text("[worker]\nnum_blocks = 'many'\n")
+
+    assert run_verb(["up", *free_ports(), "--config", str(path)]) == 1
+    assert f"{path}: worker.num_blocks: 'many' is not" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("host", "http", "grpc"),
+    [
+        ("::1", "http://[::1]:1", "[::1]:2"),
+        ("::", "http://[::1]:1", "[::1]:2"),
+        ("0.0.0.0", "http://127.0.0.1:1", "127.0.0.1:2"),
+        ("localhost", "http://localhost:1", "localhost:2"),
+    ],
+)
+def test_endpoints_are_printed_so_that_they_can_be_used(host: str, http: str, grpc: str) -> None:
+    from millrace.cli.stack.options import public_endpoints
+    from millrace.cli.stack.wiring import WiringOptions
+
+    ports = {"http_port": 1, "grpc_port": 2}
+    options = WiringOptions("m", "m", 1, host, ports, {}, {})
+
+    assert public_endpoints(options) == {"http": http, "grpc": grpc}

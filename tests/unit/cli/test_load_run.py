@@ -252,7 +252,7 @@ async def test_the_first_listed_model_is_taken() -> None:
 
 
 def test_an_address_that_is_not_http_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no http or https address"):
+    with pytest.raises(ConfigError, match="--url is no URL; it must begin with http"):
         HttpTarget("localhost:8080")
 
 

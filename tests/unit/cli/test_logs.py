@@ -26,6 +26,24 @@ def test_a_log_never_takes_more_than_twice_its_bound(tmp_path: Path) -> None:
     assert last_lines(tmp_path / "worker.log", 1) == ["line 499"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_lines_lost_to_a_full_disk_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "worker.log"
+    log = LogFile(path)
+    log.write_line("before")
+    kept = log._file
+    with open("/dev/full", "wb", buffering=0) as full:
+        log._file = full
+        log.write_line("lost")
+        log.write_line("lost, too")
+    log._file = kept
+
+    log.write_line("after")
+    log.close()
+
+    assert last_lines(path, 9) == ["before", "---- 2 lines were lost here", "after"]
+
+
 def test_a_log_goes_on_where_it_ended(tmp_path: Path) -> None:
     for word in ("first", "second"):
         log = LogFile(tmp_path / "worker.log")

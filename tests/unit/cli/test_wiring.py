@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 
 from millrace.cli.stack.metrics_targets import remove_targets, write_targets
-from millrace.cli.stack.options import ServedModel, wiring_options
+from millrace.cli.stack.options import ServedModel, require_startable, wiring_options
 from millrace.cli.stack.topology import ProcessSpec, Topology, load_topology
 from millrace.cli.stack.wiring import Instance, Wiring, WiringOptions, fill, wire_stack
 from millrace.cli.up_config import UpConfig
 from millrace.config.home import Home
 from millrace.core.errors import ConfigError
+from millrace.core.url import NatsUrl
 
 MODEL = ServedModel("/models/tiny", "tiny")
 OPTIONS = WiringOptions(
@@ -125,12 +126,16 @@ def topology() -> Topology:
 def test_port_that_the_user_chose_is_taken_as_it_is(topology: Topology) -> None:
     environ = {"MILLRACE_WORKER_METRICS_PORT": "21500", "MILLRACE_SCHEDULER_METRICS_PORT": "0"}
 
-    options = wiring_options(UpConfig(http_port=28099, grpc_port=28098), topology, MODEL, environ)
+    options = wiring_options(
+        UpConfig(http_port=28099, grpc_port=28098), topology, MODEL, Home(Path("/home")), environ
+    )
 
     assert options.metrics_ports == {"worker": 21500, "scheduler": 0}
 
 
-def test_metrics_port_in_use_is_told_before_anything_starts(topology: Topology) -> None:
+def test_metrics_port_in_use_is_told_before_anything_starts(
+    topology: Topology, tmp_path: Path
+) -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
@@ -140,7 +145,7 @@ def test_metrics_port_in_use_is_told_before_anything_starts(topology: Topology) 
         config = UpConfig(workers=2, http_port=28099, grpc_port=28098)
 
         with pytest.raises(ConfigError) as caught:
-            wiring_options(config, topology, MODEL, environ)
+            require_startable(config, topology, Home(tmp_path), environ)
 
     assert caught.value.message.startswith(
         f"MILLRACE_WORKER_METRICS_PORT: port {port} on 127.0.0.1 is in use by "
@@ -148,30 +153,22 @@ def test_metrics_port_in_use_is_told_before_anything_starts(topology: Topology) 
 
 
 def test_a_server_run_elsewhere_is_not_started_but_prepared() -> None:
-    wiring = wire(replace(OPTIONS, external_urls={"nats": "nats://elsewhere:4222"}))
+    url = NatsUrl("nats://bob:hunter2@elsewhere:4222")
+    wiring = wire(replace(OPTIONS, external_urls={"nats": url}))
 
     found = by_name(wiring)
     assert "nats" not in found
-    assert found["worker"].environ["MILLRACE_WORKER_NATS_URL"] == "nats://elsewhere:4222"
+    assert found["worker"].environ["MILLRACE_WORKER_NATS_URL"] == url.reveal()
     assert found["worker"].spec.needs == ("collector",)
     (command,) = wiring.init_commands
-    assert command == ("bus", "init", "--url", "nats://elsewhere:4222", "--model", "tiny")
+    assert command == ("bus", "init", "--model", "tiny")
+    assert wiring.init_environ == {"MILLRACE_BUS_NATS_URL": url.reveal()}
+    assert all("hunter2" not in word for item in wiring.instances for word in item.command)
 
 
-def test_spans_go_to_the_collector() -> None:
-    found = by_name(wire())
-
-    endpoint = found["worker"].environ["OTEL_EXPORTER_OTLP_ENDPOINT"]
-    assert endpoint == f"http://{found['collector'].address}"
-    assert "OTEL_EXPORTER_OTLP_ENDPOINT" not in found["collector"].environ
-
-
-def test_without_telemetry_nothing_collects_and_nothing_sends() -> None:
-    found = by_name(wire(replace(OPTIONS, has_telemetry=False)))
-
-    assert "collector" not in found
-    assert found["worker"].environ["OTEL_SDK_DISABLED"] == "true"
-    assert "OTEL_EXPORTER_OTLP_ENDPOINT" not in found["worker"].environ
+def test_no_argument_of_the_topology_takes_a_url() -> None:
+    for spec in load_topology().processes:
+        assert not [word for word in (*spec.args, *spec.init) if ".url}" in word], spec.name
 
 
 def test_a_flag_of_up_overrides_a_service_setting() -> None:

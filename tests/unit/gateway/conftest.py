@@ -16,6 +16,7 @@ from millrace.bus.memory import MemoryBus
 from millrace.core.answer import CachedAnswer, CacheStats
 from millrace.core.chat import ChatMessage
 from millrace.core.detokenize import DecodedRow, DecodeRow
+from millrace.core.encoded_prompt import EncodedPrompt
 from millrace.core.errors import MillraceError, Unavailable
 from millrace.core.idempotency import IdempotencyRecord
 from millrace.core.membership import (
@@ -42,7 +43,8 @@ from millrace.gateway.members import watch_members
 from millrace.gateway.pipeline import Pipeline, PipelineLimits
 from millrace.telemetry.metrics import GatewayMetrics
 
-EOS = 256
+EOS, MARK = 256, 257
+SPECIAL_IDS = {"<eos>": EOS, "<mark>": MARK, "<beyond>": 512}
 EPOCH = 7
 WORDS = {
     300: b"Hello",
@@ -80,21 +82,28 @@ def piece_of(token_id: int) -> bytes:
 
 
 class FakeTokenizer:
-    """Bytes as tokens, some words, and incremental decoding that holds back broken characters."""
+    """Bytes as tokens, some words, and incremental decoding that holds back broken characters.
+    A text that begins anew begins without its space."""
 
     def __init__(self) -> None:
         self.decode_calls: list[list[DecodeRow]] = []
         self.num_failures = 0
+        self.num_special_calls = 0
         self.is_serving = True
         self.gate: asyncio.Event | None = None
 
-    async def encode_text(self, model: str, text: str) -> list[int]:
+    async def encode_text(
+        self, model: str, text: str, *, max_ids: int | None = None
+    ) -> EncodedPrompt:
         await self._pass_gate()
-        return to_ids(text)
+        ids = to_ids(text)
+        return EncodedPrompt(len(ids), ids if max_ids is None or len(ids) <= max_ids else None)
 
-    async def encode_chat(self, model: str, messages: Sequence[ChatMessage]) -> list[int]:
-        await self._pass_gate()
-        return to_ids("".join(f"{message.content}\n" for message in messages))
+    async def encode_chat(
+        self, model: str, messages: Sequence[ChatMessage], *, max_ids: int | None = None
+    ) -> EncodedPrompt:
+        text = "".join(f"{message.content}\n" for message in messages)
+        return await self.encode_text(model, text, max_ids=max_ids)
 
     async def decode(self, model: str, rows: Sequence[DecodeRow]) -> list[DecodedRow]:
         await asyncio.sleep(0)
@@ -104,8 +113,16 @@ class FakeTokenizer:
         self.decode_calls.append(list(rows))
         return [decode_row(row) for row in rows]
 
-    async def pieces(self, model: str, token_ids: Sequence[int]) -> list[bytes]:
-        return [piece_of(token_id) for token_id in token_ids]
+    async def pieces(
+        self, model: str, token_ids: Sequence[int], *, is_at_start: bool = False
+    ) -> list[bytes]:
+        pieces = [piece_of(token_id) for token_id in token_ids]
+        return [piece.lstrip(b" ") for piece in pieces] if is_at_start else pieces
+
+    async def special_ids(self, model: str) -> dict[str, int]:
+        await self._pass_gate()
+        self.num_special_calls += 1
+        return SPECIAL_IDS
 
     async def is_ready(self) -> bool:
         return self.is_serving
@@ -118,12 +135,15 @@ class FakeTokenizer:
 
 
 def decode_row(row: DecodeRow) -> DecodedRow:
-    """The tail is the bytes of an unfinished character; broken bytes show as U+FFFD."""
-    ids = [*row.tail_ids, *row.new_ids]
+    """The tail is a visible id or two, shown or not; broken bytes show as U+FFFD."""
+    shown = [token_id for token_id in row.tail_ids[: row.num_tail_shown] if piece_of(token_id)]
+    ids = [*row.tail_ids[row.num_tail_shown :], *row.new_ids]
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     text = decoder.decode(b"".join(piece_of(token_id) for token_id in ids), row.final)
-    num_held = len(decoder.getstate()[0])
-    return DecodedRow(text, tuple(ids[len(ids) - num_held :]), 0)
+    held = ids[len(ids) - len(decoder.getstate()[0]) :]
+    certain = [token_id for token_id in ids[: len(ids) - len(held)] if piece_of(token_id)]
+    context = [*shown, *certain][-1:]
+    return DecodedRow(text if shown else text.lstrip(" "), (*context, *held), len(context))
 
 
 class FakeStream:
@@ -390,9 +410,11 @@ class Harness:
                 EPOCH, scheduled=[Scheduled(request.request_id, request.arrival_unix_ns + 1000, 0)]
             )
         )
-        reply, finish = self.reply, FinishReason.STOP
-        if len(reply) > request.max_tokens or reply[-1] not in request.stop_token_ids:
-            reply, finish = reply[: request.max_tokens], FinishReason.LENGTH
+        reply, finish = self.reply[: request.max_tokens], FinishReason.LENGTH
+        for number, token_id in enumerate(reply, start=1):
+            if token_id in request.stop_token_ids:
+                reply, finish = reply[:number], FinishReason.STOP
+                break
         for index, token_id in enumerate(reply):
             is_last = index == len(reply) - 1
             frame = TokenFrame(EPOCH)

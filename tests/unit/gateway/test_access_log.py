@@ -16,9 +16,9 @@ import pytest
 from millrace.core.errors import Overloaded
 from millrace.gateway.access_log import AccessLog
 from millrace.gateway.calls import begin_call
-from millrace.gateway.http.access import HttpAccess, connection_refused
+from millrace.gateway.http.access import HttpAccess, turned_away
 from millrace.gateway.http.app import create_app
-from millrace.gateway.http.connection import ConnectionLimits
+from millrace.gateway.http.connection_limits import ConnectionLimits
 from millrace.gateway.http.server import HttpServer
 from millrace.gateway.rpc_access import RpcAccess
 from millrace.gateway.servicer import SERVICE_NAME, InferenceServicer
@@ -401,17 +401,27 @@ async def test_unknown_and_unreadable_grpc_calls_are_told(
 
 
 @pytest.mark.parametrize(
-    ("sent", "status", "reason"),
+    ("sent", "is_surplus", "method", "status", "reason"),
     [
-        (b"nonsense\r\n\r\n", 400, "INVALID_REQUEST"),
-        (b"GET / HTTP/1.1\r\nx: " + b"y" * 40_000 + b"\r\n\r\n", 431, "INVALID_REQUEST"),
+        (b"nonsense\r\n\r\n", False, "OTHER", 400, "INVALID_REQUEST"),
+        (
+            b"GET / HTTP/1.1\r\nx: " + b"y" * 40_000 + b"\r\n\r\n",
+            *(False, "GET", 431, "INVALID_REQUEST"),
+        ),
+        (b"GET / HTTP/1.1\r\n\r\n", True, "OTHER", 503, "UNAVAILABLE"),
     ],
 )
 async def test_what_is_no_request_is_told_with_its_peer(
-    gateway: Harness, lines: list[dict[str, Any]], sent: bytes, status: int, reason: str
+    gateway: Harness,
+    lines: list[dict[str, Any]],
+    sent: bytes,
+    is_surplus: bool,
+    method: str,
+    status: int,
+    reason: str,
 ) -> None:
-    log = AccessLog(gateway.metrics)
-    limits = ConnectionLimits(on_refused=partial(connection_refused, log))
+    told = partial(turned_away, gateway.edge.access_log)
+    limits = ConnectionLimits(max_connections=int(not is_surplus), on_turned_away=told)
     server = HttpServer(create_app(gateway.edge), "127.0.0.1", 0, limits)
     host, port = (await server.start()).split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
@@ -425,12 +435,12 @@ async def test_what_is_no_request_is_told_with_its_peer(
     (line,) = [line for line in lines if line["status"] == status]
     assert (line["route"], line["reason"]) == ("unknown", reason)
     assert line["peer"] == f"{peer[0]}:{peer[1]}"
-    assert _http(gateway, "unknown", "OTHER", status) == 1
+    assert _http(gateway, "unknown", method, status) == 1
 
 
 async def test_line_and_count_take_less_than_30_us(gateway: Harness) -> None:
     routes = [route for route in create_app(gateway.edge).routes]
-    stream = open("/dev/null", "w")  # noqa: ASYNC230, SIM115
+    stream = open("/dev/null", "w", encoding="utf-8")  # noqa: ASYNC230, SIM115
     handler = logging.StreamHandler(stream)
     logger = logging.getLogger("millrace.access")
     logger.addHandler(handler)

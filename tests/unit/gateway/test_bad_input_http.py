@@ -10,7 +10,6 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +17,7 @@ import pytest
 from millrace.core.errors import Overloaded
 from millrace.gateway.http.app import create_app
 from millrace.gateway.http.connection import MAX_HEAD_BYTES
-from millrace.gateway.http.server import HttpServer
+from tests.unit.gateway.raw_client import exchange, served
 
 if TYPE_CHECKING:
     from tests.unit.gateway.conftest import Harness
@@ -300,29 +299,6 @@ async def test_b29_bad_traceparent_is_ignored(gateway: Harness, traceparent: str
     assert trace_id not in traceparent
 
 
-@asynccontextmanager
-async def served(gateway: Harness) -> AsyncIterator[tuple[str, int]]:
-    server = HttpServer(create_app(gateway.edge), "127.0.0.1", 0)
-    host, _, port = (await server.start()).rpartition(":")
-    try:
-        yield host, int(port)
-    finally:
-        await server.stop(0)
-
-
-async def exchange(address: tuple[str, int], *parts: bytes) -> bytes:
-    """All that the server says until it closes, whatever becomes of the writing."""
-    reader, writer = await asyncio.open_connection(*address)
-    try:
-        for part in parts:
-            writer.write(part)
-            await writer.drain()
-        async with asyncio.timeout(10):
-            return await reader.read()
-    finally:
-        writer.close()
-
-
 GET = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
 
 
@@ -339,9 +315,9 @@ GET = b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
     ],
 )
 async def test_b29_abuse_of_headers(gateway: Harness, head: bytes, status: bytes) -> None:
-    async with served(gateway) as address:
-        reply = await exchange(address, head)
-        after = await exchange(address, GET + b"\r\n")
+    async with served(create_app(gateway.edge)) as address:
+        reply = await exchange(address, head, has_end=False)
+        after = await exchange(address, GET + b"\r\n", has_end=False)
     assert reply.split(b" ", 2)[1] == status, reply[:200]
     if status != b"200":
         error = json.loads(reply.partition(b"\r\n\r\n")[2])["error"]
@@ -350,7 +326,7 @@ async def test_b29_abuse_of_headers(gateway: Harness, head: bytes, status: bytes
 
 
 async def test_b29_header_that_never_ends_is_cut(gateway: Harness) -> None:
-    async with served(gateway) as address:
+    async with served(create_app(gateway.edge)) as address:
         reader, writer = await asyncio.open_connection(*address)
         writer.write(GET + b"x-a: ")
         num_sent = 0

@@ -6,23 +6,25 @@ import codecs
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from millrace.core.detokenize import DecodedRow, DecodeRow
 from millrace.core.tokens import FinishReason, TokenDelta
 from millrace.gateway.choice_output import Acceptance, ChoiceOutput
+from millrace.gateway.special_tokens import SpecialTokens
 from millrace.gateway.stop_strings import StopStrings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-EOS = 256
+EOS, MARK = 256, 257
+SPECIAL = SpecialTokens({"<eos>": EOS, "<|>": MARK})
 WORDS = {300: b"ab", 301: b"ba", 302: "é!".encode(), 303: b"aba"}
 
 
 def decode(row: DecodeRow) -> DecodedRow:
-    ids = [*row.tail_ids, *row.new_ids]
+    ids = [i for i in (*row.tail_ids, *row.new_ids) if i not in SPECIAL.ids]
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     raw = b"".join(WORDS.get(i, bytes([i]) if i < 256 else b"") for i in ids)
     text = decoder.decode(raw, row.final)
@@ -31,7 +33,7 @@ def decode(row: DecodeRow) -> DecodedRow:
 
 
 def choice_of(stops: list[str] | None = None, min_tokens: int = 0) -> ChoiceOutput:
-    return ChoiceOutput(0, StopStrings(stops or []), frozenset({EOS}), min_tokens)
+    return ChoiceOutput(0, StopStrings(stops or [], SPECIAL), frozenset({EOS}), min_tokens)
 
 
 def delta(start: int, ids: list[int], finish: FinishReason = FinishReason.NONE) -> TokenDelta:
@@ -48,6 +50,93 @@ def pump(choice: ChoiceOutput, decoder: Callable[[DecodeRow], DecodedRow] = deco
         text += progress.text
         ids += progress.token_ids
     return text, ids
+
+
+SYMBOLS = {97: "a", 98: "b", 300: "ab", 303: "aba"}
+
+
+def _first_match(symbols: list[str], stops: list[list[str]]) -> tuple[str, list[str] | None]:
+    """What is shown, and the stop string completed first; of several the longest."""
+    for end in range(1, len(symbols) + 1):
+        found = []
+        for stop in stops:
+            heard = [s for s in symbols[:end] if s != "<|>" or "<|>" in stop]
+            if heard[-len(stop) :] == stop and heard[-1] == symbols[end - 1]:
+                found.append((len(stop), stop, heard[: -len(stop)]))
+        if found:
+            _, stop, before = max(found, key=lambda match: match[0])
+            return "".join(before).replace("<|>", ""), stop
+    return "".join(symbols).replace("<|>", ""), None
+
+
+@given(
+    ids=st.lists(st.sampled_from([*SYMBOLS, MARK, MARK]), max_size=14),
+    stops=st.lists(
+        st.lists(st.sampled_from(["a", "b", "<|>"]), min_size=2, max_size=4),
+        max_size=3,
+        unique_by="".join,
+    ),
+)
+@example(ids=[97, MARK, 97, 98], stops=[["a", "a"], ["<|>", "b"]])
+@example(ids=[97, MARK, 98, 97], stops=[["a", "a"], ["<|>", "b"]])
+@example(ids=[97, MARK, 97], stops=[["a", "<|>", "b"], ["a", "a"]])
+@example(ids=[97, 98, MARK, 98, MARK], stops=[["b", "b"], ["b", "<|>", "b", "<|>"]])
+def test_special_tokens_count_for_the_stop_strings_that_have_them(ids: Any, stops: Any) -> None:
+    choice = choice_of(["".join(stop) for stop in stops])
+    symbols = [s for i in ids for s in (["<|>"] if i == MARK else SYMBOLS[i])]
+    text, stop = _first_match(symbols, stops)
+
+    shown = ""
+    for number, token_id in enumerate(ids):
+        choice.accept(delta(number, [token_id]))
+        shown += pump(choice)[0]
+    choice.accept(delta(len(ids), [], FinishReason.LENGTH))
+
+    assert shown + pump(choice)[0] == text
+    matched = choice.matched_stop
+    assert (matched is None) == (stop is None)
+    # Two stop strings may match at once with the same length.
+    assert len((matched or "").replace("<|>", "|")) == len(stop or "")
+
+
+def test_text_goes_on_behind_the_end_of_the_prompt() -> None:
+    prompt = list(range(100, 120))
+    choice = ChoiceOutput(0, StopStrings(["x"]), frozenset({EOS}), prompt_token_ids=prompt)
+    choice.accept(delta(0, [97, 98]))
+    row = choice.next_row()
+
+    assert row == DecodeRow(tuple(prompt[-16:]), 16, (97, 98), is_after_prompt=True)
+    assert choice.probe_rows(row, DecodedRow("ax", (98,), 1)) == [
+        DecodeRow(tuple(prompt[-16:]), 16, (97,), is_after_prompt=True)
+    ]
+
+    choice.apply(row, DecodedRow("ab", (98,), 1))
+    choice.accept(delta(2, [99]))
+    assert choice.next_row() == DecodeRow((98,), 1, (99,))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "frames", "expected"),
+    [
+        ([], [[97], [98]], [1, 0]),
+        ([], [[97, 98, 99]], [1]),
+        ([], [[MARK], [MARK, 97, 98], [99]], [1, 2, 0]),
+        ([MARK], [[97]], [1]),
+        ([97, MARK], [[97]], [0]),
+    ],
+)
+def test_tokens_that_begin_the_text_are_counted(
+    prompt: list[int], frames: list[list[int]], expected: list[int]
+) -> None:
+    choice = ChoiceOutput(0, StopStrings([]), frozenset({EOS}), 0, prompt, SPECIAL.ids)
+    counts, start = [], 0
+    for ids in frames:
+        choice.accept(delta(start, ids))
+        start += len(ids)
+        row = choice.next_row()
+        assert row is not None
+        counts.append(choice.apply(row, decode(row)).num_at_start)
+    assert counts == expected
 
 
 def test_double_tokens_are_skipped() -> None:
@@ -146,8 +235,11 @@ def test_choice_that_ended_by_stop_string_goes_on_accepting_silently() -> None:
 
 @pytest.mark.parametrize("min_tokens", [0, 3])
 @given(
-    ids=st.lists(st.sampled_from([97, 98, 0xC3, 0xA9, 300, 301, 302, 303]), max_size=14),
-    stops=st.lists(st.text("abé!", min_size=1, max_size=3), max_size=3),
+    ids=st.lists(st.sampled_from([97, 98, 0xC3, 0xA9, 300, 301, 302, 303, MARK]), max_size=14),
+    stops=st.lists(
+        st.lists(st.sampled_from(["a", "b", "é", "!", "<|>"]), min_size=1, max_size=3).map("".join),
+        max_size=3,
+    ),
     data=st.data(),
 )
 def test_any_split_into_frames_gives_the_same_text_tokens_and_stop(

@@ -55,7 +55,17 @@ async def test_whole_reply(gateway: Harness) -> None:
             "total_tokens": 8,
             "prompt_tokens_details": {"cached_tokens": 0},
         },
-        "millrace": {"seed": 5, "cached": False},
+        "millrace": {
+            "seed": 5,
+            "cached": False,
+            "sampling": {
+                "temperature": 1.0,
+                "top_p": 1.0,
+                "top_k": 0,
+                "min_p": 0.0,
+                "repetition_penalty": 1.0,
+            },
+        },
     }
     assert gateway.queued.request_id == request_id
 
@@ -78,8 +88,9 @@ async def test_stream_is_golden(gateway: Harness) -> None:
     text = r"\"é"
     assert reply.text == (
         head + '{"index":0,"delta":{"role":"assistant","content":"","refusal":null},'
-        '"logprobs":null,"finish_reason":null}],"millrace":{"seed":5,"cached":false},'
-        '"usage":null}\n\n'
+        '"logprobs":null,"finish_reason":null}],"millrace":{"seed":5,"cached":false,'
+        '"sampling":{"temperature":1.0,"top_p":1.0,"top_k":0,"min_p":0.0,'
+        '"repetition_penalty":1.0}},"usage":null}\n\n'
         + head
         + '{"index":0,"delta":{"content":"'
         + text
@@ -272,7 +283,7 @@ async def test_idle_stream_is_pinged(gateway: Harness) -> Any:
     gateway.send([300, EOS], 0, FinishReason.STOP)
 
     text = await reply
-    assert ": ping\n\n" in text
+    assert ": ping\ndata: " in text
     assert text.endswith("data: [DONE]\n\n")
 
 
@@ -284,3 +295,118 @@ async def test_streamed_text_stands_as_it_is_without_escapes(gateway: Harness, p
         reply = await client.post(path, json={**asked, "stream": True})
 
     assert '"河🌊"' in reply.text
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "assistant", "content": None},
+        {"role": "assistant"},
+        {"role": "assistant", "content": None, "tool_calls": []},
+        {"role": "assistant", "tool_calls": None, "refusal": None, "audio": None},
+        {"role": "assistant", "content": ""},
+        {"role": "assistant", "content": []},
+    ],
+)
+async def test_assistant_that_said_nothing_is_an_empty_turn(
+    gateway: Harness, turn: dict[str, Any]
+) -> None:
+    messages = [{"role": "user", "content": "a"}, turn, {"role": "user", "content": "b"}]
+    async with gateway.client() as client:
+        reply = await client.post(PATH, json={"messages": messages})
+
+    assert reply.status_code == 200
+    assert bytes(gateway.queued.prompt_token_ids) == b"a\n\nb\n"
+
+
+@pytest.mark.parametrize("role", ["user", "system", "developer", "tool"])
+async def test_null_from_anybody_else_is_refused_as_null(gateway: Harness, role: str) -> None:
+    async with gateway.client() as client:
+        reply = await client.post(PATH, json={"messages": [{"role": role, "content": None}]})
+
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"]) == (400, "messages[0].content")
+    assert error["message"].startswith("messages[0].content is null; it must be a string")
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"role": "assistant", "content": "a", "prefix": True}, "messages[0].prefix"),
+        ({"role": "assistant", "tool_calls": [{"id": "x"}]}, "messages[0].tool_calls"),
+        ({"role": "assistant", "content": None, "refusal": "no"}, "messages[0].refusal"),
+        ({"role": "tool", "content": "a", "tool_call_id": "x"}, "messages[0].tool_call_id"),
+        ({"role": "user", "content": "a", "images": ["x"]}, "messages[0].images"),
+        (
+            {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]},
+            "messages[0].content",
+        ),
+    ],
+)
+async def test_what_would_change_the_prompt_is_refused(
+    gateway: Harness, message: dict[str, Any], param: str
+) -> None:
+    async with gateway.client() as client:
+        reply = await client.post(PATH, json={"messages": [message]})
+
+    error = reply.json()["error"]
+    assert (reply.status_code, error["param"]) == (400, param)
+    assert error["code"] == "unsupported_parameter"
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ("a", '"a"'),
+        ({}, "an object"),
+        ({"text": "a"}, "an object"),
+        ({"type": "text"}, "content[1].text is missing"),
+        ({"type": "text", "text": 5}, "content[1].text is 5; it must be a string"),
+    ],
+)
+async def test_a_wrong_part_is_named(gateway: Harness, part: Any, words: str) -> None:
+    content = [{"type": "text", "text": "a"}, part]
+    async with gateway.client() as client:
+        reply = await client.post(PATH, json={"messages": [{"role": "user", "content": content}]})
+
+    error = reply.json()["error"]
+    assert reply.status_code == 400
+    assert "messages[0].content[1]" in error["message"]
+    assert words in error["message"]
+    assert error["param"].startswith("messages[0].content")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"continue_final_message": True},
+        {"add_generation_prompt": False},
+        {"continueFinalMessage": 1},
+    ],
+)
+async def test_continuing_the_last_message_is_refused(
+    gateway: Harness, fields: dict[str, Any]
+) -> None:
+    async with gateway.client() as client:
+        reply = await client.post(PATH, json={**BODY, **fields})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "unsupported_parameter")
+
+
+async def test_unknown_model_error_lists_a_bounded_number_of_models(gateway: Harness) -> None:
+    import dataclasses
+
+    from millrace.core.membership import WorkerRegistration
+    from tests.unit.gateway.conftest import MODEL
+
+    for number in range(30):
+        info = dataclasses.replace(MODEL, name=f"model-{number:02}-{'x' * 300}")
+        registration = WorkerRegistration(f"w{number}", "b", "x:1", info, 1, 1, 1)
+        gateway.directory.on_worker(f"w{number}", registration)
+    async with gateway.client() as client:
+        reply = await client.post(PATH, json={**BODY, "model": "nope"})
+
+    message = reply.json()["error"]["message"]
+    assert reply.status_code == 404
+    assert "model-00" in message
+    assert message.endswith("and 21 more")
+    assert len(message) < 1000

@@ -59,6 +59,7 @@ async def test_broken_body_is_400(gateway: Harness, raw: bytes, words: str) -> N
         ({"messages": [1]}, "messages[0]", ["object"]),
         ({"messages": [{}] * 5000}, "messages", ["5000", "4096"]),
         ({"messages": [{"role": "user"}]}, "messages[0].content", ["missing"]),
+        ({"messages": [{"role": "user", "content": None}]}, "messages[0].content", ["is null"]),
         ({"messages": [{"content": "x"}]}, "messages[0].role", ["missing"]),
         ({"messages": [{"role": 1, "content": "x"}]}, "messages[0].role", ["1", "a string"]),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", ["5"]),
@@ -75,7 +76,7 @@ async def test_broken_body_is_400(gateway: Harness, raw: bytes, words: str) -> N
         ({"frequency_penalty": -3}, "frequency_penalty", ["-3"]),
         ({"repetition_penalty": 0}, "repetition_penalty", ["0"]),
         ({"max_tokens": 0}, "max_tokens", ["0", "1"]),
-        ({"max_tokens": -1}, "max_tokens", ["-1"]),
+        ({"max_tokens": -1}, "max_tokens", ["-1", "leave it out"]),
         ({"max_tokens": 2**31}, "max_tokens", [str(2**31)]),
         ({"max_tokens": 10**400}, "max_tokens", ["64 bits"]),
         ({"max_tokens": "ten"}, "max_tokens", ['"ten"', "an integer"]),
@@ -84,20 +85,27 @@ async def test_broken_body_is_400(gateway: Harness, raw: bytes, words: str) -> N
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", ["2", "1"]),
         ({"n": 0}, "n", ["n is 0", "1 to 16"]),
         ({"n": 1_000_000}, "n", ["1000000", "16"]),
-        ({"seed": -1}, "seed", ["-1"]),
+        ({"seed": -(2**63) - 1}, "seed", ["-9223372036854775809", "-9223372036854775808"]),
         ({"seed": 2**64}, "seed", [str(2**64)]),
         ({"stop": ""}, "stop", ["0 characters"]),
         ({"stop": ["a"] * 17}, "stop", ["17", "16"]),
         ({"stop": "x" * 2000}, "stop", ["2000", "1024"]),
-        ({"stop": [1]}, "stop", ["a string or a list"]),
-        ({"stop_token_ids": ["a"]}, "stop_token_ids", ["integers"]),
-        ({"stop_token_ids": [512]}, "stop_token_ids", ["512", "511"]),
-        ({"logprobs": 1}, "logprobs", ["true or false"]),
+        ({"stop": {}}, "stop", ["an object", "a string or a list"]),
+        ({"stop": ["a", 1]}, "stop", ["stop[1] is 1", "a string"]),
+        ({"stop": [None]}, "stop", ["stop[0] is null", "a string"]),
+        ({"stop": ["a", ""]}, "stop", ["stop[1] has 0 characters"]),
+        ({"stop_token_ids": ["a"]}, "stop_token_ids", ['stop_token_ids[0] is "a"', "an integer"]),
+        ({"stop_token_ids": [1, True]}, "stop_token_ids", ["stop_token_ids[1] is true"]),
+        ({"stop_token_ids": [5, 512]}, "stop_token_ids", ["stop_token_ids[1] is 512", "511"]),
+        ({"logprobs": 1}, "logprobs", ["true or false", "top_logprobs says how many"]),
         ({"top_logprobs": 2}, "top_logprobs", ["logprobs"]),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", ["21", "20"]),
         ({"logit_bias": {"x": 1}}, "logit_bias", ["'x'"]),
         ({"logit_bias": {"1": 1e9}}, "logit_bias", ["1000000000"]),
-        ({"logit_bias": {"1": "a"}}, "logit_bias.1", ['"a"']),
+        ({"logit_bias": {"1": 101}}, "logit_bias", ["logit_bias[1] is 101", "-100 to 100"]),
+        ({"logit_bias": {"1": "a"}}, "logit_bias", ['logit_bias[1] is "a"', "a number"]),
+        ({"logit_bias": {"1": None}}, "logit_bias", ["logit_bias[1] is null", "a number"]),
+        ({"logit_bias": {"01": 1}}, "logit_bias", ["'01'", "token ids"]),
         ({"logit_bias": {"9999": 1}}, "logit_bias", ["9999", "511"]),
         ({"logit_bias": []}, "logit_bias", ["an object"]),
         ({"stream": "yes"}, "stream", ['"yes"', "true or false"]),
@@ -179,18 +187,26 @@ async def test_harmless_field_is_ignored(gateway: Harness, fields: dict[str, Any
         (TEXT, {}, "prompt", ["missing"]),
         (TEXT, {"prompt": ""}, "prompt", ["empty"]),
         (TEXT, {"prompt": []}, "prompt", ["prompt"]),
-        (TEXT, {"prompt": [1, "a"]}, "prompt", ["prompt"]),
+        (TEXT, {"prompt": [1, "a"]}, "prompt", ['prompt[1] is "a"', "an integer"]),
+        (TEXT, {"prompt": [1.5, 2]}, "prompt", ["prompt[0] is 1.5"]),
+        (TEXT, {"prompt": ["a", None]}, "prompt", ["prompt[1] is null", "a string"]),
+        (TEXT, {"prompt": [[1], [2, True]]}, "prompt", ["prompt[1][1] is true"]),
+        (TEXT, {"prompt": [[1], "a"]}, "prompt", ['prompt[1] is "a"', "a list of token ids"]),
+        (TEXT, {"prompt": {}}, "prompt", ["an object", "token ids"]),
         (TEXT, {"prompt": [[]]}, "prompt", ["empty"]),
-        (TEXT, {"prompt": [1, 512]}, "prompt", ["512", "511"]),
+        (TEXT, {"prompt": [1, 512]}, "prompt", ["prompt[1] is 512", "511"]),
+        (TEXT, {"prompt": [[1], [1, 512]]}, "prompt[1]", ["prompt[1][1] is 512", "511"]),
         (TEXT, {"prompt": ["a"] * 2000}, "prompt", ["2000", "1024"]),
         (TEXT, {"prompt": "a", "logprobs": 30}, "logprobs", ["30", "20"]),
-        (TEXT, {"prompt": "a", "logprobs": True}, "logprobs", ["an integer"]),
+        (TEXT, {"prompt": "a", "logprobs": True}, "logprobs", ["an integer", "how many"]),
         ("/generate", {}, "prompt", ["missing"]),
-        ("/generate", {"prompt": "a", "maxTokens": 0}, "max_tokens", ["0"]),
+        ("/generate", {"prompt": "a", "maxTokens": 0}, "maxTokens", ["maxTokens is 0"]),
         ("/generate", {"prompt": "a", "maxTokns": 1}, "maxTokns", ["did you mean maxTokens?"]),
         ("/generate", {"prompt": "a", "max_tokns": 1}, "max_tokns", ["did you mean max_tokens?"]),
-        ("/generate", {"prompt": "a", "maxTokens": 1, "max_tokens": 2}, "max_tokens", ["1", "2"]),
-        ("/generate", {"prompt": "a", "topP": 2}, "top_p", ["2"]),
+        ("/generate", {"prompt": "a", "maxTokens": 1, "max_tokens": 2}, "maxTokens", ["1", "2"]),
+        ("/generate", {"prompt": "a", "topP": 2}, "topP", ["topP is 2"]),
+        ("/generate", {"prompt": "a", "timeoutMs": 0}, "timeoutMs", ["timeoutMs is 0"]),
+        ("/generate", {"prompt": ["a"]}, "prompt", ["a list", "a string"]),
         ("/generate/batch", {}, "requests", ["missing"]),
         ("/generate/batch", {"requests": []}, "requests", ["0"]),
         ("/generate/batch", {"requests": [{}] * 1025}, "requests", ["1025", "1024"]),
@@ -243,6 +259,45 @@ async def test_context_length_is_told_with_numbers(gateway: Harness) -> None:
     assert "64" in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "name"),
+    [
+        (CHAT, {"messages": HI, "max_completion_tokens": 99}, "max_completion_tokens"),
+        (CHAT, {"messages": HI, "max_tokens": 99}, "max_tokens"),
+        (TEXT, {"prompt": "a", "max_completion_tokens": 99}, "max_completion_tokens"),
+        ("/generate", {"prompt": "a", "maxTokens": 99}, "maxTokens"),
+        ("/generate", {"prompt": "a", "maxCompletionTokens": 99}, "maxCompletionTokens"),
+    ],
+)
+async def test_context_length_names_the_field_as_it_was_sent(
+    gateway: Harness, path: str, body: dict[str, Any], name: str
+) -> None:
+    async with gateway.client() as client:
+        reply = await client.post(path, json=body)
+
+    error = check_error(reply, 400, name, "context_length_exceeded")
+    assert f"{name} is 99" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": "x" * 90}]}, "messages"),
+        (TEXT, {"prompt": "x" * 90}, "prompt"),
+        (TEXT, {"prompt": ["a", "x" * 90]}, "prompt[1]"),
+        ("/generate", {"prompt": "x" * 90}, "prompt"),
+    ],
+)
+async def test_long_prompt_is_named_as_it_was_sent(
+    gateway: Harness, path: str, body: dict[str, Any], param: str
+) -> None:
+    async with gateway.client() as client:
+        reply = await client.post(path, json=body)
+
+    error = check_error(reply, 400, param, "context_length_exceeded")
+    assert error["message"].startswith(f"{param} has 9")
+
+
 async def test_body_over_the_limit_is_413(gateway: Harness) -> Any:
     import dataclasses
 
@@ -282,7 +337,8 @@ async def test_wrong_verb_is_405(gateway: Harness) -> None:
     async with gateway.client() as client:
         reply = await client.get(CHAT)
 
-    check_error(reply, 405, None, "method_not_allowed")
+    error = check_error(reply, 405, None, "method_not_allowed")
+    assert error["message"] == f"GET is not allowed on {CHAT}, only POST"
     assert reply.headers["allow"] == "POST"
 
 

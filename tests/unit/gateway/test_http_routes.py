@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from millrace.core.membership import SchedulerStatus
+from millrace.core.membership import SchedulerStatus, WorkerRegistration
 
 if TYPE_CHECKING:
     from tests.unit.gateway.conftest import Harness
@@ -102,6 +103,13 @@ async def test_generate_answers_with_counts(gateway: Harness, fields: dict[str, 
         "model": "tiny",
         "requestId": reply.headers["x-request-id"],
         "seed": gateway.queued.sampling.seed,
+        "sampling": {
+            "temperature": 0.0,
+            "topP": 0.5,
+            "topK": 0,
+            "minP": 0.0,
+            "repetitionPenalty": 1.0,
+        },
     }
     assert gateway.queued.sampling.top_p == 0.5
 
@@ -180,13 +188,24 @@ async def test_model_info_shows_config_and_counts(gateway: Harness) -> None:
     assert info["workers"] == 1
 
 
+async def test_config_of_a_checkpoint_never_makes_the_reply_no_json(gateway: Harness) -> None:
+    config = '{"a": Infinity, "b": [-Infinity, NaN, 1e999, 1.5], "c": 1}'
+    wanted = dataclasses.replace(gateway.directory.find("tiny"), config_json=config)
+    gateway.directory.on_worker("w1", WorkerRegistration("w1", "b1", "x:1", wanted, 10, 4, 4))
+    async with gateway.client() as client:
+        info = (await client.get("/model/info")).json()
+
+    assert info["config"] == {"a": None, "b": [None, None, None, 1.5], "c": 1}
+
+
 async def test_health_tells_model_cache_uptime_and_memory(gateway: Harness) -> None:
     async with gateway.client() as client:
         health = (await client.get("/health")).json()
 
     assert (health["status"], health["model"], health["cache"]) == ("ok", "tiny", "connected")
-    assert health["uptime"] >= 0
-    assert health["memory"] > 1_000_000
+    assert health["uptime"] == health["uptimeS"] >= 0
+    assert health["memory"] == health["memoryBytes"] > 1_000_000
+    assert health["version"]
 
 
 async def test_cache_stats(gateway: Harness) -> None:
@@ -195,6 +214,7 @@ async def test_cache_stats(gateway: Harness) -> None:
 
     assert stats["connected"] is True
     assert (stats["keys"], stats["memory"], stats["hitRate"]) == (0, 10, 0)
+    assert (stats["memoryBytes"], stats["maxMemoryBytes"]) == (10, 100)
 
 
 async def test_metrics_are_exposed(gateway: Harness) -> None:
@@ -220,6 +240,7 @@ async def test_ready_when_everything_is_there(gateway: Harness) -> None:
         "status": "ready",
         "checks": {"nats": True, "tokenizer": True, "scheduler": True, "worker": True},
         "degraded": [],
+        "reasons": {},
     }
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from millrace.core.chat import ChatMessage
+from millrace.core.encoded_prompt import EncodedPrompt
 from millrace.core.errors import (
     Aborted,
     ContextLengthExceeded,
@@ -22,13 +23,15 @@ from millrace.core.errors import (
 from millrace.core.request import Priority
 from millrace.core.tokens import Failed, FinishReason, TokenFrame
 from millrace.gateway.events import ChoiceFinished, Delta, Finished, Started
-from millrace.gateway.generation import CacheMode
+from millrace.gateway.generation import CacheMode, GenerationRequest
 from millrace.gateway.pipeline import PipelineLimits
 
 if TYPE_CHECKING:
     from tests.unit.gateway.conftest import Harness
 
 EOS = 256
+TEXT: dict[str, Any] = {"text": "hi"}
+CHAT: dict[str, Any] = {"messages": (ChatMessage("user", "hi"),)}
 
 
 def text_of(events: Any, choice: Any = 0) -> Any:
@@ -205,6 +208,38 @@ async def test_logprobs_name_tokens_with_their_bytes(gateway: Harness) -> None:
     ]
 
 
+@pytest.mark.parametrize(("prompt", "text"), [(TEXT, " Hello END"), (CHAT, "Hello END")])
+async def test_text_of_a_completion_goes_on_behind_its_prompt(
+    gateway: Harness, prompt: Any, text: str
+) -> None:
+    """With one space more, or as an answer that begins anew; its tokens add up to it."""
+    gateway.reply = [32, 300, 304, EOS]
+    events = await gateway.read(await gateway.open(**prompt, sampling={"top_logprobs": 1}))
+
+    positions = [p for e in events if isinstance(e, Delta) for p in e.logprobs]
+    assert text_of(events) == text
+    assert b"".join(p.chosen.raw for p in positions).decode() == text
+    assert positions[0].top[0].raw == positions[0].chosen.raw
+
+
+@pytest.mark.parametrize("prompt", [TEXT, CHAT])
+async def test_encoded_id_that_the_model_lacks_is_refused(gateway: Harness, prompt: Any) -> None:
+    async def encode(model: str, _: Any, max_ids: int | None = None) -> EncodedPrompt:
+        return EncodedPrompt(4, [1, 511, 512, 600])
+
+    gateway.tokenizer.encode_text = gateway.tokenizer.encode_chat = encode  # type: ignore[method-assign, assignment]
+    for call in (
+        gateway.open(**prompt),
+        gateway.pipeline.count_tokens(GenerationRequest(**prompt)),
+    ):
+        with pytest.raises(
+            InvalidRequest, match="token id 600; tiny has the token ids 0 to 511"
+        ) as caught:
+            await call
+        assert caught.value.field == ("prompt" if prompt is TEXT else "messages")
+    assert not gateway.bus.published
+
+
 async def test_error_of_the_scheduler_reaches_the_reader(gateway: Harness) -> None:
     gateway.silence()
     answer = await gateway.open()
@@ -282,7 +317,7 @@ async def test_refusals_name_field_value_and_limit(
             InvalidRequest,
             "messages[0].role",
         ),
-        ({"sampling": {"stop": ("\udfff",)}}, InvalidRequest, "stop"),
+        ({"sampling": {"stop": ("\udfff",)}}, InvalidRequest, "stop[0]"),
         ({"timeout_ms": 0}, InvalidRequest, "timeout_ms"),
         ({"idempotency_key": ""}, InvalidRequest, "idempotency_key"),
         ({"idempotency_key": "k" * 129}, InvalidRequest, "idempotency_key"),

@@ -10,6 +10,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from millrace.core.encoded_prompt import EncodedPrompt
 from millrace.core.errors import Overloaded
 from millrace.core.tokens import FinishReason
 from millrace.gateway.servicer import SERVICE_NAME, InferenceServicer
@@ -286,6 +287,30 @@ async def test_cancelled_batch_aborts_its_requests(gateway: Harness, stub: Any) 
         await reading
 
 
+async def test_ids_of_counted_tokens_come_if_they_are_wanted_or_fit(
+    gateway: Harness, stub: Any
+) -> None:
+    ids = [511] * 2_200_000
+
+    async def encode_text(model: str, text: str, *, max_ids: int | None = None) -> EncodedPrompt:
+        encoded = ids if text == "long" else [5, 6]
+        is_wanted = max_ids is None or len(encoded) <= max_ids
+        return EncodedPrompt(len(encoded), encoded if is_wanted else None)
+
+    gateway.tokenizer.encode_text = encode_text  # type: ignore[method-assign]
+
+    async def count(text: str, **fields: Any) -> tuple[int, int]:
+        answer = await stub.CountTokens(inference_pb2.CountTokensRequest(text=text, **fields))
+        return answer.num_tokens, len(answer.token_ids)
+
+    assert await count("short") == (2, 2)
+    assert await count("short", with_token_ids=True) == (2, 2)
+    assert await count("short", with_token_ids=False) == (2, 0)
+    # A client with default settings takes 4 MiB.
+    assert await count("long") == (len(ids), 0)
+    assert await count("long", with_token_ids=False) == (len(ids), 0)
+
+
 async def test_count_tokens(stub: Any) -> None:
     text = await stub.CountTokens(inference_pb2.CountTokensRequest(text="abc"))
     conversation = inference_pb2.Conversation(messages=HI)
@@ -301,3 +326,79 @@ async def test_models_are_described(stub: Any) -> None:
 
     assert [each.name for each in models] == ["tiny"]
     assert (model.num_workers, model.num_parameters, model.max_model_len) == (1, 1000, 64)
+
+
+async def test_get_model_takes_both_names_of_its_field(stub: Any) -> None:
+    for fields in ({}, {"name": "small"}, {"model": "small"}, {"name": "tiny", "model": "tiny"}):
+        reply = await stub.GetModel(inference_pb2.GetModelRequest(**fields))
+        assert reply.model.name == "tiny"
+
+    with pytest.raises(grpc.aio.AioRpcError, match="give one of them") as caught:
+        await stub.GetModel(inference_pb2.GetModelRequest(name="tiny", model="small"))
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("method", ["Generate", "Chat", "GenerateBatch"])
+async def test_fields_of_a_newer_client_are_told_by_number(
+    gateway: Harness, stub: Any, method: str
+) -> None:
+    # Fields 111 (a number) and 112 (bytes), which no message of this release has.
+    newer = b"\xf8\x06\x05\x82\x07\x01a"
+    sampling = types_pb2.SamplingParams.FromString(newer)
+    request = inference_pb2.GenerateRequest(
+        text="hi", options=inference_pb2.RequestOptions(sampling=sampling)
+    )
+    asked: Any = request
+    if method == "Chat":
+        asked = inference_pb2.ChatRequest(messages=HI, options=request.options)
+    elif method == "GenerateBatch":
+        asked = inference_pb2.GenerateBatchRequest(requests=[request])
+    call = getattr(stub, method)(asked)
+    [event async for event in call]
+
+    metadata = dict(await call.initial_metadata())
+    assert metadata["millrace-ignored-fields"] == "SamplingParams.111, SamplingParams.112"
+    unknown = ("millrace_request_ignored_fields_total", {"kind": "unknown"})
+    assert gateway.registry.get_sample_value(*unknown) == 2
+
+
+async def test_request_with_known_fields_alone_tells_nothing(stub: Any) -> None:
+    call = stub.Generate(inference_pb2.GenerateRequest(text="hi"))
+    [event async for event in call]
+    assert "millrace-ignored-fields" not in dict(await call.initial_metadata())
+
+
+@pytest.mark.parametrize(
+    ("sampling", "words"),
+    [
+        ({"stop": ["a", ""]}, "stop[1] has 0 characters"),
+        ({"stop_token_ids": [1, 512]}, "stop_token_ids[1] is 512"),
+        ({"logit_bias": {600: 1.0}}, "logit_bias has the key 600"),
+        ({"logit_bias": {5: 101.0}}, "logit_bias[5] is 101"),
+        ({"num_choices": 17}, "num_choices is 17; allowed is 1 to 16"),
+    ],
+)
+async def test_errors_name_the_entry(stub: Any, sampling: dict[str, Any], words: str) -> None:
+    request = inference_pb2.GenerateRequest(text="hi", options=options(sampling=sampling))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        [event async for event in stub.Generate(request)]
+    assert words in (caught.value.details() or "")
+
+
+async def test_abort_by_the_id_of_a_batch_ends_all_of_it(gateway: Harness, stub: Any) -> None:
+    gateway.silence()
+    requests = [inference_pb2.GenerateRequest(text="a")] * 3
+    call = stub.GenerateBatch(inference_pb2.GenerateBatchRequest(requests=requests))
+    request_id = dict(await call.initial_metadata())["x-request-id"]
+    await gateway.until(lambda: len(gateway.bus.published) == 3)
+    await gateway.until(lambda: gateway.pipeline._opening == {})
+
+    reply = await stub.Abort(inference_pb2.AbortRequest(request_id=request_id))
+    outcomes = [outcome async for outcome in call]
+
+    assert reply.was_live
+    assert len(outcomes) == 3
+    reasons = [each.result.finished.choices[0].finish_reason for each in outcomes]
+    assert reasons == [types_pb2.FINISH_REASON_ABORT] * 3
+    again = await stub.Abort(inference_pb2.AbortRequest(request_id=request_id))
+    assert not again.was_live

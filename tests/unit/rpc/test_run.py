@@ -38,6 +38,22 @@ def test_errors_of_task_groups_are_found() -> None:
     assert caught.value.code == "millrace scheduler: another scheduler owns m"
 
 
+def test_a_defect_shows_its_traceback_without_passwords() -> None:
+    script = (
+        "from millrace.rpc.run import exit_on_error\n"
+        "with exit_on_error('cache'):\n"
+        "    url = 'redis://:hun' + 'ter2@h'\n"
+        "    raise KeyError(f'no {url}')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+
+    assert ended.returncode == 1
+    assert "Traceback" in ended.stderr and "redis://***@h" in ended.stderr
+    assert "hunter2" not in ended.stderr
+
+
 def test_defect_keeps_its_traceback() -> None:
     with pytest.raises(KeyError), exit_on_error("cache"):
         raise KeyError("row")

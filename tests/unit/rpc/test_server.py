@@ -124,3 +124,37 @@ async def test_health_can_be_watched() -> None:
         health_pb2.HealthCheckResponse.SERVING,
         health_pb2.HealthCheckResponse.NOT_SERVING,
     ]
+
+
+@pytest.mark.parametrize(
+    ("host", "shown"),
+    [("127.0.0.1", "127.0.0.1:"), ("::1", "[::1]:"), ("[::1]", "[::1]:"), ("localhost", "local")],
+)
+async def test_every_loopback_can_be_listened_on(host: str, shown: str) -> None:
+    server = RpcServer("tokenizer", host, 0)
+    address = await server.start()
+    channel = open_channel(address)
+    health: Any = health_pb2_grpc.HealthStub(channel)
+    await health.Check(health_pb2.HealthCheckRequest(), timeout=10)
+    await channel.close()
+    await server.stop(0)
+
+    assert address.startswith(shown)
+
+
+async def test_health_says_nothing_good_before_it_is_told_to() -> None:
+    server = RpcServer("tokenizer", "127.0.0.1", 0)
+    server.add(tokenizer_pb2_grpc.add_TokenizerServiceServicer_to_server, _Servicer(), NAME)
+    channel = open_channel(await server.start(is_serving=False))
+    health: Any = health_pb2_grpc.HealthStub(channel)
+    before = [
+        (await health.Check(health_pb2.HealthCheckRequest(service=name))).status
+        for name in ("", NAME)
+    ]
+    await server.set_serving(True)
+    after = (await health.Check(health_pb2.HealthCheckRequest())).status
+    await channel.close()
+    await server.stop(0)
+
+    assert before == [health_pb2.HealthCheckResponse.NOT_SERVING] * 2
+    assert after == health_pb2.HealthCheckResponse.SERVING

@@ -5,21 +5,30 @@ from __future__ import annotations
 import asyncio
 import gzip
 import signal
+import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from millrace.core.url import HttpUrl
+from millrace.telemetry.collector.destination import OtlpDestination, UiDestination
 from millrace.telemetry.collector.forwarder import REST_S, Forwarder
 from millrace.telemetry.collector.receiver import PROTOBUF, Receiver, gunzip
-from millrace.telemetry.collector.ui_body import LINKED_STEP, fit_for_ui
+from millrace.telemetry.collector.ui_body import ATTR_PROJECT, LINKED_STEP, PROJECT, fit_for_ui
 from millrace.telemetry.http_server import HttpRequest, HttpResponse, HttpServer
+from millrace.telemetry.logs import LineFormatter
+from millrace.telemetry.names import ATTR_STACK_ID
 from millrace.telemetry.otlp import parse_request, records_of
+from millrace.telemetry.otlp_settings import read_export_settings
 from millrace.telemetry.store import TraceStore
 from millrace.telemetry.trace_writer import TraceWriter
+from millrace.telemetry.tracing_ui import RunningUi, UiFolder
 from millrace.testing.sample_trace import (
     SampleTimings,
     otlp_body,
@@ -32,13 +41,18 @@ LIMIT = 1 << 20
 
 @asynccontextmanager
 async def _receiver(tmp_path: Path, url: str = "") -> AsyncIterator[Receiver]:
-    forwarder = Forwarder(url)
+    forwarder = _to_ui(url)
     receiver = Receiver(TraceWriter(tmp_path / "spans.db"), forwarder, max_body_bytes=LIMIT)
     try:
         yield receiver
     finally:
         await receiver.close()
         await forwarder.close()
+
+
+def _to_ui(url: str, **options: Any) -> Forwarder:
+    """An empty `url`: there is no UI."""
+    return Forwarder(UiDestination(lambda: HttpUrl(url) if url else None), **options)
 
 
 @asynccontextmanager
@@ -147,7 +161,7 @@ async def test_absent_ui_is_tried_again_after_a_rest_and_not_before() -> None:
     now = [0.0]
     async with _tracing_ui() as (url, _):
         pass
-    forwarder = Forwarder(url, clock=lambda: now[0])
+    forwarder = _to_ui(url, clock=lambda: now[0])
     forwarder.offer(b"lost")
     await _until(lambda: not forwarder.is_open)
     forwarder.offer(b"lost too")
@@ -172,7 +186,7 @@ async def _accept_all(request: HttpRequest) -> HttpResponse:
 async def test_forwarding_queue_is_bounded() -> None:
     gate = asyncio.Event()
     async with _tracing_ui(gate=gate) as (url, bodies):
-        forwarder = Forwarder(url)
+        forwarder = _to_ui(url)
         for _ in range(40):
             forwarder.offer(bytes(500_000))
         await _until(lambda: bodies)
@@ -189,15 +203,23 @@ async def test_ui_that_speaks_no_http_is_survived() -> None:
 
     server = await asyncio.start_server(babble, "127.0.0.1", 0)
     async with server:
-        forwarder = Forwarder(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        forwarder = _to_ui(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}")
         forwarder.offer(b"x")
         await _until(lambda: forwarder.num_dropped == 1)
 
 
 @pytest.mark.parametrize("url", ["https://x", "ftp://x", "nonsense", "http://"])
-def test_url_that_cannot_be_forwarded_to_is_refused(url: str) -> None:
-    with pytest.raises(ValueError, match="http://host:port"):
-        Forwarder(url)
+def test_url_that_cannot_be_forwarded_to_is_refused(tmp_path: Path, url: str) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "millrace.telemetry.collector", "--forward-url", url],
+        env={"MILLRACE_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "forward" in ended.stderr and "Traceback" not in ended.stderr
 
 
 def test_batch_step_appears_in_the_traces_of_its_members() -> None:
@@ -321,3 +343,125 @@ async def test_http_server_refuses_what_is_not_http(raw: bytes) -> None:
         await server.close()
 
     assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 431"))
+
+
+class Backend:
+    """An OTLP/HTTP endpoint that keeps what it gets."""
+
+    def __init__(self, status: int = 200) -> None:
+        self.status = status
+        self.requests: list[HttpRequest] = []
+
+    async def answer(self, request: HttpRequest) -> HttpResponse:
+        self.requests.append(request)
+        return HttpResponse(self.status)
+
+
+@asynccontextmanager
+async def _backend(
+    tmp_path: Path, **variables: str
+) -> AsyncIterator[tuple[Backend, Receiver, Forwarder]]:
+    """A collector that sends on to a backend which wants a password."""
+    backend = Backend()
+    server = HttpServer(backend.answer, max_body_bytes=LIMIT)
+    await server.start("127.0.0.1", 0)
+    endpoint = f"http://bob:hunter2@127.0.0.1:{server.port}"
+    settings = read_export_settings({"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint, **variables})
+    assert settings is not None
+    otlp = Forwarder(OtlpDestination(settings), timeout_s=5.0)
+    writer = TraceWriter(tmp_path / "spans.db")
+    receiver = Receiver(writer, _to_ui(""), otlp, max_body_bytes=LIMIT)
+    try:
+        yield backend, receiver, otlp
+    finally:
+        await receiver.close()
+        await otlp.close()
+        await server.close()
+
+
+@pytest.mark.parametrize("compression", ["none", "gzip"])
+async def test_spans_are_kept_and_sent_on_as_they_came(tmp_path: Path, compression: str) -> None:
+    body = otlp_body(sample_trace())
+    variables = {
+        "OTEL_EXPORTER_OTLP_COMPRESSION": compression,
+        "OTEL_EXPORTER_OTLP_HEADERS": "x-tenant=red%20team",
+    }
+    async with _backend(tmp_path, **variables) as (backend, receiver, otlp):
+        await receiver.answer(_post(gzip.compress(body), content_encoding="gzip"))
+        await _until(lambda: otlp.num_forwarded)
+
+    (request,) = backend.requests
+    sent = gzip.decompress(request.body) if compression == "gzip" else request.body
+    assert (request.path, sent) == ("/v1/traces", body)
+    assert request.headers["x-tenant"] == "red team"
+    assert request.headers["authorization"] == f"Basic {b64encode(b'bob:hunter2').decode()}"
+    with closing(TraceStore(tmp_path / "spans.db")) as store:
+        assert len(store.latest(10)) == 1
+
+
+async def test_a_backend_that_refuses_is_named_once_and_without_its_password(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with _backend(tmp_path) as (backend, receiver, otlp):
+        backend.status = 401
+        for number in range(3):
+            await receiver.answer(_post(otlp_body(sample_trace(number=number))))
+        await _until(lambda: otlp.num_dropped >= 1)
+        assert not otlp.is_open
+
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    (warning,) = [LineFormatter("collector").format(record) for record in warnings]
+    assert "takes no spans" in warning and "HTTP 401" in warning and "127.0.0.1" in warning
+    assert "hunter2" not in warning
+
+
+async def test_a_body_that_is_refused_does_not_hold_up_the_next(tmp_path: Path) -> None:
+    async with _backend(tmp_path) as (backend, receiver, otlp):
+        backend.status = 400
+        await receiver.answer(_post(otlp_body(sample_trace())))
+        await _until(lambda: otlp.num_dropped)
+        backend.status = 200
+        await receiver.answer(_post(otlp_body(sample_trace())))
+        await _until(lambda: otlp.num_forwarded)
+
+
+def test_a_stack_forwards_to_the_ui_of_its_own_home_and_only_while_that_runs(
+    tmp_path: Path,
+) -> None:
+    ours, other = UiFolder(tmp_path / "a"), UiFolder(tmp_path / "b")
+    for folder in (ours, other):
+        folder.python.parent.mkdir(parents=True)
+    sleeper = subprocess.Popen(
+        [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()", str(ours.python)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert sleeper.stdout is not None
+    try:
+        # Its arguments can be read once it runs.
+        sleeper.stdout.readline()
+        running = RunningUi(sleeper.pid, 6006)
+        for folder in (ours, other):
+            folder.write_running(running)
+        assert ours.running() == running
+        # Its number, and another's program.
+        assert other.running() is None
+    finally:
+        sleeper.communicate()
+    assert ours.running() is None
+
+
+def test_every_stack_has_projects_of_its_own() -> None:
+    request = parse_request(otlp_body(sample_trace()))
+    pair = request.resource_spans[0].resource.attributes.add(key=ATTR_STACK_ID)
+    pair.value.string_value = "ab12"
+
+    fitted = ExportTraceServiceRequest.FromString(fit_for_ui(request))
+
+    projects = {
+        attribute.value.string_value
+        for resource_spans in fitted.resource_spans
+        for attribute in resource_spans.resource.attributes
+        if attribute.key == ATTR_PROJECT
+    }
+    assert f"{PROJECT}-ab12" in projects

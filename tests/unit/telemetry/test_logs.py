@@ -193,3 +193,13 @@ def test_unknown_level_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(ConfigError, match="MILLRACE_LOG_LEVEL"):
         configure_logging("gateway")
+
+
+def test_a_line_holds_no_password_of_a_url_wherever_it_came_from() -> None:
+    url = "http://bob:hunter2@proxy:3128"
+    line = _line(
+        f"cannot reach {url}", traceback=True, exc_info=_raised(OSError(f"via {url}")), place=url
+    )
+
+    assert "hunter2" not in line
+    assert line.count("***@proxy:3128") >= 3

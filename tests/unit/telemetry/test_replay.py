@@ -19,22 +19,30 @@ from millrace.cli.pip_install import PipProgress, pip_install
 from millrace.config.home import Home
 from millrace.core.errors import Unavailable
 from millrace.telemetry.collector.replay import PER_BODY, replay_bodies
-from millrace.telemetry.collector.ui_body import LINKED_STEP, fit_for_ui
+from millrace.telemetry.collector.ui_body import (
+    ATTR_PROJECT,
+    LINKED_STEP,
+    PROJECT,
+    STEP_PROJECT,
+    fit_for_ui,
+)
 from millrace.telemetry.http_server import HttpRequest, HttpResponse, HttpServer
 from millrace.telemetry.names import ATTR_INPUT_MESSAGES, ATTR_OUTPUT_MESSAGES
 from millrace.telemetry.otlp import decode_spans, parse_request, records_of
 from millrace.telemetry.otlp_encode import export_request
 from millrace.telemetry.span_record import SpanRecord
-from millrace.telemetry.store import TraceStore
+from millrace.telemetry.store import STORE_FILE, TraceStore
 from millrace.telemetry.trace_writer import TraceWriter
+from millrace.telemetry.tracing_ui import ui_folder
 from millrace.testing.sample_trace import SampleTimings, otlp_body, sample_steps, sample_trace
 
 NUM_STORED = 25
+STACK_ID = "0123abcd"
 
 
 @pytest.fixture
 def stored(tmp_path: Path) -> Path:
-    path = tmp_path / "spans.db"
+    path = Home(tmp_path).run / STORE_FILE
     with closing(TraceWriter(path)) as writer:
         for number in range(1, NUM_STORED + 1):
             spans = sample_trace(number=number)
@@ -114,7 +122,7 @@ def test_content_that_is_none_is_left_out(broken: str) -> None:
 
 def _replayed(path: Path, after_seq: int = 0, most: int = 200) -> Iterator[tuple[int, bytes]]:
     with closing(TraceStore(path)) as store:
-        yield from replay_bodies(store, after_seq, most)
+        yield from replay_bodies(store, STACK_ID, after_seq, most)
 
 
 def test_replay_is_whole_newest_first_and_bounded(stored: Path) -> None:
@@ -125,6 +133,14 @@ def test_replay_is_whole_newest_first_and_bounded(stored: Path) -> None:
     mine = [span for span in first if span.trace_id == newest[0].trace_id]
     assert {span.span_id for span in newest} <= {span.span_id for span in mine}
     assert sum(span.name.startswith(LINKED_STEP) for span in mine) == 4
+
+    projects = {
+        pair.value.string_value
+        for resource_spans in ExportTraceServiceRequest.FromString(bodies[0][1]).resource_spans
+        for pair in resource_spans.resource.attributes
+        if pair.key == ATTR_PROJECT
+    }
+    assert projects == {f"{PROJECT}-{STACK_ID}", f"{STEP_PROJECT}-{STACK_ID}"}
 
     assert sum(count for count, _ in _replayed(stored, most=7)) == 7
     assert sum(count for count, _ in _replayed(stored, after_seq=NUM_STORED - 3)) == 3
@@ -148,18 +164,18 @@ async def _fake_ui() -> AsyncIterator[tuple[int, list[HttpRequest]]]:
 
 
 async def test_ui_gets_what_it_has_not_got_before(stored: Path, tmp_path: Path) -> None:
-    folder = trace_ui.ui_folder(Home(tmp_path))
-    folder.root.mkdir()
+    home = Home(tmp_path)
+    ui_folder(home).root.mkdir()
     async with _fake_ui() as (port, taken):
-        first = await asyncio.to_thread(trace_ui.replay, folder, stored, port)
-        again = await asyncio.to_thread(trace_ui.replay, folder, stored, port)
+        first = await asyncio.to_thread(trace_ui.replay, home, port)
+        again = await asyncio.to_thread(trace_ui.replay, home, port)
         with closing(TraceWriter(stored)) as writer:
             writer.add(sample_trace(number=99))
-        later = await asyncio.to_thread(trace_ui.replay, folder, stored, port)
-        fresh = tmp_path / "fresh.db"
-        with closing(TraceWriter(fresh)) as writer:
+        later = await asyncio.to_thread(trace_ui.replay, home, port)
+        await asyncio.to_thread(stored.unlink)
+        with closing(TraceWriter(stored)) as writer:
             writer.add(sample_trace(number=100))
-        anew = await asyncio.to_thread(trace_ui.replay, folder, fresh, port)
+        anew = await asyncio.to_thread(trace_ui.replay, home, port)
 
     assert (first, again, later, anew) == (NUM_STORED, 0, 1, 1)
     assert {(each.method, each.path) for each in taken} == {("POST", "/v1/traces")}
@@ -167,11 +183,12 @@ async def test_ui_gets_what_it_has_not_got_before(stored: Path, tmp_path: Path) 
 
 
 async def test_ui_that_takes_nothing_is_survived(stored: Path, tmp_path: Path) -> None:
-    folder = trace_ui.ui_folder(Home(tmp_path))
-    folder.root.mkdir()
+    home = Home(tmp_path)
+    ui_folder(home).root.mkdir()
 
-    assert await asyncio.to_thread(trace_ui.replay, folder, stored, 1) == 0
-    assert await asyncio.to_thread(trace_ui.replay, folder, tmp_path / "none", 1) == 0
+    assert await asyncio.to_thread(trace_ui.replay, home, 1) == 0
+    await asyncio.to_thread(stored.unlink)
+    assert await asyncio.to_thread(trace_ui.replay, home, 1) == 0
 
 
 PIP = """\

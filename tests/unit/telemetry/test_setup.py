@@ -6,7 +6,6 @@ import logging
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 
 import pytest
@@ -19,6 +18,7 @@ from millrace.telemetry.exporter import (
     GuardedExporter,
     create_exporter,
 )
+from millrace.telemetry.otlp_settings import read_export_settings
 
 SCRIPT = """
 import time
@@ -134,10 +134,46 @@ def test_warns_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     assert len(caplog.records) == 2
 
 
-def test_no_endpoint_means_no_exporter(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"):
-        monkeypatch.delenv(name, raising=False)
-    started = time.perf_counter()
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+        ("OTEL_TRACES_EXPORTER", "zipkin"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "otel:4317"),
+        ("OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT", "-3"),
+    ],
+)
+def test_a_variable_that_cannot_be_followed_ends_a_service_with_one_line(
+    variable: str, value: str
+) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "millrace.cache"],
+        env={"PATH": "/usr/bin:/bin", "MILLRACE_HOME": "/nowhere", variable: value},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
-    assert create_exporter() is None
-    assert time.perf_counter() - started < 0.05
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"millrace cache: {variable}")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_no_library_sees_the_password_of_the_endpoint(caplog: pytest.LogCaptureFixture) -> None:
+    environ = {
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://bob:hunter2@127.0.0.1:1",
+        "OTEL_EXPORTER_OTLP_TIMEOUT": "0.2",
+    }
+    settings = read_export_settings(environ)
+    assert settings is not None
+    exporter = create_exporter(settings)
+    with caplog.at_level(logging.DEBUG):
+        exporter.export(_spans(1))
+    exporter.shutdown()
+
+    inner = exporter._inner
+    assert inner._endpoint == "http://127.0.0.1:1/v1/traces"  # type: ignore[attr-defined]
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert "traces are not being exported" in warning.message
+    assert not [record for record in caplog.records if "hunter2" in str(vars(record))]

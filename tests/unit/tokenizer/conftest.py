@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
-from millrace.config.home import millrace_home
+from millrace.config.home import Home, millrace_home
+from millrace.core.errors import ConfigError
+from millrace.engine.save_tokenizer import save_tokenizer
+from millrace.hub import tokenizer_build
 from millrace.testing.tokenizers import (
     write_byte_level,
     write_sentencepiece,
@@ -49,6 +52,28 @@ class Pair:
     def reference_chat(self, messages: list[dict[str, str]]) -> list[int]:
         encoding = self.reference.apply_chat_template(messages, add_generation_prompt=True)
         return list(encoding["input_ids"])
+
+
+def _save_here(source: Path, target: Path) -> None:
+    try:
+        save_tokenizer(source, target)
+    except Exception as error:
+        raise ConfigError(f"transformers cannot load its tokenizer: {error}") from error
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Home]:
+    """Where tokenizers are kept that transformers has to build: here, not in three seconds each in
+    a process of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tokenizer_build, "_save_in_child", _save_here)
+        yield Home(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="session")
+def load(home: Home) -> Callable[[Path], Codec]:
+    """`load_codec` with that home."""
+    return lambda folder: load_codec(folder, home)
 
 
 def _pair(folder: Path) -> Pair:

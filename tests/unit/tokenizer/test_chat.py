@@ -63,9 +63,23 @@ def test_endless_output_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
         _render("{% for i in range(90000) %}{{ i }},{% endfor %}")
 
 
+def test_template_that_never_ends_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat, "MAX_LOOP_TURNS", 1000)
+    loops = "".join(f"{{% for i{level} in range(30) %}}" for level in range(3))
+    with pytest.raises(InvalidRequest, match="over 1000 turns"):
+        _render(loops + "{% endfor %}" * 3)
+    assert _render("{% for i in range(999) %}{% endfor %}x") == "x"
+
+
 def test_syntax_error_names_its_line() -> None:
     with pytest.raises(ConfigError, match="line 2"):
         ChatTemplate("\n{% if %}", {})
+
+
+@pytest.mark.parametrize("source", ["{% for %}", "{{ x | none_such }}", "{{ " + "(" * 5000 + " }}"])
+def test_broken_template_is_a_config_error(source: str) -> None:
+    with pytest.raises(ConfigError, match="chat template is broken: ."):
+        ChatTemplate(source, {})
 
 
 def test_literals_are_what_the_template_can_write() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,17 @@ from hypothesis import strategies as st
 
 from millrace.core.chat import ChatMessage
 from millrace.core.errors import ConfigError, InvalidRequest
-from millrace.testing.tokenizers import CORPUS, write_byte_level, write_sentencepiece
+from millrace.testing.tokenizers import (
+    CORPUS,
+    change_settings,
+    change_tokenizer,
+    write_byte_level,
+    write_sentencepiece,
+    write_unigram,
+)
 from millrace.tokenizer.codec import Codec, load_codec
+
+Load = Callable[[Path], Codec]
 
 TEXTS = (
     "",
@@ -159,19 +170,6 @@ def test_empty_conversation_is_an_invalid_request(chat_pair: Any) -> None:
         chat_pair.codec.encode_chat([])
 
 
-@pytest.mark.parametrize("role", ["im_start", "end", "", "user\nx", "u" * 65])
-def test_role_that_could_forge_a_mark_is_refused(pairs: dict[str, Any], role: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
-        pairs["byte_level"].codec.encode_chat([ChatMessage(role, "a")])
-    assert caught.value.field == "messages.role"
-
-
-def test_unknown_role_reaches_the_template(pairs: dict[str, Any]) -> None:
-    messages = [{"role": "critic", "content": "a"}]
-    ids = pairs["byte_level"].codec.encode_chat([ChatMessage("critic", "a")])
-    assert ids == pairs["byte_level"].reference_chat(messages)
-
-
 def test_vocab_size_counts_added_tokens(pair: Any) -> None:
     assert pair.codec.vocab_size == len(pair.reference)
 
@@ -181,29 +179,69 @@ def test_absent_folder_is_a_config_error(tmp_path: Path) -> None:
         load_codec(tmp_path / "gone")
 
 
-def test_folder_without_tokenizer_is_a_config_error(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"has no tokenizer\.json"):
-        load_codec(tmp_path)
+def test_folder_without_tokenizer_is_a_config_error(tmp_path: Path, load: Load) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ConfigError, match=f"{tmp_path}: transformers cannot load its tokenizer"):
+        load(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"model": {"type": "New"}}', "{}"])
-def test_broken_tokenizer_is_a_config_error(tmp_path: Path, content: str) -> None:
-    (tmp_path / "tokenizer.json").write_text(content)
+@pytest.mark.parametrize("name", ["PreTrainedTokenizerFast", "LlamaTokenizer"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[]",
+        "{}",
+        "\ud800",
+        '{"model": null}',
+        '{"model": {"type": "New"}}',
+        '{"model": {"type": "BPE", "vocab": {"a": "b"}, "merges": []}}',
+        '{"model": {"type": "BPE", "vocab": [1], "merges": []}}',
+        '{"model": {"type": "BPE", "vocab": {}, "merges": [["a"]]}}',
+        '{"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}',
+        '{"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": [{}]}',
+        '{"model": {"type": "BPE", "vocab": {}, "merges": []}, "added_tokens": 1}',
+    ],
+)
+def test_broken_tokenizer_is_a_config_error(
+    tmp_path: Path, load: Load, content: str, name: str
+) -> None:
+    (tmp_path / "tokenizer.json").write_text(content, errors="surrogatepass")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
     with pytest.raises(ConfigError, match=str(tmp_path)):
-        load_codec(tmp_path)
+        load(tmp_path)
 
 
-def test_broken_template_is_a_config_error(tmp_path: Path) -> None:
-    write_byte_level(tmp_path)
-    (tmp_path / "chat_template.jinja").write_text("{% for %}")
-    with pytest.raises(ConfigError, match="chat template is broken"):
-        load_codec(tmp_path)
+def _parts(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where a tokenizer.json could be wrong: every key, and the first entries of long lists."""
+    items = list(value.items() if isinstance(value, dict) else enumerate(value))
+    for key, inner in items if len(items) < 50 else items[:2]:
+        yield (*path, key)
+        if isinstance(inner, dict | list):
+            yield from _parts(inner, (*path, key))
 
 
-def _change_settings(folder: Path, **changes: Any) -> None:
-    path = folder / "tokenizer_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+@pytest.mark.parametrize("write", [write_byte_level, write_sentencepiece, write_unigram])
+def test_any_wrong_part_of_a_tokenizer_is_a_config_error_or_no_harm(
+    tmp_path: Path, load: Load, write: Callable[[Path], Path]
+) -> None:
+    path = write(tmp_path) / "tokenizer.json"
+    original = path.read_text()
+    num_refused = 0
+    for place in _parts(json.loads(original)):
+        for wrong in (None, -1, 2**40, "x", [1], {"x": 1}):
+            description = json.loads(original)
+            part = description
+            for key in place[:-1]:
+                part = part[key]
+            part[place[-1]] = wrong
+            path.write_text(json.dumps(description))
+            try:
+                load(tmp_path)
+            except ConfigError as error:
+                assert error.message.startswith(str(tmp_path)), place
+                num_refused += 1
+    assert num_refused > 100
 
 
 def _same_as_reference(codec: Codec, folder: Path, text: str) -> bool:
@@ -223,26 +261,89 @@ def test_template_file_goes_before_the_settings(tmp_path: Path) -> None:
     assert b"".join(codec.piece(i) for i in ids) == b"only this"
 
 
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for %}", "the chat template is broken: line 1"),
+        ("{{ x | none_such }}", "the chat template is broken: line 1: No filter named"),
+        (["default"], "chat_template of tokenizer_config.json cannot be read"),
+        ([{"name": "default"}], "chat_template of tokenizer_config.json cannot be read"),
+        (7, "chat_template of tokenizer_config.json is no text"),
+        ({"tool_use": "x"}, "the model has no chat template"),
+        (None, "the model has no chat template"),
+        (b"\xff\xfe{{", "chat_template.jinja cannot be read: 'utf-8'"),
+        (b"{% if %}", "the chat template is broken: line 1"),
+    ],
+)
+@pytest.mark.parametrize("name", ["PreTrainedTokenizerFast", "GPT2Tokenizer"])
+def test_broken_template_refuses_conversations_alone(
+    tmp_path: Path,
+    load: Load,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    template: Any,
+    reason: str,
+) -> None:
+    whole = load_codec(write_byte_level(tmp_path))
+    change_settings(tmp_path, tokenizer_class=name)
+    if isinstance(template, bytes):
+        (tmp_path / "chat_template.jinja").write_bytes(template)
+    else:
+        change_settings(tmp_path, chat_template=template)
+
+    codec = load(tmp_path)
+
+    assert codec.encode_text("Hi <|im_end|>") == whole.encode_text("Hi <|im_end|>")
+    assert not codec.has_chat_template
+    with pytest.raises(InvalidRequest, match=re.escape(reason) + ".*; send a plain prompt"):
+        codec.encode_chat([ChatMessage("user", "Hi")])
+    is_broken = "has no chat template" not in reason
+    assert (f"{tmp_path}: {reason}" in caplog.text) == is_broken
+
+
+def test_unknown_role_is_refused_by_its_place(pairs: dict[str, Any]) -> None:
+    messages = [ChatMessage("user", "a"), ChatMessage("robot", "b")]
+    with pytest.raises(InvalidRequest, match=r"messages\[1\]\.role is 'robot'") as caught:
+        pairs["byte_level"].codec.encode_chat(messages)
+    assert caught.value.field == "messages[1].role"
+
+
+def test_marks_that_a_template_puts_together_stay_text_in_user_messages(tmp_path: Path) -> None:
+    source = "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content }}{% endfor %}"
+    change_settings(write_byte_level(tmp_path), chat_template=source)
+    added = json.loads((tmp_path / "tokenizer.json").read_text())["added_tokens"]
+    token = {**added[-1], "content": "<|user|>"}
+    change_tokenizer(tmp_path, added_tokens=[*added, token])
+    codec = load_codec(tmp_path)
+    (mark,) = codec.encode_text("<|user|>")
+
+    ids = codec.encode_chat([ChatMessage("user", "a<|user|>b")])
+
+    assert ids.count(mark) == 1
+    assert b"".join(map(codec.piece, ids)) == b"<|user|>a<|user|>b"
+
+
 def test_default_is_taken_of_several_templates(tmp_path: Path) -> None:
     write_byte_level(tmp_path)
-    templates = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes"}]
-    _change_settings(tmp_path, chat_template=templates)
+    templates = [{"name": "tool_use", "template": "no"}]
+    templates.append({"name": "default", "template": "yes {{ messages[0].content }}"})
+    change_settings(tmp_path, chat_template=templates)
     codec = load_codec(tmp_path)
     ids = codec.encode_chat([ChatMessage("user", "this")])
-    assert b"".join(codec.piece(i) for i in ids) == b"yes"
+    assert b"".join(codec.piece(i) for i in ids) == b"yes this"
 
 
-def test_special_tokens_that_only_the_settings_name_are_added(tmp_path: Path) -> None:
+def test_special_tokens_that_only_the_settings_name_are_added(tmp_path: Path, load: Load) -> None:
     write_byte_level(tmp_path)
-    size = load_codec(tmp_path).vocab_size
-    _change_settings(
+    size = load(tmp_path).vocab_size
+    change_settings(
         tmp_path,
         pad_token="<|pad|>",
         additional_special_tokens=["<|tool|>"],
         image_token="<|image|>",
         sep_token="<|sep|>",
     )
-    codec = load_codec(tmp_path)
+    codec = load(tmp_path)
     assert _same_as_reference(codec, tmp_path, "a <|pad|> <|tool|> b")
     assert [codec.piece(i) for i in range(size, size + 4)] == [
         b"<|sep|>",
@@ -252,16 +353,16 @@ def test_special_tokens_that_only_the_settings_name_are_added(tmp_path: Path) ->
     ]
 
 
-def test_added_tokens_of_the_settings_keep_their_order(tmp_path: Path) -> None:
+def test_added_tokens_of_the_settings_keep_their_order(tmp_path: Path, load: Load) -> None:
     write_sentencepiece(tmp_path)
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
-    size = load_codec(tmp_path).vocab_size
+    size = load(tmp_path).vocab_size
     added = {
         str(size + 1): {"content": "<two>", "special": False, **flags},
         str(size): {"content": "<one>", "special": True, **flags},
     }
-    _change_settings(tmp_path, added_tokens_decoder=added)
-    codec = load_codec(tmp_path)
+    change_settings(tmp_path, added_tokens_decoder=added)
+    codec = load(tmp_path)
     assert _same_as_reference(codec, tmp_path, "a <two> b")
     assert [codec.piece(i) for i in (size, size + 1)] == [b"<one>", b"<two>"]
 
@@ -303,7 +404,7 @@ FRAGMENTS = (
 
 
 @given(
-    parts=st.lists(st.sampled_from(FRAGMENTS), max_size=12), role=st.sampled_from(["user", "x y"])
+    parts=st.lists(st.sampled_from(FRAGMENTS), max_size=12), role=st.sampled_from(["user", "tool"])
 )
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 def test_no_content_adds_a_special_token(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import platform
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,12 +16,14 @@ from prometheus_client import CollectorRegistry
 
 from millrace.core.chat import ChatMessage
 from millrace.core.detokenize import DecodeRow
+from millrace.core.encoded_prompt import EncodedPrompt
 from millrace.core.errors import DeadlineExceeded, InvalidRequest, Unavailable, UnknownModel
 from millrace.internal.v1 import tokenizer_pb2, tokenizer_pb2_grpc
 from millrace.rpc.client import open_channel
 from millrace.rpc.server import RpcServer
 from millrace.telemetry.metrics import TokenizerMetrics
-from millrace.tokenizer.servicer import MAX_INLINE_CHARS, TokenizerServicer
+from millrace.tokenizer import servicer as servicer_module
+from millrace.tokenizer.servicer import MAX_INLINE_CHARS, MIN_FREED_CHARS, TokenizerServicer
 from millrace.wire.tokenizer_client import TokenizerClient
 
 SERVICE_NAME = "millrace.internal.v1.TokenizerService"
@@ -73,8 +78,15 @@ async def _client(*addresses: str, timeout_s: float = 5.0) -> AsyncIterator[Toke
         await channel.close()
 
 
+async def ids_of(client: TokenizerClient, text: str, model: str = "m") -> list[int]:
+    encoded = await client.encode_text(model, text)
+    assert encoded.token_ids is not None
+    assert encoded.num_tokens == len(encoded.token_ids)
+    return encoded.token_ids
+
+
 async def test_encode_and_decode_cross_the_wire(client: TokenizerClient) -> None:
-    ids = await client.encode_text("m", "Hello 你好")
+    ids = await ids_of(client, "Hello 你好")
     (row,) = await client.decode("m", [DecodeRow((), 0, ids, True)])
     assert row.text == "Hello 你好"
     assert b"".join(await client.pieces("m", ids)).decode() == "Hello 你好"
@@ -83,18 +95,82 @@ async def test_encode_and_decode_cross_the_wire(client: TokenizerClient) -> None
 async def test_chat_crosses_the_wire(client: TokenizerClient, pairs: dict[str, Any]) -> None:
     messages = [ChatMessage("user", "Hi", name="Ann"), ChatMessage("assistant", "")]
     expected = pairs["byte_level"].codec.encode_chat(messages)
-    assert await client.encode_chat("m", messages) == expected
+    assert (await client.encode_chat("m", messages)).token_ids == expected
+
+
+async def test_ids_of_a_prompt_with_too_many_tokens_stay_behind(client: TokenizerClient) -> None:
+    text = "The quick brown fox"
+    messages = [ChatMessage("user", text)]
+    num_tokens = len(await ids_of(client, text))
+
+    assert (await client.encode_text("m", text, max_ids=num_tokens)).token_ids is not None
+    assert await client.encode_text("m", text, max_ids=num_tokens - 1) == EncodedPrompt(
+        num_tokens, None
+    )
+    assert (await client.encode_text("m", text, max_ids=0)).num_tokens == num_tokens
+    assert (await client.encode_chat("m", messages, max_ids=1)).token_ids is None
+
+
+async def test_text_goes_on_behind_a_prompt(client: TokenizerClient, pairs: dict[str, Any]) -> None:
+    emoji = await ids_of(client, "😀")
+    prompt, rest = emoji[:1], emoji[1:]
+
+    rows = await client.decode(
+        "m",
+        [
+            DecodeRow((), 0, rest, True),
+            DecodeRow(prompt, len(prompt), rest, is_after_prompt=True),
+            DecodeRow(emoji, len(emoji), emoji, is_after_prompt=True),
+        ],
+    )
+
+    assert set(rows[0].text) == {"\ufffd"}
+    assert [row.text for row in rows[1:]] == ["😀", "😀"]
+
+
+async def test_special_tokens_and_pieces_at_the_start_cross_the_wire(
+    client: TokenizerClient, pairs: dict[str, Any]
+) -> None:
+    special = await client.special_ids("m")
+    assert special == pairs["byte_level"].codec.special_ids
+    assert set(special) == {"<|endoftext|>", "<|im_start|>", "<|im_end|>"}
+    ids = await ids_of(client, " fox")
+    assert b"".join(await client.pieces("m", ids, is_at_start=True)) == b" fox"
+
+
+async def test_memory_of_a_long_text_is_given_back(
+    client: TokenizerClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr(servicer_module, "return_freed_memory", lambda: calls.append(1))
+    await client.encode_text("m", "word " * (MAX_INLINE_CHARS // 4), max_ids=0)
+    assert not calls
+    await client.encode_text("m", "word " * (MIN_FREED_CHARS // 5 + 1), max_ids=0)
+    assert calls
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="others keep nothing back")
+def test_freed_memory_leaves_the_process() -> None:
+    program = (
+        "from millrace.tokenizer.freed_memory import return_freed_memory as give_back\n"
+        "rss = lambda: int(open('/proc/self/statm').read().split()[1]) * 4096\n"
+        "held = [bytes(60_000) + b'x' for _ in range(2000)]\n"
+        "last = bytes(60_000) + b'y'\n"
+        "held.clear(); before = rss(); give_back(); print(before - rss())"
+    )
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert int(out.stdout) > 50_000_000
 
 
 async def test_long_text_is_encoded_beside_the_loop(client: TokenizerClient) -> None:
     text = "word " * MAX_INLINE_CHARS
-    ids = await client.encode_text("alias", text)
+    ids = await ids_of(client, text, "alias")
     assert b"".join(await client.pieces("m", ids)).decode() == text
 
 
 async def test_frames_keep_their_rows_apart(client: TokenizerClient) -> None:
-    emoji = await client.encode_text("m", "😀")
-    word = await client.encode_text("m", "fox")
+    emoji = await ids_of(client, "😀")
+    word = await ids_of(client, "fox")
 
     first = await client.decode(
         "m", [DecodeRow((), 0, emoji[:1]), DecodeRow((), 0, word), DecodeRow((), 0, ())]
@@ -110,7 +186,7 @@ async def test_frames_keep_their_rows_apart(client: TokenizerClient) -> None:
 
 async def test_answers_of_many_callers_do_not_mix(client: TokenizerClient) -> None:
     texts = [f"caller {number}" for number in range(50)]
-    encoded = await asyncio.gather(*(client.encode_text("m", text) for text in texts))
+    encoded = await asyncio.gather(*(ids_of(client, text) for text in texts))
     rows = await asyncio.gather(
         *(client.decode("m", [DecodeRow((), 0, ids, True)]) for ids in encoded)
     )
@@ -126,7 +202,7 @@ async def test_errors_of_the_tokenizer_reach_the_caller(client: TokenizerClient)
 
 
 async def test_a_bad_frame_fails_alone(client: TokenizerClient) -> None:
-    ids = await client.encode_text("m", "fox")
+    ids = await ids_of(client, "fox")
     rows = [DecodeRow((), 0, ids, True)]
     results = await asyncio.gather(
         client.decode("other", rows),
@@ -167,13 +243,13 @@ async def test_calls_go_on_at_the_other_replica(
     other = Replica(servicer)
     addresses = [f"127.0.0.1:{replica.port}", await other.start()]
     async for client in _client(*addresses):
-        ids = await client.encode_text("m", "fox")
+        ids = await ids_of(client, "fox")
         rows = [DecodeRow((), 0, ids, True)]
         for _ in range(4):
             await client.decode("m", rows)
         await other.stop()
         for _ in range(6):
-            assert await client.encode_text("m", "fox") == ids
+            assert await ids_of(client, "fox") == ids
             assert (await client.decode("m", rows))[0].text == "fox"
         assert await client.is_ready()
 
@@ -181,7 +257,7 @@ async def test_calls_go_on_at_the_other_replica(
 async def test_decode_waits_for_a_restarted_tokenizer(
     replica: Replica, client: TokenizerClient
 ) -> None:
-    ids = await client.encode_text("m", "fox")
+    ids = await ids_of(client, "fox")
     rows = [DecodeRow((), 0, ids, True)]
     await client.decode("m", rows)
     await replica.stop()
@@ -223,7 +299,7 @@ async def test_silent_replica_is_left_for_the_other_one(replica: Replica) -> Non
     silent = Replica(_SilentServicer())
     addresses = [await silent.start(), f"127.0.0.1:{replica.port}"]
     async for client in _client(*addresses, timeout_s=1.0):
-        ids = await client.encode_text("m", "fox")
+        ids = await ids_of(client, "fox")
         (row,) = await client.decode("m", [DecodeRow((), 0, ids, True)])
         assert row.text == "fox"
     await silent.stop()
@@ -241,7 +317,7 @@ async def test_silent_tokenizer_ends_in_a_deadline() -> None:
 
 async def test_caller_that_gives_up_does_not_shift_the_answers(client: TokenizerClient) -> None:
     texts = [f"row {number}" for number in range(20)]
-    encoded = [await client.encode_text("m", text) for text in texts]
+    encoded = [await ids_of(client, text) for text in texts]
     tasks = [
         asyncio.create_task(client.decode("m", [DecodeRow((), 0, ids, True)])) for ids in encoded
     ]

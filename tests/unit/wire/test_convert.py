@@ -14,7 +14,7 @@ from millrace.core.membership import (
 )
 from millrace.core.model import ModelInfo
 from millrace.core.request import Priority, QueuedRequest
-from millrace.core.sampling import SamplingSpec
+from millrace.core.sampling import SamplingDefaults, SamplingSpec
 from millrace.core.step import Admission, Fork, RowToken, StepPlan, StepResult
 from millrace.core.tokens import (
     Failed,
@@ -107,6 +107,14 @@ results = st.builds(
     forward_ns=ids,
     sample_ns=ids,
 )
+wishes = st.builds(
+    SamplingDefaults,
+    temperature=st.none() | f64,
+    top_p=st.none() | f64,
+    top_k=st.none() | ids,
+    min_p=st.none() | f64,
+    repetition_penalty=st.none() | f64,
+)
 models = st.builds(
     ModelInfo,
     name=st.text(max_size=10),
@@ -122,6 +130,7 @@ models = st.builds(
     architecture=st.text(max_size=5),
     route=st.text(max_size=5),
     config_json=st.text(max_size=10),
+    default_sampling=wishes,
 )
 
 

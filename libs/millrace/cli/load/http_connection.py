@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import urllib.parse
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from millrace.core.address import join_host_port
 from millrace.core.errors import ConfigError, Unavailable
+from millrace.core.url import HttpUrl, basic_authorization
 
 MAX_LINE_BYTES = 1 << 20
 READ_BYTES = 1 << 16
@@ -75,14 +76,15 @@ class HttpEndpoint:
 
     def __init__(self, url: str, headers: Mapping[str, str]) -> None:
         """Raises ConfigError for anything but an http or https address."""
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in PORTS or not parts.hostname:
-            raise ConfigError(f"{url!r} is no http or https address", field="url")
-        self._host = parts.hostname
-        self._port = parts.port or PORTS[parts.scheme]
-        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
-        self._path = parts.path.rstrip("/")
-        self._headers = {"host": parts.netloc, **headers}
+        try:
+            place = HttpUrl(url)
+        except ValueError as exc:
+            raise ConfigError(f"--url {exc}", field="url") from None
+        self._host = place.host
+        self._port = place.port or PORTS[place.scheme]
+        self._tls = ssl.create_default_context() if place.scheme == "https" else None
+        self._path = place.path.rstrip("/")
+        self._headers = {"host": place.address, **basic_authorization(place), **headers}
         self._idle: list[Connection] = []
 
     @asynccontextmanager
@@ -125,7 +127,8 @@ class HttpEndpoint:
                 self._host, self._port, ssl=self._tls, limit=MAX_LINE_BYTES
             )
         except OSError as exc:
-            raise Unavailable(f"nobody answers at {self._host}:{self._port}") from exc
+            address = join_host_port(self._host, self._port)
+            raise Unavailable(f"nobody answers at {address}") from exc
         return Connection(reader, writer)
 
 

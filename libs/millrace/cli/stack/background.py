@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from millrace.cli.console import Console
 from millrace.config.home import Home
@@ -18,14 +18,17 @@ _POLL_S = 0.1
 NUM_SHOWN_LINES = 20
 
 
-def start_in_background(home: Home, arguments: Sequence[str], console: Console) -> int:
-    """Starts the supervisor and returns when the stack is ready. Raises `Unavailable`."""
+def start_in_background(home: Home, environ: Mapping[str, str], console: Console) -> int:
+    """Starts the supervisor and returns when the stack is ready. Raises `Unavailable`.
+
+    `environ` holds all settings: the arguments of a process are there for everybody to read.
+    """
     home.logs.mkdir(parents=True, exist_ok=True)
     log = home.logs / "up.log"
-    command = [word for word in arguments if word != "--detach"]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "millrace.cli", *command, "--in-background"],
+            [sys.executable, "-m", "millrace.cli", "up", "--in-background"],
+            env=environ,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Mapping
 
 from millrace.core.errors import Unavailable
 
 from .parent_death import death_with_parent
 
 
-async def run_millrace(command: tuple[str, ...]) -> None:
+async def run_millrace(command: tuple[str, ...], environ: Mapping[str, str]) -> None:
     """Runs a `millrace` command quietly. Raises `Unavailable` with what it said on failure."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "millrace.cli",
-        *command,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        start_new_session=True,
-        preexec_fn=death_with_parent(),
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "millrace.cli",
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=environ,
+            start_new_session=True,
+            preexec_fn=death_with_parent(),
+        )
+    except OSError as exc:
+        raise Unavailable(f"millrace {' '.join(command)} cannot be started: {exc}") from exc
     try:
         output, _ = await process.communicate()
     finally:

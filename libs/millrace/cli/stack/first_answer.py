@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from millrace.cli.console import Console
 from millrace.cli.http_probe import get_json
+from millrace.cli.readiness import describe_readiness
 from millrace.cli.up_config import UpConfig
 
 from .parent_death import death_with_parent
@@ -51,11 +52,8 @@ class FirstAnswer:
             if status == 200:
                 return
             if time.monotonic() > deadline:
-                said = f"answers {status} {document}" if status else "does not answer"
-                raise PartFailed(
-                    f"the gateway is not ready after {self._config.ready_timeout_s:g} s: "
-                    f"{url} {said}"
-                )
+                said = describe_readiness(status, document)
+                raise PartFailed(f"{said}, after {self._config.ready_timeout_s:g} s; see {url}")
             await asyncio.sleep(_READY_POLL_S)
 
     def _show_endpoints(self, took_s: float) -> None:

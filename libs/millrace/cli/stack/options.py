@@ -7,13 +7,18 @@ from dataclasses import dataclass
 
 from millrace.cli.service_settings import explain_service
 from millrace.cli.up_config import UpConfig
+from millrace.config.home import Home
+from millrace.core.address import join_host_port
 from millrace.core.errors import ConfigError
 from millrace.core.loopback import is_loopback
+from millrace.core.url import Url
 from millrace.engine.machine import usable_cpus
 
 from .ports import can_bind, describe_port_owner, require_free_port
+from .servers import find_server
 from .topology import Topology
-from .wiring import ANY_HOSTS, LOOPBACK, METRICS_PORT, WiringOptions, join_address
+from .tracing import plan_tracing
+from .wiring import LOOPBACK, METRICS_PORT, WiringOptions, from_here
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +36,17 @@ def choose_model(config: UpConfig, topology: Topology, environ: Mapping[str, str
     return str(explain_service(topology, "worker", environ)["model"].value)
 
 
-def wiring_options(
-    config: UpConfig, topology: Topology, model: ServedModel, environ: Mapping[str, str]
-) -> WiringOptions:
-    """Checks what can be checked before anything starts. Raises `ConfigError`."""
+@dataclass(frozen=True, slots=True)
+class PublicEdge:
+    """Where the gateway is to listen: ports by setting, and whether that may be beyond loopback."""
+
+    host: str
+    ports: Mapping[str, int]
+    is_bind_allowed: bool
+
+
+def public_edge(config: UpConfig, topology: Topology, environ: Mapping[str, str]) -> PublicEdge:
+    """Raises `ConfigError` for a busy port, and for a host that needs a flag."""
     gateway = explain_service(topology, "gateway", environ)
     host = config.host or str(gateway["host"].value)
     is_bind_allowed = config.insecure_bind or bool(gateway["insecure_bind"].value)
@@ -49,16 +61,50 @@ def wiring_options(
     }
     for setting, port in ports.items():
         require_free_port(host, port, "--" + setting.replace("_", "-"))
-    urls = {"nats": config.nats_url, "valkey": config.redis_url}
+    return PublicEdge(host, ports, is_bind_allowed)
+
+
+def external_urls(config: UpConfig) -> dict[str, Url]:
+    """The servers that run elsewhere, by the name of the process that is not started then."""
+    urls: dict[str, Url | None] = {"nats": config.nats_url, "valkey": config.redis_url}
+    return {name: url for name, url in urls.items() if url is not None}
+
+
+def require_startable(
+    config: UpConfig, topology: Topology, home: Home, environ: Mapping[str, str]
+) -> None:
+    """Checks all that needs no model, before one is fetched. Raises `ConfigError`."""
+    public_edge(config, topology, environ)
+    plan_tracing(environ, home, is_kept=config.telemetry)
+    _metrics_ports(config, topology, environ)
+    local = topology.without(external_urls(config)).processes
+    for spec in local:
+        if spec.config:
+            explain_service(topology, spec.name, environ)
+    for spec in local:
+        if spec.is_server:
+            find_server(spec, environ.get("PATH"))
+    home.require_writable((home.run, home.logs, home.data))
+
+
+def wiring_options(
+    config: UpConfig,
+    topology: Topology,
+    model: ServedModel,
+    home: Home,
+    environ: Mapping[str, str],
+) -> WiringOptions:
+    """Everything that is decided before the first process starts. Raises `ConfigError`."""
+    edge = public_edge(config, topology, environ)
     return WiringOptions(
         model=model.reference,
         served_name=model.name,
         num_workers=config.workers,
-        public_host=host,
-        public_ports=ports,
-        external_urls={name: url for name, url in urls.items() if url},
-        overrides=_overrides(config, environ, is_bind_allowed),
-        has_telemetry=config.telemetry,
+        public_host=edge.host,
+        public_ports=edge.ports,
+        external_urls=external_urls(config),
+        overrides=_overrides(config, environ, edge.is_bind_allowed),
+        tracing=plan_tracing(environ, home, is_kept=config.telemetry),
         metrics_ports=_metrics_ports(config, topology, environ),
     )
 
@@ -100,8 +146,8 @@ def _overrides(
 
 def public_endpoints(options: WiringOptions) -> dict[str, str]:
     """Where this machine reaches the gateway."""
-    host = LOOPBACK if options.public_host in ANY_HOSTS else options.public_host
+    host = from_here(options.public_host)
     return {
-        "http": f"http://{join_address(host, options.public_ports['http_port'])}",
-        "grpc": join_address(host, options.public_ports["grpc_port"]),
+        "http": f"http://{join_host_port(host, options.public_ports['http_port'])}",
+        "grpc": join_host_port(host, options.public_ports["grpc_port"]),
     }

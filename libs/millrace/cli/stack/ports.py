@@ -10,6 +10,7 @@ import socket
 import subprocess
 from pathlib import Path
 
+from millrace.core.address import listening_address
 from millrace.core.errors import ConfigError
 
 # Below the range that outgoing connections draw from, so that a port stays ours between restarts.
@@ -21,19 +22,17 @@ _LISTEN_STATE = "0A"
 
 
 def can_bind(host: str, port: int) -> bool:
-    """True where a server could listen there now. Raises `ConfigError` for a host not ours."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
+    """True if a server could listen there now. Raises `ConfigError` for a host not ours."""
+    try:
+        family, address = listening_address(host, port)
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
             probe.listen(1)
-        except socket.gaierror as exc:
-            raise ConfigError(f"cannot listen on {host}: {exc.strerror}") from exc
-        except OSError as exc:
-            if exc.errno in (errno.EADDRINUSE, errno.EACCES):
-                return False
-            raise ConfigError(f"cannot listen on {host}:{port}: {exc.strerror}") from exc
+    except OSError as exc:
+        if exc.errno in (errno.EADDRINUSE, errno.EACCES):
+            return False
+        raise ConfigError(f"cannot listen on {host}: {exc.strerror}") from exc
     return True
 
 
@@ -74,7 +73,7 @@ def _listening_inodes(port: int) -> set[str]:
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         if not Path(table).exists():
             continue
-        for line in Path(table).read_text().splitlines()[1:]:
+        for line in Path(table).read_text(encoding="utf-8").splitlines()[1:]:
             columns = line.split()
             local_port = int(columns[1].rsplit(":", 1)[1], 16)
             if local_port == port and columns[3] == _LISTEN_STATE:
@@ -103,7 +102,9 @@ def _owners_from_lsof(port: int) -> set[int]:
     if shutil.which("lsof") is None:
         return set()
     command = ["lsof", "-nP", f"-iTCP:{port}", "-sTCP:LISTEN", "-t"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=False)
+    shown = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     return {int(word) for word in shown.stdout.split()}
 
 
@@ -114,6 +115,8 @@ def _process_name(pid: int) -> str:
         words = cmdline.read_bytes().decode(errors="replace").split("\0")
     else:
         command = ["ps", "-o", "args=", "-p", str(pid)]
-        words = subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()
+        words = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", check=False
+        ).stdout.split()
     name = " ".join([Path(words[0]).name, *words[1:3]]).strip()
     return name[:MAX_NAME_CHARS] or "unknown"

@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Mapping
 
@@ -66,7 +67,7 @@ class ManagedProcess:
                 start_new_session=True,
                 preexec_fn=death_with_parent(),
             )
-        except OSError as exc:
+        except (OSError, subprocess.SubprocessError) as exc:
             raise Unavailable(f"{self.name} cannot be started: {exc}") from exc
         pid = self._process.pid
         self.record.state, self.record.pid = "starting", pid
@@ -110,6 +111,10 @@ class ManagedProcess:
         self._signal(signal.SIGKILL)
         await self._process.wait()
         await self.finish()
+
+    def kill(self) -> None:
+        """Ends it and its group at once, frozen or not."""
+        self._signal(signal.SIGKILL)
 
     async def finish(self) -> None:
         """After its end: takes in the rest of its output and forgets it."""

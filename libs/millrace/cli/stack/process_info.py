@@ -32,7 +32,7 @@ def resident_bytes(pid: int) -> int:
     statm = Path(f"/proc/{pid}/statm")
     if Path("/proc/self/statm").exists():
         try:
-            pages = int(statm.read_text().split()[_RESIDENT_PAGES])
+            pages = int(statm.read_text(encoding="utf-8").split()[_RESIDENT_PAGES])
         except OSError:
             return 0
         return pages * os.sysconf("SC_PAGE_SIZE")
@@ -43,7 +43,7 @@ def resident_bytes(pid: int) -> int:
 def _stat_fields(pid: int) -> list[str]:
     """The fields of /proc/<pid>/stat after the name, which may itself hold blanks."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except OSError:
         return []
     return text.rsplit(")", 1)[1].split()
@@ -51,4 +51,6 @@ def _stat_fields(pid: int) -> list[str]:
 
 def _ps(column: str, pid: int) -> str:
     command = ["ps", "-o", f"{column}=", "-p", str(pid)]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", check=False
+    ).stdout.strip()

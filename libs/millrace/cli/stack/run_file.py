@@ -65,7 +65,9 @@ def write_run_file(home: Home, record: StackRecord) -> None:
     """Replaces the run file in one step."""
     path = home.run / "stack.json"
     fresh = path.with_name(f"stack.json.{os.getpid()}")
-    fresh.write_text(json.dumps(asdict(record), indent=2), encoding="utf-8")
+    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with open(descriptor, "w", encoding="utf-8") as file:
+        json.dump(asdict(record), file, indent=2)
     fresh.replace(path)
 
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from millrace.core.errors import ConfigError
@@ -63,13 +64,15 @@ def _find_in_package(package: str, programs: tuple[str, ...]) -> Path | None:
     return None
 
 
+@lru_cache
 def server_version(path: Path) -> str:
     """What `--version` answers, digits only; empty where the program does not run."""
     try:
         shown = subprocess.run(
             [str(path), "--version"],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=VERSION_TIMEOUT_S,
             check=False,
         )

@@ -4,37 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 from millrace.config.home import Home
 from millrace.core.errors import Unavailable
 
+from .liveness import Liveness
 from .log_file import START_MARK, LogFile, begin_log, last_lines
 from .process import ManagedProcess, ShowLine, describe_exit
+from .restarts import RestartPolicy, Restarts
 from .run_file import StackRecord, end_leftovers, remove_run_file, write_run_file
 from .wiring import Instance, Wiring
 
 NUM_SHOWN_LINES = 15
-
-
-@dataclass(frozen=True, slots=True)
-class RestartPolicy:
-    """How long to wait before a restart, and when to give up."""
-
-    first_delay_s: float = 0.5
-    max_delay_s: float = 10.0
-    window_s: float = 60.0
-    max_exits: int = 5
-
-    def delay_s(self, num_exits: int) -> float:
-        """The wait before the next start, after `num_exits` ends inside the window."""
-        return float(min(self.first_delay_s * 2 ** (num_exits - 1), self.max_delay_s))
+NUM_NOTED_LINES = 3
 
 
 class PartFailed(Exception):
-    """A part of the stack cannot be kept up; holds the last lines of its log."""
+    """A part of the stack did not come up at the first start; holds the last lines of its log."""
 
     def __init__(self, message: str, log_lines: Sequence[str] = ()) -> None:
         super().__init__(message)
@@ -45,10 +32,14 @@ RunInit = Callable[[tuple[str, ...]], Awaitable[None]]
 
 
 class Supervisor:
-    """Runs a wired stack until `request_stop` or until a part fails for good.
+    """Runs a wired stack until `request_stop`, or until a part fails at its first start.
+
+    A part that ends later is started again for as long as it takes: its neighbours serve what can
+    be served without it.
 
     `run_init` runs one `millrace` command that prepares a server; `note` gets messages about
-    the stack itself; `show` gets (name, line) of everything the processes print.
+    the stack itself; `show` gets (name, line) of everything the processes print. A process that
+    does not answer for `max_stall_s` is ended, and started again; 0 allows any time.
     """
 
     def __init__(
@@ -62,6 +53,7 @@ class Supervisor:
         note: Callable[[str], None],
         run_init: RunInit,
         policy: RestartPolicy | None = None,
+        max_stall_s: float = 0.0,
     ) -> None:
         self._wiring = wiring
         self._home = home
@@ -69,6 +61,8 @@ class Supervisor:
         self._note = note
         self._run_init = run_init
         self._policy = policy or RestartPolicy()
+        self._max_stall_s = max_stall_s
+        self._is_published = True
         self._stop_requested = asyncio.Event()
         self._hurry = asyncio.Event()
         self._processes = [
@@ -92,7 +86,7 @@ class Supervisor:
         for name in end_leftovers(self._home):
             self._note(f"ended {name}, left over from a stack that was killed")
         (self._home.data / "valkey").mkdir(parents=True, exist_ok=True)
-        self._publish()
+        write_run_file(self._home, self._record)
         keepers: list[asyncio.Task[None]] = []
         try:
             for command in self._wiring.init_commands:
@@ -137,13 +131,32 @@ class Supervisor:
             if other.instance.spec.name in process.instance.spec.needs:
                 await self._ready[other.name].wait()
         await self._start(process)
-        exits: deque[float] = deque()
+        restarts = Restarts(self._policy)
         while True:
-            reason = describe_exit(await process.wait_exit())
+            failure = await self._watch(process)
             await process.finish()
-            while reason:
-                await self._back_off(process, exits, reason)
-                reason = await self._restart(process)
+            while failure:
+                await self._back_off(process, restarts, failure)
+                failure = await self._restart(process)
+
+    async def _watch(self, process: ManagedProcess) -> str:
+        """Returns how the process ended; one that does not answer for too long is killed."""
+        liveness = asyncio.create_task(self._end_if_stalled(process))
+        try:
+            return f"{process.name} ended with {describe_exit(await process.wait_exit())}"
+        finally:
+            liveness.cancel()
+            await asyncio.gather(liveness, return_exceptions=True)
+
+    async def _end_if_stalled(self, process: ManagedProcess) -> None:
+        if not (process.instance.spec.ping and self._max_stall_s):
+            return
+        liveness = Liveness(process.instance, self._max_stall_s)
+        async for is_answering in liveness.changes():
+            process.record.state = "ready" if is_answering else "not answering"
+            self._publish()
+        self._note(f"{process.name} has not answered for {self._max_stall_s:g} s; ending it")
+        process.kill()
 
     async def _start(self, process: ManagedProcess) -> None:
         """The first start: a part that does not come up ends the whole stack."""
@@ -176,22 +189,23 @@ class Supervisor:
             await self._run_init(process.instance.init)
         self._publish()
 
-    async def _back_off(self, process: ManagedProcess, exits: deque[float], reason: str) -> None:
-        now = time.monotonic()
-        exits.append(now)
-        while exits and now - exits[0] > self._policy.window_s:
-            exits.popleft()
-        if len(exits) >= self._policy.max_exits:
-            raise PartFailed(
-                f"{process.name} ended {len(exits)} times within {self._policy.window_s:g} s, "
-                f"last with {reason}; giving up",
-                self._last_lines(process),
-            )
-        delay_s = self._policy.delay_s(len(exits))
-        process.record.state = "waiting"
+    async def _back_off(self, process: ManagedProcess, restarts: Restarts, failure: str) -> None:
+        was_failing = restarts.is_failing
+        delay_s = restarts.ended(time.monotonic())
+        process.record.state = "failing" if restarts.is_failing else "waiting"
         self._publish()
-        self._note(f"{process.name} ended with {reason}; starting it again in {delay_s:g} s")
+        self._note(f"{failure}; starting it again in {delay_s:g} s")
+        if restarts.is_failing and not was_failing:
+            self._note_failing(process, restarts)
         await asyncio.sleep(delay_s)
+
+    def _note_failing(self, process: ManagedProcess, restarts: Restarts) -> None:
+        self._note(
+            f"{process.name} is failing: {restarts.num_exits} ends within "
+            f"{self._policy.window_s:g} s; its log is {process.log.path}"
+        )
+        for line in self._last_lines(process)[-NUM_NOTED_LINES:]:
+            self._note(f"{process.name}: {line}")
 
     async def _stop_all(self) -> None:
         self._record.state = "stopping"
@@ -217,4 +231,12 @@ class Supervisor:
         return lines[starts[-1] + 1 :] if starts else lines
 
     def _publish(self) -> None:
-        write_run_file(self._home, self._record)
+        """Writes the run file; a disk that takes nothing is no reason to end the stack."""
+        try:
+            write_run_file(self._home, self._record)
+        except OSError as exc:
+            if self._is_published:
+                self._note(f"cannot write the run file, so `millrace status` may be stale: {exc}")
+            self._is_published = False
+        else:
+            self._is_published = True

@@ -11,6 +11,7 @@ from typing import Any
 from millrace.core.errors import ConfigError
 
 READY_KINDS = ("tcp", "line")
+PING_KINDS = ("", "http", "nats", "redis")
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +20,9 @@ class ProcessSpec:
 
     A service has `module`, a server has `programs`. `ports` maps the setting that takes the port
     to the fixed port in compose; `settings` and `args` hold {placeholders}; `environ` are variables
-    of libraries beneath the process.
+    of libraries beneath the process. `init` is a `millrace` command that prepares the server, with
+    the variables `init_environ`. `ping` is the protocol in which the supervisor asks whether the
+    process still answers, on `ping_port` if that is given.
     """
 
     name: str
@@ -33,6 +36,7 @@ class ProcessSpec:
     args: tuple[str, ...] = ()
     url: str = ""
     init: tuple[str, ...] = ()
+    init_environ: Mapping[str, str] = field(default_factory=dict)
     image: str = ""
     needs: tuple[str, ...] = ()
     ready: str = "line"
@@ -40,6 +44,8 @@ class ProcessSpec:
     stop_grace_s: float = 10.0
     is_public: bool = False
     can_repeat: bool = False
+    ping: str = ""
+    ping_port: str = ""
     in_compose: bool = True
     settings: Mapping[str, str] = field(default_factory=dict)
     environ: Mapping[str, str] = field(default_factory=dict)
@@ -115,4 +121,6 @@ def _parse(path: Path, name: str, table: dict[str, Any]) -> ProcessSpec:
         raise ConfigError(f"{path}: {name}: needs either module or programs")
     if spec.ready not in READY_KINDS or not spec.ports:
         raise ConfigError(f"{path}: {name}: ready must be one of {READY_KINDS} and ports be given")
+    if spec.ping not in PING_KINDS or (spec.ping_port and spec.ping_port not in spec.ports):
+        raise ConfigError(f"{path}: {name}: ping must be one of {PING_KINDS}, ping_port a port")
     return spec

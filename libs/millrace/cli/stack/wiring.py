@@ -9,14 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from millrace.config.home import Home
+from millrace.core.address import join_host_port
 from millrace.core.errors import ConfigError
+from millrace.core.url import Url
 
 from .ports import pick_free_port
 from .topology import ProcessSpec, Topology
+from .tracing import COLLECTOR, Tracing
 
 LOOPBACK = "127.0.0.1"
-ANY_HOSTS = ("0.0.0.0", "::", "")
 METRICS_PORT = "metrics_port"
+# What a server that listens everywhere is reached by from here: it may have one kind only.
+_FROM_HERE = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}
 _PLACEHOLDER = re.compile(r"\{([a-z_]+(?:\.[a-z_]+)?)\}")
 
 
@@ -35,7 +39,7 @@ class Instance:
     @property
     def address(self) -> str:
         """host:port of the first port."""
-        return join_address(self.host, next(iter(self.ports.values())))
+        return join_host_port(self.host, next(iter(self.ports.values())))
 
     @property
     def metrics_address(self) -> str:
@@ -44,8 +48,7 @@ class Instance:
         The gateway has them beside its other routes.
         """
         port = self.ports.get(METRICS_PORT) or self.ports.get("http_port")
-        host = LOOPBACK if self.host in ANY_HOSTS else self.host
-        return join_address(host, port) if port else ""
+        return join_host_port(from_here(self.host), port) if port else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +66,28 @@ class WiringOptions:
     num_workers: int
     public_host: str
     public_ports: Mapping[str, int]
-    external_urls: Mapping[str, str]
+    external_urls: Mapping[str, Url]
     overrides: Mapping[str, Mapping[str, str]]
-    has_telemetry: bool = True
+    tracing: Tracing = Tracing()
     metrics_ports: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
-    """Instances in start order, and the `millrace` commands that prepare servers run elsewhere."""
+    """Instances in start order, and the `millrace` commands that prepare servers run elsewhere.
+
+    `init_environ` are the variables of all such commands: a URL may hold a password, and everybody
+    may read the arguments of a process.
+    """
 
     instances: tuple[Instance, ...]
     init_commands: tuple[tuple[str, ...], ...]
+    init_environ: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
-def join_address(host: str, port: int) -> str:
-    """host:port, with brackets around IPv6."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+def from_here(host: str) -> str:
+    """Where this machine reaches what listens on `host`."""
+    return _FROM_HERE.get(host, host)
 
 
 def wire_stack(
@@ -90,8 +98,8 @@ def wire_stack(
 ) -> Wiring:
     """Fills in the topology. Raises `ConfigError` for a wrong placeholder or a missing server."""
     left_out = set(options.external_urls)
-    if not options.has_telemetry:
-        left_out.add("collector")
+    if not options.tracing.has_collector:
+        left_out.add(COLLECTOR)
     local = topology.without(left_out)
     seats = _seats(local, options)
     names = _names(topology, options, home, seats)
@@ -105,7 +113,12 @@ def wire_stack(
         for name in options.external_urls
         if topology.get(name).init
     ]
-    return Wiring(tuple(instances), tuple(init_commands))
+    init_environ = {
+        name: fill(value, names)
+        for spec in topology.processes
+        for name, value in spec.init_environ.items()
+    }
+    return Wiring(tuple(instances), tuple(init_commands), init_environ)
 
 
 def fill(text: str, names: Mapping[str, str]) -> str:
@@ -158,14 +171,15 @@ def _names(
     }
     for spec in topology.processes:
         addresses = [
-            join_address(host, next(iter(ports.values())))
+            join_host_port(host, next(iter(ports.values())))
             for _, other, host, ports in seats
             if other.name == spec.name
         ]
         if addresses:
             names[f"{spec.name}.address"] = ",".join(addresses)
             names[f"{spec.name}.url"] = fill(spec.url, {"self.address": addresses[0]})
-    names.update({f"{name}.url": url for name, url in options.external_urls.items()})
+    # With their passwords: they may stand in variables, and in no arguments.
+    names.update({f"{name}.url": url.reveal() for name, url in options.external_urls.items()})
     return names
 
 
@@ -174,7 +188,7 @@ def _own_names(host: str, ports: Mapping[str, int]) -> dict[str, str]:
     return {
         "self.host": host,
         "self.port": str(port),
-        "self.address": join_address(host, port),
+        "self.address": join_host_port(host, port),
     }
 
 
@@ -205,8 +219,5 @@ def _service_environ(
     environ = {env_name(spec.name, setting): value for setting, value in settings.items()}
     environ.update(spec.environ)
     environ["PYTHONUNBUFFERED"] = "1"
-    if not options.has_telemetry:
-        environ["OTEL_SDK_DISABLED"] = "true"
-    elif spec.name != "collector":
-        environ["OTEL_EXPORTER_OTLP_ENDPOINT"] = names["collector.url"]
+    environ.update(options.tracing.environ_of(spec.name, names.get("collector.url", "")))
     return environ

@@ -425,6 +425,7 @@ class GetCacheStatsResponse(_message.Message):
     NUM_HITS_FIELD_NUMBER: _builtins.int
     NUM_MISSES_FIELD_NUMBER: _builtins.int
     NUM_STORES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     connected: _builtins.bool
     """True while Redis answers."""
     num_keys: _builtins.int
@@ -439,6 +440,8 @@ class GetCacheStatsResponse(_message.Message):
     """Lookups not answered since start."""
     num_stores: _builtins.int
     """Answers stored since start."""
+    reason: _builtins.str
+    """Why it is not connected, in words for everybody; empty while it is."""
     def __init__(
         self,
         *,
@@ -449,10 +452,11 @@ class GetCacheStatsResponse(_message.Message):
         num_hits: _builtins.int = ...,
         num_misses: _builtins.int = ...,
         num_stores: _builtins.int = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "max_bytes", b"max_bytes", "num_hits", b"num_hits", "num_keys", b"num_keys", "num_misses", b"num_misses", "num_stores", b"num_stores", "used_bytes", b"used_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "max_bytes", b"max_bytes", "num_hits", b"num_hits", "num_keys", b"num_keys", "num_misses", b"num_misses", "num_stores", b"num_stores", "reason", b"reason", "used_bytes", b"used_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,31 +25,35 @@ _sym_db = _symbol_database.Default()
 from millrace.v1 import types_pb2 as millrace_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$millrace/internal/v1/tokenizer.proto\x12\x14millrace.internal.v1\x1a\x17millrace/v1/types.proto\"h\n\rEncodeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12/\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x1f.millrace.internal.v1.ChatInputH\x00\x42\x07\n\x05input\"3\n\tChatInput\x12&\n\x08messages\x18\x01 \x03(\x0b\x32\x14.millrace.v1.Message\"#\n\x0e\x45ncodeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"\x8b\x01\n\rDecodeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08num_tail\x18\x02 \x03(\r\x12\x16\n\x0enum_tail_shown\x18\x03 \x03(\r\x12\x0f\n\x07num_new\x18\x04 \x03(\r\x12\x10\n\x08tail_ids\x18\x05 \x03(\r\x12\x0f\n\x07new_ids\x18\x06 \x03(\r\x12\r\n\x05\x66inal\x18\x07 \x03(\x08\"[\n\x0e\x44\x65\x63odeResponse\x12\r\n\x05texts\x18\x01 \x03(\t\x12\x10\n\x08num_tail\x18\x02 \x03(\r\x12\x16\n\x0enum_tail_shown\x18\x03 \x03(\r\x12\x10\n\x08tail_ids\x18\x04 \x03(\r\"4\n\x10GetPiecesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"#\n\x11GetPiecesResponse\x12\x0e\n\x06pieces\x18\x01 \x03(\x0c\"$\n\x13GetTokenizerRequest\x12\r\n\x05model\x18\x01 \x01(\t\"U\n\x14GetTokenizerResponse\x12\x12\n\nvocab_size\x18\x01 \x01(\r\x12\x19\n\x11has_chat_template\x18\x02 \x01(\x08\x12\x0e\n\x06models\x18\x03 \x03(\t2\x85\x03\n\x10TokenizerService\x12S\n\x06\x45ncode\x12#.millrace.internal.v1.EncodeRequest\x1a$.millrace.internal.v1.EncodeResponse\x12W\n\x06\x44\x65\x63ode\x12#.millrace.internal.v1.DecodeRequest\x1a$.millrace.internal.v1.DecodeResponse(\x01\x30\x01\x12\\\n\tGetPieces\x12&.millrace.internal.v1.GetPiecesRequest\x1a\'.millrace.internal.v1.GetPiecesResponse\x12\x65\n\x0cGetTokenizer\x12).millrace.internal.v1.GetTokenizerRequest\x1a*.millrace.internal.v1.GetTokenizerResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$millrace/internal/v1/tokenizer.proto\x12\x14millrace.internal.v1\x1a\x17millrace/v1/types.proto\"\x8a\x01\n\rEncodeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12/\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x1f.millrace.internal.v1.ChatInputH\x00\x12\x14\n\x07max_ids\x18\x04 \x01(\rH\x01\x88\x01\x01\x42\x07\n\x05inputB\n\n\x08_max_ids\"3\n\tChatInput\x12&\n\x08messages\x18\x01 \x03(\x0b\x32\x14.millrace.v1.Message\"7\n\x0e\x45ncodeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x12\n\nnum_tokens\x18\x02 \x01(\r\"\xa6\x01\n\rDecodeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08num_tail\x18\x02 \x03(\r\x12\x16\n\x0enum_tail_shown\x18\x03 \x03(\r\x12\x0f\n\x07num_new\x18\x04 \x03(\r\x12\x10\n\x08tail_ids\x18\x05 \x03(\r\x12\x0f\n\x07new_ids\x18\x06 \x03(\r\x12\r\n\x05\x66inal\x18\x07 \x03(\x08\x12\x19\n\x11rows_after_prompt\x18\x08 \x03(\r\"[\n\x0e\x44\x65\x63odeResponse\x12\r\n\x05texts\x18\x01 \x03(\t\x12\x10\n\x08num_tail\x18\x02 \x03(\r\x12\x16\n\x0enum_tail_shown\x18\x03 \x03(\r\x12\x10\n\x08tail_ids\x18\x04 \x03(\r\"I\n\x10GetPiecesRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x13\n\x0bis_at_start\x18\x03 \x01(\x08\"#\n\x11GetPiecesResponse\x12\x0e\n\x06pieces\x18\x01 \x03(\x0c\"$\n\x13GetTokenizerRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xd9\x01\n\x14GetTokenizerResponse\x12\x12\n\nvocab_size\x18\x01 \x01(\r\x12\x19\n\x11has_chat_template\x18\x02 \x01(\x08\x12\x0e\n\x06models\x18\x03 \x03(\t\x12O\n\x0bspecial_ids\x18\x04 \x03(\x0b\x32:.millrace.internal.v1.GetTokenizerResponse.SpecialIdsEntry\x1a\x31\n\x0fSpecialIdsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\r:\x02\x38\x01\x32\x85\x03\n\x10TokenizerService\x12S\n\x06\x45ncode\x12#.millrace.internal.v1.EncodeRequest\x1a$.millrace.internal.v1.EncodeResponse\x12W\n\x06\x44\x65\x63ode\x12#.millrace.internal.v1.DecodeRequest\x1a$.millrace.internal.v1.DecodeResponse(\x01\x30\x01\x12\\\n\tGetPieces\x12&.millrace.internal.v1.GetPiecesRequest\x1a\'.millrace.internal.v1.GetPiecesResponse\x12\x65\n\x0cGetTokenizer\x12).millrace.internal.v1.GetTokenizerRequest\x1a*.millrace.internal.v1.GetTokenizerResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'millrace.internal.v1.tokenizer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ENCODEREQUEST']._serialized_start=87
-  _globals['_ENCODEREQUEST']._serialized_end=191
-  _globals['_CHATINPUT']._serialized_start=193
-  _globals['_CHATINPUT']._serialized_end=244
-  _globals['_ENCODERESPONSE']._serialized_start=246
-  _globals['_ENCODERESPONSE']._serialized_end=281
-  _globals['_DECODEREQUEST']._serialized_start=284
-  _globals['_DECODEREQUEST']._serialized_end=423
-  _globals['_DECODERESPONSE']._serialized_start=425
-  _globals['_DECODERESPONSE']._serialized_end=516
-  _globals['_GETPIECESREQUEST']._serialized_start=518
-  _globals['_GETPIECESREQUEST']._serialized_end=570
-  _globals['_GETPIECESRESPONSE']._serialized_start=572
-  _globals['_GETPIECESRESPONSE']._serialized_end=607
-  _globals['_GETTOKENIZERREQUEST']._serialized_start=609
-  _globals['_GETTOKENIZERREQUEST']._serialized_end=645
-  _globals['_GETTOKENIZERRESPONSE']._serialized_start=647
-  _globals['_GETTOKENIZERRESPONSE']._serialized_end=732
-  _globals['_TOKENIZERSERVICE']._serialized_start=735
-  _globals['_TOKENIZERSERVICE']._serialized_end=1124
+  _globals['_GETTOKENIZERRESPONSE_SPECIALIDSENTRY']._loaded_options = None
+  _globals['_GETTOKENIZERRESPONSE_SPECIALIDSENTRY']._serialized_options = b'8\001'
+  _globals['_ENCODEREQUEST']._serialized_start=88
+  _globals['_ENCODEREQUEST']._serialized_end=226
+  _globals['_CHATINPUT']._serialized_start=228
+  _globals['_CHATINPUT']._serialized_end=279
+  _globals['_ENCODERESPONSE']._serialized_start=281
+  _globals['_ENCODERESPONSE']._serialized_end=336
+  _globals['_DECODEREQUEST']._serialized_start=339
+  _globals['_DECODEREQUEST']._serialized_end=505
+  _globals['_DECODERESPONSE']._serialized_start=507
+  _globals['_DECODERESPONSE']._serialized_end=598
+  _globals['_GETPIECESREQUEST']._serialized_start=600
+  _globals['_GETPIECESREQUEST']._serialized_end=673
+  _globals['_GETPIECESRESPONSE']._serialized_start=675
+  _globals['_GETPIECESRESPONSE']._serialized_end=710
+  _globals['_GETTOKENIZERREQUEST']._serialized_start=712
+  _globals['_GETTOKENIZERREQUEST']._serialized_end=748
+  _globals['_GETTOKENIZERRESPONSE']._serialized_start=751
+  _globals['_GETTOKENIZERRESPONSE']._serialized_end=968
+  _globals['_GETTOKENIZERRESPONSE_SPECIALIDSENTRY']._serialized_start=919
+  _globals['_GETTOKENIZERRESPONSE_SPECIALIDSENTRY']._serialized_end=968
+  _globals['_TOKENIZERSERVICE']._serialized_start=971
+  _globals['_TOKENIZERSERVICE']._serialized_end=1360
 # @@protoc_insertion_point(module_scope)

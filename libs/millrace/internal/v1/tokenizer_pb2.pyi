@@ -28,10 +28,13 @@ class EncodeRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     CHAT_FIELD_NUMBER: _builtins.int
+    MAX_IDS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Served name of the model."""
     text: _builtins.str
     """A plain prompt; special-token strings in it are plain text."""
+    max_ids: _builtins.int
+    """The ids of a longer prompt are of no use, only their number. Absent: all ids are wanted."""
     @_builtins.property
     def chat(self) -> Global___ChatInput:
         """A conversation, through the chat template."""
@@ -42,13 +45,19 @@ class EncodeRequest(_message.Message):
         model: _builtins.str = ...,
         text: _builtins.str = ...,
         chat: Global___ChatInput | None = ...,
+        max_ids: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "input", b"input", "text", b"text"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_ids", b"_max_ids", "chat", b"chat", "input", b"input", "max_ids", b"max_ids", "text", b"text"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "input", b"input", "model", b"model", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_ids", b"_max_ids", "chat", b"chat", "input", b"input", "max_ids", b"max_ids", "model", b"model", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_ids: _TypeAlias = _typing.Literal["max_ids"]  # noqa: Y015
+    _WhichOneofArgType__max_ids: _TypeAlias = _typing.Literal["_max_ids", b"_max_ids"]  # noqa: Y015
     _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "chat"]  # noqa: Y015
     _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_ids) -> _WhichOneofReturnType__max_ids | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
 
 Global___EncodeRequest: _TypeAlias = EncodeRequest  # noqa: Y015
@@ -79,23 +88,27 @@ Global___ChatInput: _TypeAlias = ChatInput  # noqa: Y015
 
 @_typing.final
 class EncodeResponse(_message.Message):
-    """Token ids."""
+    """A prompt as the model sees it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    NUM_TOKENS_FIELD_NUMBER: _builtins.int
+    num_tokens: _builtins.int
+    """How many there are."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """In order."""
+        """In order; none if there are more than max_ids."""
 
     def __init__(
         self,
         *,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        num_tokens: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["num_tokens", b"num_tokens", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -114,6 +127,7 @@ class DecodeRequest(_message.Message):
     TAIL_IDS_FIELD_NUMBER: _builtins.int
     NEW_IDS_FIELD_NUMBER: _builtins.int
     FINAL_FIELD_NUMBER: _builtins.int
+    ROWS_AFTER_PROMPT_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Served name of the model."""
     @_builtins.property
@@ -140,6 +154,10 @@ class DecodeRequest(_message.Message):
     def final(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bool]:
         """Per row: the sequence has ended, so that an unfinished character is shown as U+FFFD."""
 
+    @_builtins.property
+    def rows_after_prompt(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Numbers of the rows whose tail ids are the last ids of their prompt."""
+
     def __init__(
         self,
         *,
@@ -150,10 +168,11 @@ class DecodeRequest(_message.Message):
         tail_ids: _abc.Iterable[_builtins.int] | None = ...,
         new_ids: _abc.Iterable[_builtins.int] | None = ...,
         final: _abc.Iterable[_builtins.bool] | None = ...,
+        rows_after_prompt: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["final", b"final", "model", b"model", "new_ids", b"new_ids", "num_new", b"num_new", "num_tail", b"num_tail", "num_tail_shown", b"num_tail_shown", "tail_ids", b"tail_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["final", b"final", "model", b"model", "new_ids", b"new_ids", "num_new", b"num_new", "num_tail", b"num_tail", "num_tail_shown", b"num_tail_shown", "rows_after_prompt", b"rows_after_prompt", "tail_ids", b"tail_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -209,8 +228,11 @@ class GetPiecesRequest(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    IS_AT_START_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Served name of the model."""
+    is_at_start: _builtins.bool
+    """As at the start of a text, where some tokenizers leave out a space, not in the middle of it."""
     @_builtins.property
     def token_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """In any order."""
@@ -220,10 +242,11 @@ class GetPiecesRequest(_message.Message):
         *,
         model: _builtins.str = ...,
         token_ids: _abc.Iterable[_builtins.int] | None = ...,
+        is_at_start: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["is_at_start", b"is_at_start", "model", b"model", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -281,9 +304,30 @@ class GetTokenizerResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class SpecialIdsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.int
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     VOCAB_SIZE_FIELD_NUMBER: _builtins.int
     HAS_CHAT_TEMPLATE_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
+    SPECIAL_IDS_FIELD_NUMBER: _builtins.int
     vocab_size: _builtins.int
     """Size of the vocabulary, added tokens included."""
     has_chat_template: _builtins.bool
@@ -292,16 +336,21 @@ class GetTokenizerResponse(_message.Message):
     def models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Served names it answers to."""
 
+    @_builtins.property
+    def special_ids(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
+        """Special tokens, which no text shows: their strings and ids."""
+
     def __init__(
         self,
         *,
         vocab_size: _builtins.int = ...,
         has_chat_template: _builtins.bool = ...,
         models: _abc.Iterable[_builtins.str] | None = ...,
+        special_ids: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_chat_template", b"has_chat_template", "models", b"models", "vocab_size", b"vocab_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["has_chat_template", b"has_chat_template", "models", b"models", "special_ids", b"special_ids", "vocab_size", b"vocab_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,11 +24,22 @@ _logger = logging.getLogger(__name__)
 
 
 class Receiver:
-    """The HTTP handler. Decoding and SQLite run in one thread, in order of arrival."""
+    """The HTTP handler. Decoding and SQLite run in one thread, in order of arrival.
 
-    def __init__(self, writer: TraceWriter, forwarder: Forwarder, *, max_body_bytes: int) -> None:
+    `ui` gets what it can show, `otlp` everything as it came.
+    """
+
+    def __init__(
+        self,
+        writer: TraceWriter,
+        ui: Forwarder,
+        otlp: Forwarder | None = None,
+        *,
+        max_body_bytes: int,
+    ) -> None:
         self._writer = writer
-        self._forwarder = forwarder
+        self._ui = ui
+        self._otlp = otlp
         self._max_body_bytes = max_body_bytes
         self._thread = ThreadPoolExecutor(1, "spans")
         self._num_pending = 0
@@ -64,7 +75,7 @@ class Receiver:
         self._num_pending += 1
         try:
             loop = asyncio.get_running_loop()
-            shown = await loop.run_in_executor(
+            body, shown = await loop.run_in_executor(
                 self._thread, self._keep, request.body, encoding == "gzip"
             )
         except ValueError as error:
@@ -75,18 +86,20 @@ class Receiver:
         finally:
             self._num_pending -= 1
         if shown is not None:
-            self._forwarder.offer(shown)
+            self._ui.offer(shown)
+        if self._otlp is not None:
+            self._otlp.offer(body)
         return HttpResponse(200, b"", PROTOBUF)
 
-    def _keep(self, body: bytes, is_gzip: bool) -> bytes | None:
-        """Store the spans; what to forward, None while nobody listens there."""
+    def _keep(self, body: bytes, is_gzip: bool) -> tuple[bytes, bytes | None]:
+        """Store the spans; the body unpacked, and for the UI, None while none is there."""
         if is_gzip:
             body = gunzip(body, self._max_body_bytes)
         request = parse_request(body)
         spans = records_of(request)
         self._writer.add(spans)
         self.num_spans += len(spans)
-        return fit_for_ui(request) if self._forwarder.is_open else None
+        return body, fit_for_ui(request) if self._ui.is_open else None
 
     def _warn(self, error: Exception) -> None:
         now = time.monotonic()

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from millrace.core.errors import RequestNotFound
-from millrace.telemetry.names import SPAN_PROCESS
+from millrace.telemetry.names import ATTR_STACK_ID, SPAN_PROCESS
 from millrace.telemetry.otlp_encode import export_request
 from millrace.telemetry.span_record import SpanLink, SpanRecord
 from millrace.telemetry.store import RequestTrace, TraceStore
@@ -23,9 +23,12 @@ PER_BODY = 10
 
 
 def replay_bodies(
-    store: TraceStore, after_seq: int = 0, max_requests: int = MAX_REQUESTS
+    store: TraceStore, stack_id: str, after_seq: int = 0, max_requests: int = MAX_REQUESTS
 ) -> Iterator[tuple[int, bytes]]:
-    """(number of requests, body of an export request), newest first, of those above `after_seq`."""
+    """(number of requests, body of an export request), newest first, of those above `after_seq`.
+
+    `stack_id` is that of the stack whose store it is.
+    """
     traces = []
     for request in store.latest(max_requests):
         if request.seq <= after_seq:
@@ -35,18 +38,18 @@ def replay_bodies(
         except RequestNotFound:
             continue  # evicted since
         if len(traces) == PER_BODY:
-            yield len(traces), _body(traces)
+            yield len(traces), _body(traces, stack_id)
             traces = []
     if traces:
-        yield len(traces), _body(traces)
+        yield len(traces), _body(traces, stack_id)
 
 
-def _body(traces: Sequence[RequestTrace]) -> bytes:
+def _body(traces: Sequence[RequestTrace], stack_id: str) -> bytes:
     spans: dict[tuple[str, str], SpanRecord] = {}
     for trace in traces:
         for span in (*trace.spans, *_linked(trace)):
             spans.setdefault((span.trace_id, span.span_id), span)
-    return fit_for_ui(export_request(spans.values()))
+    return fit_for_ui(export_request(spans.values(), {ATTR_STACK_ID: stack_id}))
 
 
 def _linked(trace: RequestTrace) -> Iterator[SpanRecord]:

@@ -24,6 +24,7 @@ from millrace.telemetry.names import (
     ATTR_OUTPUT_MESSAGES,
     ATTR_RESPONSE_ID,
     ATTR_RESPONSE_MODEL,
+    ATTR_STACK_ID,
     RPC_PREFIX,
     SPAN_STEP,
 )
@@ -44,7 +45,10 @@ MAX_MEMBERS = 64
 
 
 def fit_for_ui(request: ExportTraceServiceRequest) -> bytes:
-    """The request as the UI shows it best, serialized; `request` itself stays as it is."""
+    """The request as the UI shows it best, serialized; `request` itself stays as it is.
+
+    Each stack has projects of its own.
+    """
     fitted = ExportTraceServiceRequest()
     for resource_spans in request.resource_spans:
         service = service_of(resource_spans)
@@ -68,7 +72,10 @@ def _add(
         return
     target = fitted.resource_spans.add()
     target.resource.CopyFrom(source.resource)
-    target.resource.attributes.append(_pair(ATTR_PROJECT, project))
+    stack = _stack_id(source)
+    target.resource.attributes.append(
+        _pair(ATTR_PROJECT, f"{project}-{stack}" if stack else project)
+    )
     added = target.scope_spans.add().spans
     added.extend(spans)
     for span in added:
@@ -102,6 +109,11 @@ def _said(messages: str) -> list[str]:
         return ["".join(str(part["content"]) for part in turn["parts"]) for turn in turns]
     except (ValueError, TypeError, KeyError):
         return []
+
+
+def _stack_id(source: ResourceSpans) -> str:
+    attributes = source.resource.attributes
+    return next((item.value.string_value for item in attributes if item.key == ATTR_STACK_ID), "")
 
 
 def _copies(step: Span) -> list[Span]:

@@ -10,7 +10,7 @@ from opentelemetry.trace import Span
 from starlette.routing import Route
 from starlette.types import Scope
 
-from millrace.core.errors import InvalidRequest, Unavailable
+from millrace.core.errors import Unavailable
 from millrace.gateway.access_log import AccessLog
 from millrace.gateway.call_facts import UNKNOWN_ROUTE, CallFacts, begin_facts
 from millrace.telemetry.names import ATTR_HTTP_METHOD, ATTR_HTTP_ROUTE, ATTR_HTTP_STATUS_CODE
@@ -24,13 +24,11 @@ OTHER_METHOD = "OTHER"
 CLIENT_GONE = 499
 
 
-def connection_refused(
-    log: AccessLog, status: int, code: str, client: tuple[str, int] | None
-) -> None:
-    """Tells of what was refused before there was a request."""
+def turned_away(log: AccessLog, client: tuple[str, int] | None) -> None:
+    """Tells of a connection that was too many, and whose request was not read."""
     facts = CallFacts(EDGE, method=OTHER_METHOD, peer=_address(client))
-    facts.error = InvalidRequest(code) if status < 500 else Unavailable(code)
-    log.http_ended(facts, status)
+    facts.error = Unavailable("too many connections")
+    log.http_ended(facts, 503)
 
 
 class HttpAccess:

@@ -13,6 +13,7 @@ from . import openai_chat, openai_completions, plain
 from .access import HttpAccess
 from .edge import HttpEdge
 from .errors import on_http_error, on_millrace_error
+from .gate import Gate
 from .middleware import CallMiddleware
 from .models import model_routes
 from .operations import operation_routes
@@ -41,8 +42,10 @@ def create_app(edge: HttpEdge) -> Starlette:
                 CallMiddleware,
                 operations=OPERATIONS,
                 load=lambda: edge.pipeline.load,
+                origins=edge.origins,
                 access=HttpAccess(routes, edge.access_log),
-            )
+            ),
+            Middleware(Gate, hosts=edge.hosts, origins=edge.origins),
         ],
         exception_handlers={MillraceError: on_millrace_error, HTTPException: on_http_error},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from itertools import accumulate
@@ -11,6 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 
 from millrace.core.errors import Aborted, InvalidRequest, PayloadTooLarge
+
+from .content_coding import DecodedTooLarge, codings_of, decode
 
 MAX_DEPTH = 64
 # Lists and objects in one body: a few of 3 bytes each fill a body, and hold the loop for seconds.
@@ -28,11 +31,18 @@ async def read_json(request: Request, max_bytes: int) -> dict[str, Any]:
     """The body as an object.
 
     Raises `InvalidRequest` for what is not strict JSON, `PayloadTooLarge`, `Aborted` where the
-    client goes away before its end, HTTPException for 406 and 415.
+    client goes away before its end, HTTPException for 406 and 415 and for a body that fails.
     """
     _check_content_type(request)
     _check_accept(request)
+    codings = codings_of(request.headers.getlist("content-encoding"))
     raw = await _read(request, max_bytes)
+    if codings:
+        try:
+            # Beside the loop: it may take as long as some tokens.
+            raw = await asyncio.to_thread(decode, raw, codings, max_bytes)
+        except DecodedTooLarge as exc:
+            raise _too_large(f"over {max_bytes} decoded", max_bytes) from exc
     _check_depth(raw)
     try:
         body = json.loads(raw.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant)

@@ -1,19 +1,20 @@
-"""One HTTP connection, bounded: how many there are, how long a request may take to begin, how large
-its head may be, how long a client may leave a reply untaken. What is refused here is refused in the
-errors' shape, and the connection ends.
+"""One HTTP connection, bounded: how many there are, how long a request may take to begin and to
+come, how large its head may be, how long a client may leave a reply untaken.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.exceptions import HTTPException
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from .sse import CUT_EXTENSION
+from .body_clock import BodyClock
+from .connection_limits import DEFAULT_LIMITS, ConnectionLimits
+from .protocol import Stage, StrictProtocol
+from .refusal_log import RefusalLog
 
 # A reply that the client has not taken for so long is dropped, streamed or not, ended or not.
 MAX_STALL_S = 60.0
@@ -22,79 +23,62 @@ MAX_HEAD_BYTES = 32 << 10
 RETRY_AFTER_S = 1
 
 
-def _ignore(status: int, code: str, peer: tuple[str, int] | None) -> None:
-    """Nobody wants to know."""
-
-
-@dataclass(frozen=True, slots=True)
-class ConnectionLimits:
-    """`max_connections` are served at once. One too many is told so when it asks something.
-
-    `head_timeout_s`: from the connection, or from the first byte of a later request, to the end of
-    its headers; connections that are too many have `refusal_timeout_s` to ask. `on_refused` hears
-    what was answered to whom.
-    """
-
-    max_connections: int = 4096
-    head_timeout_s: float = 10.0
-    refusal_timeout_s: float = 1.0
-    on_refused: Callable[[int, str, tuple[str, int] | None], None] = _ignore
-
-    @property
-    def max_refused(self) -> int:
-        """Connections whose request is awaited; those beyond are refused before they ask.
-
-        A refusal that crosses its request may be lost on the way.
-        """
-        return max(8, self.max_connections // 8)
-
-
-DEFAULT_LIMITS = ConnectionLimits()
-
-
 def connection_class(limits: ConnectionLimits) -> type[Connection]:
     """What uvicorn makes one of per connection."""
-    return type("LimitedConnection", (Connection,), {"limits": limits})
+    return type("LimitedConnection", (Connection,), {"limits": limits, "log": RefusalLog()})
 
 
-class _HeadTooLarge(Exception):
-    """Seen by the parser only, which ends the connection then."""
-
-
-class Connection(HttpToolsProtocol):
+class Connection(StrictProtocol):
     """Made by `connection_class`."""
 
     limits = DEFAULT_LIMITS
-    _is_refused = False
-    _is_in_head = False
+    log = RefusalLog()
+    _is_surplus = False
+    # Of a head, as the parser tells them; and as they came, since it tells only whole headers.
     _num_head_bytes = 0
     _num_unparsed_bytes = 0
     _head_timer: asyncio.TimerHandle | None = None
+    _body_clock: BodyClock | None = None
+    _body_timer: asyncio.TimerHandle | None = None
     _stalled: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         num_too_many = len(self.connections) - self.limits.max_connections
-        self._is_refused = num_too_many > 0
+        self._is_surplus = num_too_many > 0
         if num_too_many > self.limits.max_refused:
-            self._refuse_connection()
+            self._turn_away()
             return
         timeout_s = self.limits.head_timeout_s
-        self._arm_head_timer(self.limits.refusal_timeout_s if self._is_refused else timeout_s)
+        self._arm_head_timer(self.limits.refusal_timeout_s if self._is_surplus else timeout_s)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._disarm_head_timer()
+        self._disarm_timers()
         self._end_stall()
         super().connection_lost(exc)
 
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._is_in_head = True
-        self._num_head_bytes = self._num_unparsed_bytes = 0
-        extensions: Any = {CUT_EXTENSION: self.transport.abort}
-        self.scope["extensions"] = extensions
-        if self._head_timer is None:
+    def data_received(self, data: bytes) -> None:
+        if self._is_surplus and not self._is_last:
+            self._is_last = self._has_body_behind = True
+            self._disarm_timers()
+            self._turn_away()
+        self._num_unparsed_bytes += len(data)
+        super().data_received(data)
+        if self._is_last or self.transport.is_closing():
+            return
+        if self._stage is Stage.BODY:
+            self._time_body(len(data))
+        elif self._num_unparsed_bytes > MAX_HEAD_BYTES:
+            self.refuse(_head_too_large())
+        elif self._num_unparsed_bytes and self._head_timer is None:
+            # Empty lines before a request.
             self._arm_head_timer(self.limits.head_timeout_s)
+
+    def refuse(self, error: HTTPException) -> None:
+        if not self._is_last:
+            self._disarm_timers()
+            self.log.note(self.client, error)
+        super().refuse(error)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -104,64 +88,48 @@ class Connection(HttpToolsProtocol):
         self._end_stall()
         super().resume_writing()
 
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._num_head_bytes = self._num_unparsed_bytes = 0
+        if self._head_timer is None:
+            self._arm_head_timer(self.limits.head_timeout_s)
+
     def on_url(self, url: bytes) -> None:
         self._count(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(len(name) + len(value))
+        if self._stage is Stage.HEAD:
+            self._count(len(name) + len(value))
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._is_in_head = False
-        self._disarm_head_timer()
+        self._disarm_timers()
+        self._num_unparsed_bytes = 0
         super().on_headers_complete()
 
-    def data_received(self, data: bytes) -> None:
-        if self._is_refused:
-            self._refuse_connection()
-            return
-        was_in_head = self._is_in_head
-        super().data_received(data)
-        # A header that never ends is not counted as one.
-        if was_in_head and self._is_in_head and not self.transport.is_closing():
-            self._num_unparsed_bytes += len(data)
-            if self._num_unparsed_bytes > MAX_HEAD_BYTES:
-                self._num_head_bytes = self._num_unparsed_bytes
-                self.send_400_response("")
+    def on_message_complete(self) -> None:
+        self._disarm_timers()
+        self._num_unparsed_bytes = 0
+        super().on_message_complete()
 
-    def send_400_response(self, msg: str) -> None:
-        kind = "invalid_request_error"
-        if self._num_head_bytes > MAX_HEAD_BYTES:
-            self._refuse(
-                "431 Request Header Fields Too Large",
-                kind,
-                "request_header_fields_too_large",
-                f"path and headers have more than {MAX_HEAD_BYTES} bytes, which is the limit",
-            )
-        else:
-            self._refuse("400 Bad Request", kind, "bad_request", "this is not HTTP/1.1")
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        super()._start_asgi_task(cycle, app)
+        if self._body_clock is not None:
+            self._body_clock.restart(self.loop.time())
 
-    def _refuse_connection(self) -> None:
-        self._refuse(
-            "503 Service Unavailable",
-            "service_unavailable_error",
-            "unavailable",
-            f"this gateway has {self.limits.max_connections} connections, which is its limit",
-        )
-
-    def _refuse(self, status: str, kind: str, code: str, message: str) -> None:
+    def _turn_away(self) -> None:
         if self.transport.is_closing():
             return
-        self.limits.on_refused(int(status[:3]), code, self.client)
+        self.limits.on_turned_away(self.client)
+        message = f"this gateway has {self.limits.max_connections} connections, which is its limit"
+        kind, code = "service_unavailable_error", "unavailable"
         error = {"message": message, "type": kind, "param": None, "code": code}
         body = json.dumps({"error": error}).encode()
-        retry = f"retry-after: {RETRY_AFTER_S}" if self._is_refused else "x-should-retry: false"
         self.transport.write(
-            f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\n"
-            f"content-length: {len(body)}\r\n{retry}\r\n"
-            "connection: close\r\n\r\n".encode()
-            + body
+            b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\n"
+            b"content-length: %d\r\nretry-after: %d\r\nconnection: close\r\n\r\n%s"
+            % (len(body), RETRY_AFTER_S, body)
         )
         self.transport.close()
 
@@ -173,16 +141,56 @@ class Connection(HttpToolsProtocol):
     def _arm_head_timer(self, timeout_s: float) -> None:
         self._head_timer = self.loop.call_later(timeout_s, self._on_head_timeout)
 
-    def _disarm_head_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+    def _disarm_timers(self) -> None:
+        for timer in (self._head_timer, self._body_timer):
+            if timer is not None:
+                timer.cancel()
+        self._head_timer = self._body_timer = self._body_clock = None
 
     def _on_head_timeout(self) -> None:
         self._head_timer = None
-        self.transport.close()
+        if self._stage is Stage.HEAD:
+            limit_s = self.limits.head_timeout_s
+            self.refuse(HTTPException(408, f"path and headers took over {limit_s:g} s"))
+        elif next(self._open_exchanges(), None) is None:
+            self.transport.close()
+
+    def _time_body(self, num_bytes: int) -> None:
+        now_s = self.loop.time()
+        if self._body_clock is None:
+            limits = self.limits
+            self._body_clock = BodyClock(limits.body_timeout_s, limits.min_body_rate, now_s)
+            self._body_timer = self.loop.call_at(self._body_clock.deadline_s, self._check_body)
+        self._body_clock.on_bytes(num_bytes, now_s)
+
+    def _check_body(self) -> None:
+        clock, now_s = self._body_clock, self.loop.time()
+        if clock is None or self.transport.is_closing():
+            return
+        is_queued = self.cycle is not self._running
+        if is_queued or self.flow.read_paused or self.transport.resumed_s > clock.started_s:
+            # It was we who did not read, or did not ask for it.
+            clock.restart(now_s)
+        elif clock.deadline_s <= now_s:
+            self.refuse(
+                HTTPException(
+                    408,
+                    f"the body came too slowly: it may stand still for "
+                    f"{self.limits.body_timeout_s:g} s, and then needs "
+                    f"{self.limits.min_body_rate:g} bytes/s",
+                )
+            )
+            return
+        self._body_timer = self.loop.call_at(clock.deadline_s, self._check_body)
 
     def _count(self, num_bytes: int) -> None:
         self._num_head_bytes += num_bytes
         if self._num_head_bytes > MAX_HEAD_BYTES:
-            raise _HeadTooLarge
+            self._refusal = _head_too_large()
+            raise self._refusal
+
+
+def _head_too_large() -> HTTPException:
+    return HTTPException(
+        431, f"path and headers have more than {MAX_HEAD_BYTES} bytes, which is the limit"
+    )

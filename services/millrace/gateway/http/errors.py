@@ -24,6 +24,7 @@ from millrace.core.errors import (
 from millrace.wire.status import http_status_of
 
 from .edge import call_of
+from .near_paths import near_path
 
 # `metadata` key under which an InvalidRequest carries a more exact code than its class.
 CODE_KEY = "code"
@@ -44,13 +45,16 @@ _DEFAULT_RETRY_AFTER_S = 1.0
 _HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed", 415: "unsupported_media_type"}
 
 
-def unsupported_parameter(field: str, what: str) -> InvalidRequest:
-    """A field that the API knows and this server does not do."""
-    return InvalidRequest(
-        f"{field}: {what} is not supported by this server",
-        field=field,
-        metadata={CODE_KEY: UNSUPPORTED_PARAMETER},
+def unsupported_parameter(
+    field: str, feature: str = "", say: str = "", *, advice: str = ""
+) -> InvalidRequest:
+    """A field that some API has and this server does not do; `say` names what to send instead."""
+    what = advice or (
+        f"{field} is no field of this server; say {say}"
+        if say
+        else f"{field}: {feature} is not supported by this server"
     )
+    return InvalidRequest(what, field=field, metadata={CODE_KEY: UNSUPPORTED_PARAMETER})
 
 
 def error_body(error: MillraceError) -> dict[str, Any]:
@@ -94,9 +98,10 @@ async def on_http_error(request: Request, exc: Exception) -> JSONResponse:
         return await on_millrace_error(request, exc)
     status, detail = exc.status_code, exc.detail
     if status == 404:
-        detail = f"there is no {request.method} {request.url.path} here"
+        detail = f"there is no {request.method} {request.url.path} here{_hint(request)}"
     elif status == 405:
-        detail = f"{request.method} is not allowed on {request.url.path}"
+        allowed = (exc.headers or {}).get("Allow")
+        detail = f"{request.method} is not allowed on {request.url.path}, only {allowed}"
     call_of(request).error = InvalidRequest(detail)
     body = {
         "message": detail,
@@ -106,3 +111,9 @@ async def on_http_error(request: Request, exc: Exception) -> JSONResponse:
     }
     headers = {**(exc.headers or {}), "x-should-retry": "false"}
     return JSONResponse({"error": body}, status, headers)
+
+
+def _hint(request: Request) -> str:
+    paths = [getattr(route, "path", "{") for route in request.app.routes]
+    near = near_path(request.url.path, [path for path in paths if "{" not in path])
+    return f"; did you mean {near}?" if near else ""

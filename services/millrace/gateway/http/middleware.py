@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from millrace.core.errors import InternalError
@@ -14,6 +15,7 @@ from millrace.gateway.drain_rate import Load
 from .access import HttpAccess
 from .edge import CALL_KEY
 from .errors import error_response
+from .origins import AllowedOrigins
 from .rate_limit import rate_limit_headers
 
 _log = logging.getLogger(__name__)
@@ -23,7 +25,8 @@ class CallMiddleware:
     """Makes a `Call` per request; `operations` names the paths whose POST generates.
 
     Of the others only what fails gets a span: one per health probe would push out those of
-    requests. Only these get the headers of limits, of the `load` then. `access` hears of all.
+    requests. Only these get the headers of limits, of the `load` then. Every reply gets the headers
+    that let pages of `origins` read it. `access` hears of all.
     """
 
     def __init__(
@@ -31,11 +34,13 @@ class CallMiddleware:
         app: ASGIApp,
         operations: Mapping[str, str],
         load: Callable[[], Load],
+        origins: AllowedOrigins,
         access: HttpAccess,
     ) -> None:
         self._app = app
         self._operations = operations
         self._load = load
+        self._origins = origins
         self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,13 +52,16 @@ class CallMiddleware:
         call = self._begin(scope)
         scope[CALL_KEY] = call
         is_operation = self._operation_of(scope) is not None
+        origin = Headers(scope=scope).get("origin")
         status: int | None = None
 
         async def send_with_ids(message: Message) -> None:
             nonlocal status
             if status is None and message["type"] == "http.response.start":
                 status = message["status"]
-                added = [*call.headers, *(rate_limit_headers(self._load()) if is_operation else ())]
+                added = [*call.headers, *self._origins.reply_headers(origin)]
+                if is_operation:
+                    added += rate_limit_headers(self._load())
                 encoded = [(key.encode(), value.encode()) for key, value in added]
                 message["headers"] = [*message.get("headers", ()), *encoded]
             await send(message)

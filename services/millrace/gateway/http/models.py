@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -12,6 +14,7 @@ from starlette.routing import Route
 from millrace.gateway.directory import ServedModel
 
 from .edge import HttpEdge
+from .replies import camel_cased
 
 
 def model_routes(edge: HttpEdge) -> list[Route]:
@@ -22,7 +25,11 @@ def model_routes(edge: HttpEdge) -> list[Route]:
         return JSONResponse({"object": "list", "data": models})
 
     async def get_model(request: Request) -> JSONResponse:
-        return JSONResponse(openai_model(edge.directory.get(request.path_params["name"])))
+        name = request.path_params["name"]
+        if not name:
+            # The list's path with a slash, not the default model.
+            raise HTTPException(404)
+        return JSONResponse(openai_model(edge.directory.get(name)))
 
     async def model_info(request: Request) -> JSONResponse:
         name = request.query_params.get("model", "")
@@ -63,13 +70,20 @@ def plain_model(model: ServedModel) -> dict[str, Any]:
         "maxModelLen": info.max_model_len,
         "vocabSize": info.vocab_size,
         "eosTokenIds": list(info.eos_token_ids),
+        "defaultSampling": camel_cased(info.default_sampling),
         "workers": model.num_workers,
         "config": _config(info.config_json),
     }
 
 
 def _config(config_json: str) -> Any:
+    """The checkpoint's config.json; what is no number in JSON, such as Infinity, as null."""
     try:
-        return json.loads(config_json)
+        return json.loads(config_json, parse_constant=lambda name: None, parse_float=_finite)
     except ValueError:
         return {}
+
+
+def _finite(text: str) -> float | None:
+    value = float(text)
+    return value if math.isfinite(value) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,26 +10,20 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from millrace.core.chat import ChatMessage
 from millrace.core.errors import InvalidRequest, MillraceError
+from millrace.core.request_fields.field import Place
+from millrace.core.request_fields.ignored import IgnoredFields
 from millrace.gateway.answers import Answer, WholeAnswer, read_whole
 from millrace.gateway.calls import Call
 from millrace.gateway.events import ChoiceFinished, Delta, Finished, Started
-from millrace.gateway.generation import MAX_MESSAGES, GenerationRequest
+from millrace.gateway.generation import GenerationRequest
 
 from .body import read_json
-from .edge import HttpEdge, call_of, while_connected
-from .errors import error_body, unsupported_parameter
-from .fields import Fields, check_names
-from .parameters import (
-    IGNORED_FIELDS,
-    OPTION_FIELDS,
-    SAMPLING_FIELDS,
-    UNSUPPORTED_EVERYWHERE,
-    request_options,
-    sampling_params,
-    with_header_key,
-)
+from .edge import HttpEdge, call_of, telling_ignored, while_connected
+from .errors import error_body
+from .messages import parse_messages
+from .parameters import request_options, sampling_params, with_header_key
+from .reading import Given, read_fields
 from .replies import (
     chat_logprobs,
     extension,
@@ -40,31 +34,6 @@ from .replies import (
 from .sse import DONE, EventStream, compact_json, data_event
 
 PATH = "/v1/chat/completions"
-
-_KNOWN = (
-    {"model", "messages", "stream", "stream_options", "max_completion_tokens", "top_logprobs"}
-    | {"tool_choice", "response_format", "modalities"}
-    | SAMPLING_FIELDS
-    | OPTION_FIELDS
-    | IGNORED_FIELDS
-)
-_UNSUPPORTED: Mapping[str, str] = {
-    **UNSUPPORTED_EVERYWHERE,
-    "tools": "calling tools",
-    "functions": "calling functions",
-    "function_call": "calling functions",
-    "audio": "audio output",
-    "web_search_options": "web search",
-    "chat_template": "a chat template in the request",
-    "chat_template_kwargs": "chat template arguments",
-    "continue_final_message": "continuing the last message",
-    "documents": "documents",
-}
-_MESSAGE_UNSUPPORTED: Mapping[str, str] = {
-    "tool_calls": "calling tools",
-    "function_call": "calling functions",
-    "audio": "audio",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +50,14 @@ def chat_routes(edge: HttpEdge) -> list[Route]:
 
     async def chat(request: Request) -> Any:
         body = await read_json(request, edge.max_body_bytes)
-        parsed = parse_chat(with_header_key(request, body))
         call = call_of(request)
+        with telling_ignored(edge, call) as ignored:
+            parsed = parse_chat(with_header_key(request, body), ignored)
         if not parsed.request.is_streamed:
             return await while_connected(request, _whole(edge, parsed, call))
-        answer = await while_connected(request, edge.pipeline.open(parsed.request, call))
+        answer = await while_connected(
+            request, edge.pipeline.open(parsed.request, call), is_streamed=True
+        )
         return EventStream(
             chat_chunks(answer, parsed, call),
             answer.abandon,
@@ -102,110 +74,34 @@ async def _whole(edge: HttpEdge, parsed: ChatCall, call: Call) -> JSONResponse:
     return JSONResponse(chat_reply(whole, parsed))
 
 
-def parse_chat(body: dict[str, Any]) -> ChatCall:
+def parse_chat(body: dict[str, Any], ignored: IgnoredFields) -> ChatCall:
     """The request in a body. Raises `InvalidRequest` naming field and value."""
-    fields = Fields(body)
-    check_names(fields, _KNOWN, _UNSUPPORTED)
-    _check_semantics(fields)
-    is_streamed = fields.flag("stream") or False
-    has_logprobs = fields.flag("logprobs") or False
-    top_logprobs = fields.integer("top_logprobs")
-    if top_logprobs is not None and not has_logprobs:
+    given = read_fields(Place.CHAT, body, ignored)
+    has_logprobs = given.get("logprobs", False)
+    if not has_logprobs and given.values.pop("top_logprobs", None):
         raise InvalidRequest("top_logprobs needs logprobs: true", field="top_logprobs")
-    max_name, max_tokens = _max_tokens(fields)
+    if has_logprobs:
+        given.values.setdefault("top_logprobs", 0)
     request = GenerationRequest(
-        model=fields.text("model") or "",
-        messages=_messages(fields),
-        sampling=sampling_params(
-            fields,
-            max_tokens=max_tokens,
-            top_logprobs=(top_logprobs or 0) if has_logprobs else None,
-            names={"max_tokens": max_name},
-        ),
-        is_streamed=is_streamed,
-        **request_options(fields),
+        messages=parse_messages(given.require("messages"), ignored),
+        sampling=sampling_params(given),
+        names=given.names,
+        **request_options(given),
     )
-    return ChatCall(request, has_logprobs, includes_usage(fields, is_streamed))
+    return ChatCall(request, has_logprobs, includes_usage(given, ignored))
 
 
-def includes_usage(fields: Fields, is_streamed: bool) -> bool:
+def includes_usage(given: Given, ignored: IgnoredFields) -> bool:
     """`stream_options.include_usage`, which needs `stream`."""
-    options = fields.object("stream_options")
-    if options is None:
+    if "stream_options" not in given.values:
         return False
-    if not is_streamed:
+    options = read_fields(
+        Place.STREAM_OPTIONS, given.values["stream_options"], ignored, "stream_options."
+    )
+    is_asked: bool = options.get("include_usage", False)
+    if is_asked and not given.get("stream", False):
         raise InvalidRequest("stream_options needs stream: true", field="stream_options")
-    return options.flag("include_usage") or False
-
-
-def _max_tokens(fields: Fields) -> tuple[str, int | None]:
-    newer = fields.integer("max_completion_tokens")
-    older = fields.integer("max_tokens")
-    if newer is not None and older is not None and newer != older:
-        raise InvalidRequest(
-            f"max_completion_tokens is {newer} and max_tokens is {older}; give one of them",
-            field="max_tokens",
-        )
-    return ("max_tokens", older) if newer is None else ("max_completion_tokens", newer)
-
-
-def _check_semantics(fields: Fields) -> None:
-    choice = fields.raw("tool_choice")
-    if choice not in (None, "none", "auto"):
-        raise unsupported_parameter("tool_choice", "calling tools")
-    if fields.raw("modalities") not in (None, ["text"]):
-        raise unsupported_parameter("modalities", "anything but text")
-    wanted = fields.object("response_format")
-    if wanted is not None and wanted.raw("type") != "text":
-        raise unsupported_parameter("response_format", "a format other than text")
-
-
-def _messages(fields: Fields) -> tuple[ChatMessage, ...]:
-    messages = fields.items("messages")
-    if messages is None:
-        raise fields.missing("messages")
-    if not 1 <= len(messages) <= MAX_MESSAGES:
-        raise InvalidRequest(
-            f"messages has {len(messages)} entries; allowed are 1 to {MAX_MESSAGES}",
-            field="messages",
-        )
-    return tuple(_message(index, message) for index, message in enumerate(messages))
-
-
-def _message(index: int, message: Any) -> ChatMessage:
-    where = f"messages[{index}]"
-    if not isinstance(message, dict):
-        raise InvalidRequest(f"{where} must be an object", field=where)
-    fields = Fields(message, f"{where}.")
-    for name, what in _MESSAGE_UNSUPPORTED.items():
-        if fields.raw(name):
-            raise unsupported_parameter(f"{where}.{name}", what)
-    role = fields.text("role")
-    if role is None:
-        raise fields.missing("role")
-    content = fields.raw("content")
-    if content is None:
-        raise fields.missing("content")
-    # The newer name of the same role; templates know the older one.
-    role = "system" if role == "developer" else role
-    return ChatMessage(role, _content(content, fields), fields.text("name"))
-
-
-def _content(content: Any, fields: Fields) -> str:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise fields.refuse("content", "a string or a list of text parts")
-    texts = []
-    for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind in ("text", "input_text") and isinstance(part.get("text"), str):
-            texts.append(part["text"])
-        elif isinstance(kind, str) and kind not in ("text", "input_text"):
-            raise unsupported_parameter(fields.path("content"), f"a part of type {kind[:40]!r}")
-        else:
-            raise fields.refuse("content", "a string or a list of text parts")
-    return "".join(texts)
+    return is_asked
 
 
 def chat_reply(whole: WholeAnswer, parsed: ChatCall) -> dict[str, Any]:

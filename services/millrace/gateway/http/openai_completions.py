@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
+from collections import defaultdict
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,9 @@ from starlette.routing import Route
 
 from millrace.core.cancellation import CancelReason
 from millrace.core.errors import InvalidRequest, MillraceError
+from millrace.core.request_fields.field import FieldNames, Place
+from millrace.core.request_fields.ignored import IgnoredFields
+from millrace.core.request_fields.our_sampling import COMPLETIONS_MAX_TOKENS
 from millrace.gateway.answers import Answer, WholeAnswer
 from millrace.gateway.batch import run_batch, run_one
 from millrace.gateway.calls import Call
@@ -21,38 +25,19 @@ from millrace.gateway.events import ChoiceFinished, Delta, Event, Finished, Star
 from millrace.gateway.generation import GenerationRequest
 
 from .body import read_json
-from .edge import HttpEdge, call_of, while_connected
-from .errors import error_body, unsupported_parameter
-from .fields import Fields, check_names, is_integer
+from .completion_logprobs import CompletionLogprobs, completion_logprobs
+from .edge import HttpEdge, call_of, telling_ignored, while_connected
+from .errors import error_body
 from .openai_chat import includes_usage
-from .parameters import (
-    IGNORED_FIELDS,
-    OPTION_FIELDS,
-    SAMPLING_FIELDS,
-    UNSUPPORTED_EVERYWHERE,
-    request_options,
-    sampling_params,
-    with_header_key,
-)
-from .replies import completion_logprobs, extension, fingerprint, finish_reason_text, usage_body
+from .parameters import request_options, sampling_params, with_header_key
+from .prompts import read_prompts
+from .reading import read_fields
+from .replies import extension, fingerprint, finish_reason_text, usage_body
 from .sse import DONE, EventStream, compact_json, data_event
 
 PATH = "/v1/completions"
 # Events of several prompts that wait for one client, beside what each request buffers itself.
 MERGE_BUFFER = 64
-
-_KNOWN = (
-    {"model", "prompt", "stream", "stream_options", "best_of"}
-    | SAMPLING_FIELDS
-    | OPTION_FIELDS
-    | IGNORED_FIELDS
-)
-_UNSUPPORTED: Mapping[str, str] = {
-    **UNSUPPORTED_EVERYWHERE,
-    "echo": "repeating the prompt",
-    "suffix": "text after the completion",
-    "response_format": "constrained output",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +56,17 @@ def completion_routes(edge: HttpEdge) -> list[Route]:
 
     async def complete(request: Request) -> Any:
         body = await read_json(request, edge.max_body_bytes)
-        parsed = parse_completion(with_header_key(request, body), edge.max_batch_size)
         call = call_of(request)
+        with telling_ignored(edge, call) as ignored:
+            parsed = parse_completion(with_header_key(request, body), edge.max_batch_size, ignored)
         if not parsed.is_streamed:
             return await while_connected(request, _whole(edge, parsed, call))
-        answers = await while_connected(request, _open_all(edge, parsed, call))
+        opened = ExitStack()
+        opening = _open_all(edge, parsed, call, opened)
+        answers = await while_connected(request, opening, is_streamed=True)
 
         def abandon(reason: CancelReason) -> None:
+            opened.close()
             for answer, part in answers:
                 answer.abandon(reason)
                 part.end()
@@ -92,24 +81,13 @@ def completion_routes(edge: HttpEdge) -> list[Route]:
     return [Route(PATH, complete, methods=["POST"])]
 
 
-def parse_completion(body: dict[str, Any], max_prompts: int) -> CompletionCall:
+def parse_completion(
+    body: dict[str, Any], max_prompts: int, ignored: IgnoredFields
+) -> CompletionCall:
     """The requests in a body. Raises `InvalidRequest` naming field and value."""
-    fields = Fields(body)
-    check_names(fields, _KNOWN, _UNSUPPORTED)
-    best_of, num_choices = fields.integer("best_of"), fields.integer("n")
-    if best_of is not None and best_of != (num_choices or 1):
-        raise unsupported_parameter("best_of", "choosing the best of several")
-    is_streamed = fields.flag("stream") or False
-    top_logprobs = fields.integer("logprobs")
-    sampling = sampling_params(
-        fields,
-        max_tokens=fields.integer("max_tokens"),
-        top_logprobs=top_logprobs,
-        names={"top_logprobs": "logprobs"},
-    )
-    options = request_options(fields)
-    model = fields.text("model") or ""
-    prompts = _prompts(fields, max_prompts)
+    given = read_fields(Place.COMPLETIONS, body, ignored)
+    sampling, options = sampling_params(given), request_options(given)
+    prompts = read_prompts(given.require("prompt"), max_prompts)
     if len(prompts) > 1 and options["idempotency_key"] is not None:
         raise InvalidRequest(
             f"idempotency_key stands for one prompt; prompt has {len(prompts)}",
@@ -117,42 +95,21 @@ def parse_completion(body: dict[str, Any], max_prompts: int) -> CompletionCall:
         )
     requests = [
         GenerationRequest(
-            model=model, sampling=sampling, is_streamed=is_streamed, **prompt, **options
+            sampling=sampling,
+            default_max_tokens=COMPLETIONS_MAX_TOKENS,
+            names=FieldNames(given.names, prompt=name),
+            **prompt,
+            **options,
         )
-        for prompt in prompts
+        for name, prompt in prompts.items()
     ]
     return CompletionCall(
         requests,
         sampling.num_choices,
-        is_streamed,
-        top_logprobs is not None,
-        includes_usage(fields, is_streamed),
+        options["is_streamed"],
+        sampling.top_logprobs is not None,
+        includes_usage(given, ignored),
     )
-
-
-def _prompts(fields: Fields, max_prompts: int) -> list[dict[str, Any]]:
-    prompt = fields.raw("prompt")
-    if prompt is None:
-        raise fields.missing("prompt")
-    if isinstance(prompt, str):
-        return [{"text": prompt}]
-    if not isinstance(prompt, list) or not prompt:
-        raise _wrong_prompt(fields)
-    if all(is_integer(each) for each in prompt):
-        return [{"token_ids": tuple(prompt)}]
-    if len(prompt) > max_prompts:
-        raise InvalidRequest(
-            f"prompt has {len(prompt)} entries; the limit is {max_prompts}", field="prompt"
-        )
-    if all(isinstance(each, str) for each in prompt):
-        return [{"text": each} for each in prompt]
-    if all(isinstance(each, list) and all(map(is_integer, each)) for each in prompt):
-        return [{"token_ids": tuple(each)} for each in prompt]
-    raise _wrong_prompt(fields)
-
-
-def _wrong_prompt(fields: Fields) -> InvalidRequest:
-    return fields.refuse("prompt", "a text, a list of texts, token ids or a list of token id lists")
 
 
 def _parts(parsed: CompletionCall, call: Call) -> list[Call]:
@@ -181,14 +138,18 @@ async def _whole(edge: HttpEdge, parsed: CompletionCall, call: Call) -> JSONResp
 
 
 async def _open_all(
-    edge: HttpEdge, parsed: CompletionCall, call: Call
+    edge: HttpEdge, parsed: CompletionCall, call: Call, held: ExitStack
 ) -> list[tuple[Answer, Call]]:
-    """Opens every prompt; where one is refused the others are ended."""
+    """Opens every prompt; if one is refused the others are ended. `held` is the caller's to close
+    when the answers are over."""
     opened: list[tuple[Answer, Call]] = []
+    if len(parsed.requests) > 1:
+        held.enter_context(edge.pipeline.batch(call))
     try:
         for request, part in zip(parsed.requests, _parts(parsed, call), strict=True):
             opened.append((await edge.pipeline.open(request, part), part))
     except BaseException:
+        held.close()
         for answer, part in opened:
             answer.abandon()
             part.end()
@@ -204,12 +165,14 @@ def completion_reply(
     choices = []
     for number, whole in enumerate(answers):
         for choice in whole.finished.choices:
-            logprobs = whole.logprobs[choice.choice]
+            text, logprobs = whole.texts[choice.choice], whole.logprobs[choice.choice]
             choices.append(
                 {
                     "index": number * parsed.num_choices + choice.choice,
-                    "text": whole.texts[choice.choice],
-                    "logprobs": completion_logprobs(logprobs) if parsed.has_logprobs else None,
+                    "text": text,
+                    "logprobs": (
+                        completion_logprobs(text, logprobs) if parsed.has_logprobs else None
+                    ),
                     "finish_reason": finish_reason_text(choice.finish_reason),
                 }
             )
@@ -302,33 +265,38 @@ class CompletionChunks:
         self._head = f"data: {head[:-1]}"
         self._tail = ',"usage":null}\n\n' if parsed.includes_usage else "}\n\n"
         self._extra = f',"millrace":{compact_json(extension(started))}'
-        self._offsets: dict[int, int] = {}
+        self._logprobs: dict[int, CompletionLogprobs] = defaultdict(CompletionLogprobs)
 
     def chunk(self, number: int, event: Event) -> bytes:
         """The chunk of an event of prompt `number`; empty where there is nothing to send."""
-        if isinstance(event, Delta) and (event.text or event.logprobs):
-            index = number * self._parsed.num_choices + event.choice
-            return self._choice(index, compact_json(event.text), self._logprobs(index, event))
+        if not isinstance(event, (Delta, ChoiceFinished)):
+            return b""
+        index = number * self._parsed.num_choices + event.choice
         if isinstance(event, ChoiceFinished):
-            index = number * self._parsed.num_choices + event.choice
-            return self._choice(index, '""', "null", f'"{finish_reason_text(event.finish_reason)}"')
-        return b""
+            reason = finish_reason_text(event.finish_reason)
+            return self._choice(index, "", self._columns(index, is_final=True), f'"{reason}"')
+        columns = self._columns(index, event)
+        return self._choice(index, event.text, columns) if event.text or columns else b""
 
     def usage(self, usage: Usage) -> bytes:
         """The chunk without choices that carries the usage."""
         body = compact_json(usage_body(usage))
         return f'{self._head},"choices":[],"usage":{body}}}\n\n'.encode()
 
-    def _choice(self, index: int, text: str, logprobs: str, finish: str = "null") -> bytes:
-        extra, self._extra = self._extra, ""
-        return (
-            f'{self._head},"choices":[{{"index":{index},"text":{text},"logprobs":{logprobs},'
-            f'"finish_reason":{finish}}}]{extra}{self._tail}'
-        ).encode()
-
-    def _logprobs(self, index: int, event: Delta) -> str:
+    def _columns(
+        self, index: int, event: Delta | None = None, *, is_final: bool = False
+    ) -> dict[str, Any] | None:
         if not self._parsed.has_logprobs:
-            return "null"
-        offset = self._offsets.get(index, 0)
-        self._offsets[index] = offset + len(event.text)
-        return compact_json(completion_logprobs(list(event.logprobs), offset))
+            return None
+        text, positions = ("", ()) if event is None else (event.text, event.logprobs)
+        return self._logprobs[index].feed(text, positions, is_final=is_final)
+
+    def _choice(
+        self, index: int, text: str, logprobs: dict[str, Any] | None, finish: str = "null"
+    ) -> bytes:
+        extra, self._extra = self._extra, ""
+        shown = "null" if logprobs is None else compact_json(logprobs)
+        return (
+            f'{self._head},"choices":[{{"index":{index},"text":{compact_json(text)},'
+            f'"logprobs":{shown},"finish_reason":{finish}}}]{extra}{self._tail}'
+        ).encode()

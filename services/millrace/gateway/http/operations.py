@@ -7,7 +7,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from millrace.gateway.health import resident_bytes
-from millrace.telemetry.metrics import render
+from millrace.telemetry.metrics import release, render
 
 from .edge import HttpEdge
 
@@ -17,13 +17,18 @@ def operation_routes(edge: HttpEdge) -> list[Route]:
 
     async def health(request: Request) -> JSONResponse:
         cache = await edge.health.cache_stats()
+        uptime_s, memory_bytes = round(edge.health.uptime_s, 3), resident_bytes()
         return JSONResponse(
             {
                 "status": "ok",
                 "model": edge.directory.default_name or None,
                 "cache": "connected" if cache.connected else "disconnected",
-                "uptime": round(edge.health.uptime_s, 3),
-                "memory": resident_bytes(),
+                "version": release(),
+                "uptimeS": uptime_s,
+                "memoryBytes": memory_bytes,
+                # The same by their older names, which leave the units out.
+                "uptime": uptime_s,
+                "memory": memory_bytes,
             }
         )
 
@@ -35,6 +40,7 @@ def operation_routes(edge: HttpEdge) -> list[Route]:
                 "status": readiness.status,
                 "checks": readiness.checks,
                 "degraded": list(readiness.degraded),
+                "reasons": readiness.reasons,
             },
             200 if readiness.is_ready else 503,
             headers,
@@ -50,6 +56,9 @@ def operation_routes(edge: HttpEdge) -> list[Route]:
             {
                 "connected": stats.connected,
                 "keys": stats.num_keys,
+                "memoryBytes": stats.used_bytes,
+                "maxMemoryBytes": stats.max_bytes,
+                # As above.
                 "memory": stats.used_bytes,
                 "maxMemory": stats.max_bytes,
                 "hits": stats.num_hits,

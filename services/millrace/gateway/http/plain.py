@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from millrace.core.errors import InvalidRequest, MillraceError
+from millrace.core.errors import Aborted, InvalidRequest, MillraceError
+from millrace.core.request_fields.field import Kind, Place
+from millrace.core.request_fields.ignored import IgnoredFields
 from millrace.gateway.answers import Answer, WholeAnswer, read_whole
 from millrace.gateway.batch import Outcome, check_batch_size, run_batch
 from millrace.gateway.calls import Call
@@ -17,36 +19,16 @@ from millrace.gateway.events import Delta, Finished, Started
 from millrace.gateway.generation import GenerationRequest
 
 from .body import read_json
-from .edge import HttpEdge, call_of, while_connected
+from .edge import HttpEdge, call_of, telling_ignored, while_connected
 from .errors import error_body
-from .fields import Fields, check_names
-from .parameters import (
-    IGNORED_FIELDS,
-    OPTION_FIELDS,
-    SAMPLING_FIELDS,
-    UNSUPPORTED_EVERYWHERE,
-    refuse_header_key,
-    request_options,
-    sampling_params,
-    with_header_key,
-)
-from .replies import finish_reason_text
+from .fields import wrong_value
+from .parameters import refuse_header_key, request_options, sampling_params, with_header_key
+from .reading import read_fields
+from .replies import camel_cased, finish_reason_text
 from .sse import DONE, EventStream, data_event
 
 GENERATE_PATH = "/generate"
 BATCH_PATH = "/generate/batch"
-
-_KNOWN = (
-    {"model", "prompt", "stream"}
-    | (SAMPLING_FIELDS - {"n", "logprobs"})
-    | OPTION_FIELDS
-    | IGNORED_FIELDS
-)
-_UNSUPPORTED = {
-    **UNSUPPORTED_EVERYWHERE,
-    "n": "more than one choice (use /v1/completions)",
-    "logprobs": "log-probabilities (use /v1/completions)",
-}
 
 
 def plain_routes(edge: HttpEdge) -> list[Route]:
@@ -54,11 +36,12 @@ def plain_routes(edge: HttpEdge) -> list[Route]:
 
     async def generate(request: Request) -> Any:
         body = await read_json(request, edge.max_body_bytes)
-        parsed = parse_generate(Fields(with_header_key(request, body)))
         call = call_of(request)
+        with telling_ignored(edge, call) as ignored:
+            parsed = parse_generate(with_header_key(request, body), ignored)
         if not parsed.is_streamed:
             return await while_connected(request, _whole(edge, parsed, call))
-        answer = await while_connected(request, edge.pipeline.open(parsed, call))
+        answer = await while_connected(request, edge.pipeline.open(parsed, call), is_streamed=True)
         return EventStream(
             generate_chunks(answer, call),
             answer.abandon,
@@ -68,13 +51,13 @@ def plain_routes(edge: HttpEdge) -> list[Route]:
 
     async def batch(request: Request) -> JSONResponse:
         refuse_header_key(request)
-        fields = Fields(await read_json(request, edge.max_body_bytes))
-        items = fields.items("requests")
-        if items is None:
-            raise fields.missing("requests")
-        check_batch_size(len(items), edge.max_batch_size)
-        parsed = [_tried(item, index) for index, item in enumerate(items)]
-        return await while_connected(request, _batch(edge, parsed, call_of(request)))
+        body = await read_json(request, edge.max_body_bytes)
+        call = call_of(request)
+        with telling_ignored(edge, call) as ignored:
+            items = read_fields(Place.BATCH, body, ignored).require("requests")
+            check_batch_size(len(items), edge.max_batch_size)
+            parsed = [_tried(item, index, ignored) for index, item in enumerate(items)]
+        return await while_connected(request, _batch(edge, parsed, call))
 
     return [
         Route(GENERATE_PATH, generate, methods=["POST"]),
@@ -82,30 +65,23 @@ def plain_routes(edge: HttpEdge) -> list[Route]:
     ]
 
 
-def parse_generate(fields: Fields) -> GenerationRequest:
+def parse_generate(body: Mapping[str, Any], ignored: IgnoredFields) -> GenerationRequest:
     """The request in a body; camelCase and snake_case are both read."""
-    fields = fields.with_snake_names()
-    check_names(fields, _KNOWN, _UNSUPPORTED)
-    prompt = fields.text("prompt")
-    if prompt is None:
-        raise fields.missing("prompt")
+    given = read_fields(Place.GENERATE, body, ignored)
+    prompt = given.require("prompt")
+    if not isinstance(prompt, str):
+        raise wrong_value("prompt", prompt, Kind.TEXT)
     return GenerationRequest(
-        model=fields.text("model") or "",
-        text=prompt,
-        sampling=sampling_params(
-            fields, max_tokens=fields.integer("max_tokens"), top_logprobs=None, names={}
-        ),
-        is_streamed=fields.flag("stream") or False,
-        **request_options(fields),
+        text=prompt, sampling=sampling_params(given), names=given.names, **request_options(given)
     )
 
 
-def _tried(item: Any, index: int) -> GenerationRequest | MillraceError:
+def _tried(item: Any, index: int, ignored: IgnoredFields) -> GenerationRequest | MillraceError:
     where = f"requests[{index}]"
     try:
         if not isinstance(item, dict):
             raise InvalidRequest(f"{where} must be an object", field=where)
-        parsed = parse_generate(Fields(item))
+        parsed = parse_generate(item, ignored)
         if parsed.is_streamed:
             raise InvalidRequest(f"{where}: a batch is not streamed", field="stream")
     except MillraceError as error:
@@ -141,9 +117,12 @@ async def _batch(
 
 
 def _result(outcome: Outcome) -> dict[str, Any]:
-    if outcome.answer is not None:
-        return generate_reply(outcome.answer, outcome.latency_ns)
     error = outcome.error or MillraceError("the request did not run")
+    if outcome.answer is not None:
+        try:
+            return generate_reply(outcome.answer, outcome.latency_ns)
+        except Aborted as aborted:
+            error = aborted
     return {**error_body(error), "requestId": outcome.request_id}
 
 
@@ -178,6 +157,7 @@ def _summary(started: Started, finished: Finished, latency_ns: int) -> dict[str,
         "model": started.model,
         "requestId": started.request_id,
         "seed": started.seed,
+        "sampling": camel_cased(started.sampling),
     }
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from millrace.core.errors import Aborted
+from millrace.core.request_fields.field import camel_case
+from millrace.core.sampling import SamplingDefaults
 from millrace.core.tokens import FinishReason
 from millrace.gateway.events import PositionLogprobs, Started, TokenLogprob, Usage
 
@@ -12,7 +15,9 @@ MIN_LOGPROB = -9999.0
 
 
 def finish_reason_text(reason: FinishReason) -> str:
-    """`stop`, `length`, `abort` or `error`."""
+    """`stop` or `length`. Raises `Aborted` for an answer that somebody ended: it is no answer."""
+    if reason is FinishReason.ABORT:
+        raise Aborted("the request was aborted")
     return reason.name.lower()
 
 
@@ -22,8 +27,17 @@ def fingerprint(started: Started) -> str:
 
 
 def extension(started: Started) -> dict[str, Any]:
-    """What a reply says beyond the OpenAI API: the seed in force, and whether it was cached."""
-    return {"seed": started.seed, "cached": started.is_cached}
+    """What a reply says beyond the OpenAI API: the sampling in force, and whether it was cached."""
+    return {
+        "seed": started.seed,
+        "cached": started.is_cached,
+        "sampling": started.sampling.given(),
+    }
+
+
+def camel_cased(sampling: SamplingDefaults) -> dict[str, float]:
+    """Sampling in force as the plain routes spell it."""
+    return {camel_case(name): value for name, value in sampling.filled().given().items()}
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:
@@ -50,30 +64,14 @@ def chat_logprobs(positions: list[PositionLogprobs]) -> dict[str, Any]:
     }
 
 
-def completion_logprobs(positions: list[PositionLogprobs], text_offset: int = 0) -> dict[str, Any]:
-    """The `logprobs` object of a completion choice whose text starts at `text_offset`."""
-    offsets = []
-    for position in positions:
-        offsets.append(text_offset)
-        text_offset += len(position.chosen.text)
-    return {
-        "tokens": [position.chosen.text for position in positions],
-        "token_logprobs": [_clamped(position.chosen.logprob) for position in positions],
-        "top_logprobs": [
-            {entry.text: _clamped(entry.logprob) for entry in position.top}
-            for position in positions
-        ],
-        "text_offset": offsets,
-    }
-
-
 def _token(entry: TokenLogprob) -> dict[str, Any]:
     return {
         "token": entry.text,
-        "logprob": _clamped(entry.logprob),
+        "logprob": shown_logprob(entry.logprob),
         "bytes": list(entry.raw),
     }
 
 
-def _clamped(logprob: float) -> float:
+def shown_logprob(logprob: float) -> float:
+    """As JSON can have it: an impossible token as the least number that is shown."""
     return max(logprob, MIN_LOGPROB)

@@ -6,13 +6,16 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from millrace.core.address import join_host_port, listening_address
 from millrace.core.errors import ConfigError
 
-from .connection import DEFAULT_LIMITS, ConnectionLimits, connection_class
+from .connection import connection_class
+from .connection_limits import DEFAULT_LIMITS, ConnectionLimits
 
 KEEP_ALIVE_S = 75
 # What the kernel keeps for a client that does not read; by itself it would be megabytes, and
@@ -60,7 +63,7 @@ class HttpServer:
                 await self._task
                 raise ConfigError(f"HTTP did not start on {self._host}:{self._port}")
             await asyncio.sleep(0.005)
-        return f"{self._host}:{listener.getsockname()[1]}"
+        return join_host_port(self._host, listener.getsockname()[1])
 
     async def stop(self, grace_s: float = 5.0) -> None:
         """Takes no new connections, gives running replies `grace_s`, then ends."""
@@ -69,21 +72,30 @@ class HttpServer:
         self._server.config.timeout_graceful_shutdown = max(0, round(grace_s))
         self._server.should_exit = True
         await self._task
+        # uvicorn leaves open what outlives the grace.
+        for connection in list(self._server.server_state.connections):
+            connection.transport.abort()
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return _listener(*listening_address(host, port))
+    except OSError as exc:
+        raise ConfigError(
+            f"HTTP cannot listen on {join_host_port(host, port)} ({exc.strerror}); "
+            "stop what listens there or set --http-port",
+            field="http_port",
+        ) from exc
+
+
+def _listener(family: socket.AddressFamily, address: Any) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     try:
-        listener.bind((host, port))
-    except OSError as exc:
+        listener.bind(address)
+    except OSError:
         listener.close()
-        raise ConfigError(
-            f"HTTP cannot listen on {host}:{port} ({exc.strerror}); "
-            "stop what listens there or set --http-port",
-            field="http_port",
-        ) from exc
+        raise
     listener.setblocking(False)
     return listener

@@ -16,18 +16,22 @@ from starlette.types import Receive, Scope, Send
 
 from millrace.core.cancellation import CancelReason
 
+from . import extensions
+from .edge import client_end_of
+
 _log = logging.getLogger(__name__)
 
-# In the ASGI scope: ends the connection without a word.
-CUT_EXTENSION = "millrace.cut"
 DONE = b"data: [DONE]\n\n"
-PING = b": ping\n\n"
+# A comment line alone: with an empty line behind it, some clients see an event without data.
+PING = b": ping\n"
+# After the client has ended its side; each pause is twice the last one.
+FIRST_PROBE_S = 0.01
 HEADERS = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
     (b"x-accel-buffering", b"no"),
 )
-_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def compact_json(value: Any) -> str:
@@ -62,20 +66,24 @@ class EventStream:
         self._last_write_s = time.monotonic()
         # When the write began that is under way; 0 between writes.
         self._writing_since_s = 0.0
+        # Between the head and the end of the reply, where pings may stand.
+        self._is_open = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         writer = asyncio.create_task(self._write(send))
         gone = asyncio.create_task(_disconnected(receive))
         attendant = asyncio.create_task(self._attend(send))
+        prober = asyncio.create_task(self._probe(send, client_end_of(scope)))
         try:
             await asyncio.wait((writer, gone, attendant), return_when=asyncio.FIRST_COMPLETED)
         finally:
             has_stalled = _has_returned(attendant)
             self._abandon(CancelReason.SLOW_CLIENT if has_stalled else CancelReason.CLIENT)
-            for task in (writer, gone, attendant):
+            tasks = (writer, gone, attendant, prober)
+            for task in tasks:
                 task.cancel()
-            ended = await asyncio.gather(writer, attendant, gone, return_exceptions=True)
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
         if has_stalled:
             _log.info("a client took nothing for %g s; cut", self._write_timeout_s)
             cut_connection(scope)
@@ -86,8 +94,10 @@ class EventStream:
 
     async def _write(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": list(HEADERS)})
+        self._is_open = True
         async for chunk in self._chunks:
             await self._send_chunk(send, chunk)
+        self._is_open = False
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_chunk(self, send: Send, chunk: bytes) -> None:
@@ -111,18 +121,32 @@ class EventStream:
                 if left_s <= 0:
                     if not await self._ping(send):
                         return
-                    continue
+                    left_s = self._ping_interval_s
                 # A write may begin meanwhile: it is to be seen before its time is over.
                 left_s = min(left_s, self._write_timeout_s)
             await asyncio.sleep(left_s)
 
+    async def _probe(self, send: Send, client_end: asyncio.Event | None) -> None:
+        """Pings soon after the client has ended its side: only the answer to a write tells whether
+        it is gone, and a write after that fails.
+        """
+        if client_end is None:
+            return
+        await client_end.wait()
+        pause_s = FIRST_PROBE_S
+        while pause_s < self._ping_interval_s:
+            await self._ping(send)
+            await asyncio.sleep(pause_s)
+            pause_s *= 2
+
     async def _ping(self, send: Send) -> bool:
-        """False where the client has not taken it in time."""
-        try:
-            async with asyncio.timeout(self._write_timeout_s):
-                await send({"type": "http.response.body", "body": PING, "more_body": True})
-        except TimeoutError:
-            return False
+        """False if the client has not taken it in time."""
+        if self._is_open:
+            try:
+                async with asyncio.timeout(self._write_timeout_s):
+                    await send({"type": "http.response.body", "body": PING, "more_body": True})
+            except TimeoutError:
+                return False
         self._last_write_s = time.monotonic()
         return True
 
@@ -133,7 +157,7 @@ def _has_returned(task: asyncio.Task[None]) -> bool:
 
 def cut_connection(scope: Scope) -> None:
     """Closes the connection at once, where the server can: else it waits for the client to read."""
-    cut = scope.get("extensions", {}).get(CUT_EXTENSION)
+    cut = scope.get("extensions", {}).get(extensions.CUT)
     if cut is not None:
         cut()
 

@@ -58,7 +58,7 @@ def test_what_was_written_comes_back_read_only_and_aligned(tmp_path):
 def test_mapping_is_shared_and_cannot_be_written(tmp_path):
     file = open_packed(tmp_path / "w.bin", write)
 
-    maps = Path("/proc/self/maps").read_text().splitlines()
+    maps = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
     assert [line.split()[1] for line in maps if line.endswith("w.bin")] == ["r--s"]
     assert file.array("numbers")[1, 0] == 50
 

@@ -66,7 +66,12 @@ def _compile(compiler: str, path: InstructionPath, library: Path) -> None:
     command = [compiler, *FLAGS, *path.compiler_flags, "-o", str(partial), *sources]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False
+            command,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=COMPILE_TIMEOUT_S,
+            check=False,
         )
         if done.returncode != 0:
             raise ConfigError(
@@ -88,7 +93,12 @@ def _compile(compiler: str, path: InstructionPath, library: Path) -> None:
 def _fingerprint(path: InstructionPath, compiler: str) -> str:
     digest = hashlib.blake2b(digest_size=8)
     version = subprocess.run(
-        [compiler, "--version"], capture_output=True, text=True, timeout=30, check=False
+        [compiler, "--version"],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        timeout=30,
+        check=False,
     ).stdout
     for part in (version, *FLAGS, *path.compiler_flags):
         digest.update(part.encode() + b"\0")
@@ -100,6 +110,6 @@ def _fingerprint(path: InstructionPath, compiler: str) -> str:
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
     """Holds an exclusive lock: two workers that start at once build it once."""
-    with file.open("w") as lock:
+    with file.open("w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -61,7 +61,7 @@ PATH_NAMES = tuple(path.name for path in PATHS if not path.for_tests)
 def cpu_flags(cpuinfo: Path = CPUINFO) -> frozenset[str]:
     """Features of the first CPU; those of macOS on Apple silicon, which has no such file."""
     try:
-        lines = cpuinfo.read_text().splitlines()
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
     except OSError:
         is_apple = platform.system() == "Darwin" and platform.machine() == "arm64"
         return frozenset({"asimd", "asimddp"}) if is_apple else frozenset()

@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from millrace.core.errors import ConfigError, UnsupportedModel
 
+from .loadable import explain_failure
+
 ABI = 3
 F32, BF16, INT8, INT4 = 0, 1, 2, 3
 KV_KINDS = {"float32": F32, "bfloat16": BF16, "int8": INT8}
@@ -170,7 +172,8 @@ class Kernels:
         try:
             self.c: Any = ctypes.CDLL(str(library))
         except OSError as error:
-            raise ConfigError(f"cannot load the CPU kernels: {error}", field="backend") from error
+            reason = explain_failure(library, error)
+            raise ConfigError(f"cannot load the CPU kernels: {reason}", field="backend") from error
         for name, (result, arguments) in _SIGNATURES.items():
             function = getattr(self.c, name)
             function.restype, function.argtypes = result, arguments
