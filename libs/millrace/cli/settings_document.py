@@ -34,9 +34,10 @@ URLs may hold a user and a password, percent-encoded. They are shown without it 
 them by variable or file: every user of a machine can read the arguments of its processes.
 
 Variables of no table: `MILLRACE_HOME` (all state), `MILLRACE_CONFIG`, `MILLRACE_LOG_LEVEL`,
-`MILLRACE_DEBUG=1` (tracebacks of the command), and OpenTelemetry's `OTEL_*`
-([architecture.md](architecture.md#telemetry)). Those by which Kubernetes tells of Services, such as
-`MILLRACE_CACHE_SERVICE_HOST` and `MILLRACE_CACHE_PORT=tcp://...`, are recognised and skipped.
+`MILLRACE_LOG_FORMAT` (text or json), `MILLRACE_DEBUG=1` (tracebacks of the command), and
+OpenTelemetry's `OTEL_*` ([architecture.md](architecture.md#telemetry)). Those by which Kubernetes
+tells of Services, such as `MILLRACE_CACHE_SERVICE_HOST` and `MILLRACE_CACHE_PORT=tcp://...`, are
+recognised and skipped.
 """
 
 

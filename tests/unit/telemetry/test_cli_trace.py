@@ -16,6 +16,7 @@ import pytest
 from millrace.cli import trace as trace_command
 from millrace.cli import trace_ui
 from millrace.cli.last_request import note_request
+from millrace.cli.stack.run_file import ProcessRecord, new_stack_record
 from millrace.config.home import Home
 from millrace.core.errors import ConfigError, MillraceError, RequestNotFound
 from millrace.telemetry.trace_writer import TraceWriter
@@ -119,7 +120,9 @@ def test_last_of_a_running_stack_waits_for_the_next_spans_and_leaves_later_reque
     stored: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trace_command, "EXPORT_S", 5.0)
-    monkeypatch.setattr(trace_command, "running_stack", lambda home: object())
+    record = new_stack_record("tiny", {})
+    record.processes = [ProcessRecord("collector")]
+    monkeypatch.setattr(trace_command, "running_stack", lambda home: record)
 
     def arrive(seconds: float) -> None:
         late_ns = time.time_ns() + 10**9
