@@ -212,7 +212,7 @@ async def test_clients_mistake_is_told_and_nothing_else(
     diagnosis = await diagnosis_of(recorder, reply.headers["x-request-id"], tmp_path)
     assert reply.status_code == 400
     assert diagnosis.cause is Cause.CLIENT_ERROR
-    assert diagnosis.sentence.startswith("refused: CONTEXT_LENGTH_EXCEEDED: the prompt has ")
+    assert diagnosis.sentence.startswith("refused: CONTEXT_LENGTH_EXCEEDED: messages has ")
     assert diagnosis.sentence.endswith("(client error)")
 
 
