@@ -243,6 +243,7 @@ def pipeline_limits(config: GatewayConfig) -> PipelineLimits:
         max_buffered_events=config.max_buffered_events,
         default_timeout_s=config.default_timeout_s,
         max_timeout_s=config.max_timeout_s,
+        hold_s=config.hold_s,
     )
 
 

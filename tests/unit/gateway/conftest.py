@@ -447,8 +447,8 @@ def _logprobs(request: QueuedRequest, token_id: int) -> list[TokenLogprobs]:
 
 @pytest.fixture
 def limits() -> PipelineLimits:
-    """Overridden where a test needs others."""
-    return PipelineLimits()
+    """What is away is refused at once. Overridden where a test needs others."""
+    return PipelineLimits(hold_s=0)
 
 
 @pytest.fixture
