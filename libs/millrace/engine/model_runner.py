@@ -16,7 +16,7 @@ from .attention import create_attention
 from .attention.base import AttentionStep, Progress
 from .batch import Batch
 from .config import EngineConfig, resolve_config, weight_kind
-from .config_json import read_config, read_eos_token_ids
+from .config_json import read_config
 from .default_sampling import default_sampling
 from .generation_config import read_generation_config
 from .kernels.cpu.load import default_cache_dir, load_kernels
@@ -65,6 +65,7 @@ class ModelRunner:
     def load(config: EngineConfig, report: Report = lambda text: None) -> ModelRunner:
         """The model at `config.model_path`; see `create_engine` for the errors."""
         checkpoint = read_config(config.model_path)
+        generation = read_generation_config(config.model_path, report)
         kernels = load_kernels(config, report)
         config = resolve_config(
             config,
@@ -87,14 +88,16 @@ class ModelRunner:
             # A sequence longer than the whole cache could never be finished.
             max_model_len=min(max_model_len, cache.num_blocks * cache.block_size),
             vocab_size=model.vocab_size,
-            eos_token_ids=read_eos_token_ids(config.model_path, checkpoint),
+            eos_token_ids=tuple(
+                token_id for token_id in generation.eos_token_ids if token_id < model.vocab_size
+            ),
             num_parameters=model.num_parameters,
             weight_bytes=model.weight_bytes,
             quantization=_quantization(config),
             architecture=(checkpoint.get("architectures") or [checkpoint["model_type"]])[0],
             route=route,
             config_json=json.dumps(checkpoint, sort_keys=True),
-            default_sampling=default_sampling(read_generation_config(config.model_path), report),
+            default_sampling=default_sampling(generation, report),
         )
         drawer = _create_drawer(kernels)
         runner = ModelRunner(model, cache, config.backend, info, config.device, drawer)
