@@ -4,6 +4,7 @@
     python scripts/perplexity.py --set dtype=float32 --reference bench-results/bf16.npz
 
 The first run saves losses and most likely tokens, the second is compared with them token by token.
+Each window begins with BOS if the model's tokenizer puts one before a text.
 `--rows 32 --chunk-tokens 1` goes through the text the way decoding does.
 """
 
@@ -54,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """The report of one run; see `main` for the arguments."""
     folder = resolve_model(arguments.model).path
-    token_ids = _read_tokens(folder, arguments.text)[: arguments.max_tokens or None]
+    bos_token_id, token_ids = _read_tokens(folder, arguments.text)
+    token_ids = token_ids[: arguments.max_tokens or None]
     reference = load_scores(arguments.reference) if arguments.reference else None
     runner = ModelRunner.load(_engine_config(arguments, folder))
     run = PerplexityRun(
@@ -62,8 +64,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         window_tokens=arguments.window_tokens,
         rows=arguments.rows,
         chunk_tokens=arguments.chunk_tokens,
+        bos_token_id=bos_token_id,
     )
-    progress = Progress(len(token_ids))
+    progress = Progress(sum(map(len, run.cut(token_ids))))
     scores = run.score(token_ids, progress.show)
     if arguments.save:
         save_scores(arguments.save, scores)
@@ -77,6 +80,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "window_tokens": arguments.window_tokens,
         "rows": arguments.rows,
         "chunk_tokens": arguments.chunk_tokens,
+        "bos_token_id": bos_token_id,
         "perplexity": scores.perplexity,
         "tokens_per_s": len(scores.token_ids) / progress.elapsed_s,
     }
@@ -128,10 +132,13 @@ def load_scores(path: Path) -> Scores:
         )
 
 
-def _read_tokens(folder: Path, text: Path) -> list[int]:
+def _read_tokens(folder: Path, text: Path) -> tuple[int | None, list[int]]:
+    """The BOS that the tokenizer puts before a text, if it does, and the text's tokens."""
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     raw = gzip.decompress(text.read_bytes()) if text.suffix == ".gz" else text.read_bytes()
-    return list(tokenizer(raw.decode(), add_special_tokens=False, verbose=False)["input_ids"])
+    tokens = tokenizer(raw.decode(), add_special_tokens=False, verbose=False)["input_ids"]
+    has_bos = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
+    return tokenizer.bos_token_id if has_bos else None, list(tokens)
 
 
 def _engine_config(arguments: argparse.Namespace, folder: Path) -> EngineConfig:

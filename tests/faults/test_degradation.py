@@ -68,7 +68,7 @@ async def edge(
         stack.enter_context, start_service("cache", tmp_path, redis_url=redis_url)
     )
     addresses = tuple(server.url for server in tokenizers)
-    settings = {"tokenizer_addresses": addresses, "cache_address": cache.url}
+    settings = {"tokenizer_addresses": addresses, "cache_address": cache.url, "hold_s": 0.5}
     try:
         async with edge_stack(config, **settings) as made:
             await made.until_ready()

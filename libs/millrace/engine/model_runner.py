@@ -6,8 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from millrace.core.errors import ConfigError, UnsupportedModel
 from millrace.core.model import ModelInfo
@@ -16,7 +15,7 @@ from .attention import create_attention
 from .attention.base import AttentionStep, Progress
 from .batch import Batch
 from .config import EngineConfig, resolve_config, weight_kind
-from .config_json import read_config, read_eos_token_ids
+from .config_json import read_config
 from .default_sampling import default_sampling
 from .generation_config import read_generation_config
 from .kernels.cpu.load import default_cache_dir, load_kernels
@@ -29,13 +28,16 @@ from .kv_cache import (
 )
 from .machine import available_memory_bytes, has_gpu_driver
 from .models.base import Logits, Model
+from .models.checkpoint_check import check_storage, refusals_naming
 from .models.llama_spec import LlamaSpec
 from .routes import is_native, route_of
+from .tensor_headers import TensorHeader
 
 if TYPE_CHECKING:
     import torch
 
     from .kernels.cpu.library import Kernels
+    from .models.generic import GenericModel
     from .sampler import Drawer
 
 Report = Callable[[str], None]
@@ -65,6 +67,9 @@ class ModelRunner:
     def load(config: EngineConfig, report: Report = lambda text: None) -> ModelRunner:
         """The model at `config.model_path`; see `create_engine` for the errors."""
         checkpoint = read_config(config.model_path)
+        route = _choose_route(config.route, checkpoint)
+        generation = read_generation_config(config.model_path, report)
+        headers = check_storage(config.model_path)
         kernels = load_kernels(config, report)
         config = resolve_config(
             config,
@@ -72,10 +77,9 @@ class ModelRunner:
             has_cuda=_has_cuda(config.device),
             has_kernels=kernels is not None,
         )
-        route = _choose_route(config.route, checkpoint)
         if config.backend != "cpu":
             kernels = None
-        loader = _Loader(config, route, kernels, report)
+        loader = _Loader(config, route, kernels, headers, report)
         model, max_positions = loader.load_model(checkpoint)
         max_model_len = _choose_max_model_len(config.max_model_len, max_positions)
         cache = loader.create_cache(model, max_model_len)
@@ -87,27 +91,33 @@ class ModelRunner:
             # A sequence longer than the whole cache could never be finished.
             max_model_len=min(max_model_len, cache.num_blocks * cache.block_size),
             vocab_size=model.vocab_size,
-            eos_token_ids=read_eos_token_ids(config.model_path, checkpoint),
+            eos_token_ids=tuple(
+                token_id for token_id in generation.eos_token_ids if token_id < model.vocab_size
+            ),
             num_parameters=model.num_parameters,
             weight_bytes=model.weight_bytes,
             quantization=_quantization(config),
             architecture=(checkpoint.get("architectures") or [checkpoint["model_type"]])[0],
             route=route,
             config_json=json.dumps(checkpoint, sort_keys=True),
-            default_sampling=default_sampling(read_generation_config(config.model_path), report),
+            default_sampling=default_sampling(generation, report),
         )
         drawer = _create_drawer(kernels)
         runner = ModelRunner(model, cache, config.backend, info, config.device, drawer)
         if route == "generic":
-            from .models.self_check import check_cached_equals_whole
+            from .models.self_check import check_served
 
-            check_cached_equals_whole(runner.forward, cache, info)
+            generic = cast("GenericModel", model)
+            check_served(generic, runner, generic.exactness.windows)
         return runner
+
+    def step(self, batch: Batch) -> AttentionStep:
+        """The attention backend, prepared for a batch."""
+        return AttentionStep(self._backend, self._backend.prepare(batch), self.progress)
 
     def forward(self, batch: Batch) -> Logits:
         """Logits of the rows that sample, in the model's dtype; valid until the next call."""
-        step = AttentionStep(self._backend, self._backend.prepare(batch), self.progress)
-        logits = self._model.forward(batch, step)
+        logits = self._model.forward(batch, self.step(batch))
         if self.device != "cpu":
             import torch
 
@@ -137,21 +147,12 @@ def _choose_route(asked: str, checkpoint: Mapping[str, Any]) -> str:
     return route if asked == "auto" else asked
 
 
-def _parse_config(folder: Path) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    # Each configuration class has its own ways of refusing values.
-    except Exception as error:
-        raise UnsupportedModel(f"{folder / 'config.json'} is not valid: {error}") from error
-
-
 def _max_positions(parsed: Any) -> int:
-    for name in ("max_position_embeddings", "n_positions", "n_ctx"):
-        value = getattr(parsed, name, None)
-        if isinstance(value, int) and value > 0:
-            return value
+    for config in (parsed, parsed.get_text_config(decoder=True)):
+        for name in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
+            value = getattr(config, name, None)
+            if isinstance(value, int) and value > 0:
+                return value
     return sys.maxsize
 
 
@@ -176,6 +177,7 @@ class _Loader:
     config: EngineConfig
     route: str
     kernels: Kernels | None
+    headers: Sequence[TensorHeader]
     report: Report
 
     @property
@@ -202,15 +204,29 @@ class _Loader:
         import torch
 
         from .models.generic import GenericModel
+        from .models.generic_tensors import check_generic_headers, parse_config
 
         self._share_threads()
         folder = self.config.model_path
-        parsed = _parse_config(folder)
+        parsed = parse_config(folder)
+        with refusals_naming(folder):
+            check_generic_headers(parsed, self.headers)
+        asked = self.config.max_model_len
+        wanted = _choose_max_model_len(asked, _max_positions(parsed))
         with torch.inference_mode():
-            model = GenericModel(folder, parsed, self.dtype, self.device)
+            model = GenericModel(folder, parsed, self.dtype, self.device, wanted)
+        exact = model.exactness
+        if exact.reason and asked:
+            why = f"beyond {exact.length} tokens {exact.reason}"
+            raise ConfigError(f"max_model_len is {asked}; {why}", field="max_model_len")
+        if exact.reason:
+            self.report(
+                f"{model.name} is served up to {exact.length} tokens, not {wanted}: "
+                f"beyond, {exact.reason}"
+            )
         if self.kernels is not None:
             model.pack_linears(self.kernels, weight_kind(self.config), self.report)
-        return model, _max_positions(parsed)
+        return model, exact.length
 
     def _load_native(self, spec: LlamaSpec) -> Model:
         folder = self.config.model_path

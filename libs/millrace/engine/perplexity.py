@@ -1,7 +1,8 @@
 """How well a model predicts a given text: the figure that quantization is judged by.
 
-The text is cut into windows that know nothing of each other. The tokens of a window are given, not
-sampled, and every one but the first is predicted from those before it.
+The text is cut into windows that know nothing of each other, each behind the BOS of models that are
+trained with one. The tokens of a window are given, not sampled, and every one but the first is
+predicted from those before it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Judged = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What one run made of a text: T tokens of which N = T - windows are predicted."""
+    """What one run made of a text: T tokens with each BOS; N = T - windows are predicted."""
 
     token_ids: npt.NDArray[np.int64]  # [T]
     window_tokens: int
@@ -71,12 +72,19 @@ def compare(scores: Scores, reference: Scores) -> Comparison:
 class PerplexityRun:
     """Drives a runner over a text; `rows` windows go together, `chunk_tokens` of each in a step.
 
-    One token and many rows is what decoding looks like, one row and many tokens is prefill. Takes
-    the runner's blocks 0 and up; raises `ConfigError` where they are too few.
+    One token and many rows is what decoding looks like, one row and many tokens is prefill.
+    `bos_token_id` begins each window. Takes the runner's blocks 0 and up; raises `ConfigError`
+    if they are too few.
     """
 
     def __init__(
-        self, runner: ModelRunner, *, window_tokens: int, rows: int, chunk_tokens: int
+        self,
+        runner: ModelRunner,
+        *,
+        window_tokens: int,
+        rows: int,
+        chunk_tokens: int,
+        bos_token_id: int | None = None,
     ) -> None:
         if not 2 <= window_tokens <= runner.info.max_model_len:
             raise ConfigError(
@@ -87,6 +95,7 @@ class PerplexityRun:
         self._window_tokens = window_tokens
         self._rows = rows
         self._chunk_tokens = chunk_tokens
+        self._prefix = [] if bos_token_id is None else [bos_token_id]
         self._blocks_per_row = -(-window_tokens // runner.cache.block_size)
         needed = rows * self._blocks_per_row
         if needed > runner.cache.num_blocks:
@@ -96,13 +105,18 @@ class PerplexityRun:
                 field="rows",
             )
 
-    def score(self, token_ids: Sequence[int], on_tokens: TokensDone | None = None) -> Scores:
-        """Scores all windows; a last one of a single token predicts nothing and is left out."""
+    def cut(self, token_ids: Sequence[int]) -> list[list[int]]:
+        """The windows of a text; a last one of a single token would predict nothing."""
+        length = self._window_tokens - len(self._prefix)
         windows = [
-            list(token_ids[start : start + self._window_tokens])
-            for start in range(0, len(token_ids), self._window_tokens)
+            [*self._prefix, *token_ids[start : start + length]]
+            for start in range(0, len(token_ids), length)
         ]
-        windows = [window for window in windows if len(window) > 1]
+        return [window for window in windows if len(window) > 1]
+
+    def score(self, token_ids: Sequence[int], on_tokens: TokensDone | None = None) -> Scores:
+        """Scores all windows."""
+        windows = self.cut(token_ids)
         if not windows:
             raise ConfigError("a text needs at least two tokens", field="token_ids")
         losses: list[torch.Tensor] = []

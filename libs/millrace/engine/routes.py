@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .quantized import declared_method
+
 NATIVE_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 NATIVE_ROPE_TYPES = frozenset({"default", "linear", "llama3"})
 PLAIN_LAYER_TYPES = frozenset({"full_attention", "sliding_attention"})
+# How the classes are called that end in a head over the vocabulary.
+_LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel", "ModelWithLMHead", "ForConditionalGeneration")
 
 _RECURRENT = "it keeps a recurrent state, which a paged KV cache does not hold"
 _SPARSE = "its sparse attention index is not kept in the KV cache"
@@ -65,15 +69,20 @@ def route_of(config: Mapping[str, Any]) -> tuple[str, str]:
 
 def is_native(config: Mapping[str, Any]) -> bool:
     """True where the native route computes this model exactly."""
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope = _rope(config)
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
     return (
         config.get("model_type") in NATIVE_TYPES
         and config.get("hidden_act", "silu") in ("silu", "swish")
-        and rope_type in NATIVE_ROPE_TYPES
+        and str(rope_type) in NATIVE_ROPE_TYPES
         and partial in (None, 1.0)
     )
+
+
+def _rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return given if isinstance(given, Mapping) else {"rope_type": given}
 
 
 def _refusal_by_config(config: Mapping[str, Any]) -> str:
@@ -86,17 +95,32 @@ def _refusal_by_config(config: Mapping[str, Any]) -> str:
         return f"{model_type}: {REFUSED_TYPES[model_type]}"
     if config.get("auto_map") and not _is_known_type(model_type):
         return f"{model_type}: it needs code from its repository, which is never run"
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown")
+    if method := declared_method(config):
         return f"{model_type}: weights quantized by {method!r} are not loaded"
-    return _refusal_by_layers(model_type, config.get("layer_types"))
+    refusal = _refusal_by_layers(config.get("layer_types"))
+    refusal = refusal or _refusal_by_architectures(config.get("architectures"))
+    return f"{model_type}: {refusal}" if refusal else ""
 
 
-def _refusal_by_layers(model_type: str, layer_types: Any) -> str:
-    foreign = sorted(set(layer_types or ()) - PLAIN_LAYER_TYPES)
-    if foreign:
-        return f"{model_type}: layers of type {', '.join(foreign)} are not supported"
-    return ""
+def _refusal_by_layers(layer_types: Any) -> str:
+    if not isinstance(layer_types, list | tuple | None):
+        return f"its layer_types are {layer_types!r}, not a list"
+    foreign = sorted({str(kind) for kind in layer_types or ()} - PLAIN_LAYER_TYPES)
+    return f"layers of type {', '.join(foreign)} are not supported" if foreign else ""
+
+
+def _refusal_by_architectures(names: Any) -> str:
+    """Why the classes that a checkpoint was saved from write no text; "" if one does."""
+    if not names:
+        return ""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return f"its architectures are {names!r}, not a list of names"
+    if any(name.endswith(_LANGUAGE_MODELS) for name in names):
+        return ""
+    return (
+        f"it was saved from {names[0]}, which has no head that writes text; embedding, reward "
+        "and classifying models are not served"
+    )
 
 
 def _is_known_type(model_type: str) -> bool:
@@ -131,4 +155,5 @@ def _refusal_by_class(config: Mapping[str, Any]) -> str:
         return f"{model_type}: {_SHARED}"
     if getattr(parsed, "use_bidirectional_attention", None):
         return f"{model_type}: its attention is not causal"
-    return _refusal_by_layers(model_type, getattr(parsed, "layer_types", None))
+    refusal = _refusal_by_layers(getattr(parsed, "layer_types", None))
+    return f"{model_type}: {refusal}" if refusal else ""

@@ -24,6 +24,7 @@ class Cause(StrEnum):
     WORKER_LEFT = "worker left"
     STEP_FAILED = "step failed"
     SCHEDULER_LOST = "scheduler lost"
+    PART_AWAY = "part away"
     PREEMPTION = "preemption"
     QUEUE = "queue"
     PREFILL = "prefill"

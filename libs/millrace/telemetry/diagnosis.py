@@ -12,6 +12,8 @@ Every moment of the root span goes to the first of these that covers it:
 6. cache        the gateway's cache calls
 7. intake       `send`, the publish
 
+Before the last three: what the gateway waited for a part of the stack that was away, `hold`.
+
 What none covers is split by two numbers that spans carry: first to the slow client (time that the
 gateway had text which the client did not take), then to the tokenizer (time in Decode calls), the
 rest to the gateway itself, or to the request whose run this one shares. Client and tokenizer can
@@ -67,7 +69,7 @@ def diagnose(spans: Sequence[SpanRecord], steps: Sequence[SpanRecord] = ()) -> D
         raise ValueError("there are no spans")
     setbacks = setbacks_of(root, spans)
     seconds = _split(root, spans, setbacks)
-    faults = _faults(setbacks, seconds)
+    faults = (*_holds(spans, seconds), *_faults(setbacks, seconds))
     cause = _cause(root, seconds, faults)
     sizes = [float(step.attributes.get(names.ATTR_BATCH_SIZE, 0)) for step in steps]
     mean_batch_size = fmean(sizes) if sizes else 0.0
@@ -93,6 +95,16 @@ def _longest(root: SpanRecord, seconds: dict[Cause, float]) -> Cause:
     longest = max(seconds, key=lambda cause: seconds[cause], default=Cause.NONE)
     is_large = seconds.get(longest, 0.0) >= MIN_SHARE * root.duration_s > 0
     return longest if is_large else Cause.NONE
+
+
+def _holds(spans: Sequence[SpanRecord], seconds: dict[Cause, float]) -> tuple[Fault, ...]:
+    """What the gateway waited for, as one."""
+    holds = named(spans, names.SPAN_HOLD)
+    if not holds:
+        return ()
+    reasons = dict.fromkeys(str(hold.attributes.get(names.ATTR_HOLD_REASON, "")) for hold in holds)
+    held_s = seconds.get(Cause.PART_AWAY, 0.0)
+    return (Fault(Cause.PART_AWAY, len(holds), held_s, reasons=tuple(reasons)),)
 
 
 def _faults(setbacks: Sequence[Setback], seconds: dict[Cause, float]) -> tuple[Fault, ...]:
@@ -156,6 +168,7 @@ def _claims(spans: Sequence[SpanRecord]) -> list[tuple[Cause, list[Interval]]]:
         (Cause.WORKER, of(names.SPAN_DECODE)),
         (Cause.PREFILL, unseen_prefill),
         (Cause.WORKER, unseen_decode),
+        (Cause.PART_AWAY, of(names.SPAN_HOLD)),
         (Cause.TOKENIZER, of(names.SPAN_ENCODE, service=names.SERVICE_GATEWAY)),
         (Cause.CACHE, of(names.SPAN_CACHE_LOOK_UP, names.SPAN_CACHE_STORE)),
         (Cause.INTAKE, of(names.SPAN_SEND)),

@@ -37,6 +37,7 @@ SPAN_CACHE_LOOK_UP = "millrace.internal.v1.CacheService/LookUp"
 SPAN_CACHE_STORE = "millrace.internal.v1.CacheService/Store"
 SPAN_SEND = "send mr.v1.req"
 SPAN_PROCESS = "process mr.v1.req"
+SPAN_HOLD = "hold"
 SPAN_QUEUE_WAIT = "queue_wait"
 SPAN_PREFILL = "prefill"
 SPAN_DECODE = "decode"
@@ -117,6 +118,8 @@ ATTR_CLIENT_BLOCKED_S = "millrace.client.blocked_s"
 # Root: the request whose run it shares, by an idempotency key.
 ATTR_SHARED_WITH = "millrace.shared_with"
 ATTR_RESPONSE_CACHE = "millrace.response_cache"  # hit | miss | refresh | bypass
+# `hold`: what the gateway waits for, as the client would be told.
+ATTR_HOLD_REASON = "millrace.hold.reason"
 # Of `preempted` and `resumed`: a `Loss`.
 ATTR_LOSS_REASON = "millrace.reason"
 # Of `preempted` and `scheduler_lost`: how long nothing had been heard when the loss was noticed.

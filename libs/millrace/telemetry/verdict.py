@@ -18,13 +18,17 @@ MIN_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """All setbacks of one cause: how often, of which workers, and the seconds that they took."""
+    """All setbacks of one cause: how often, of which workers, and the seconds that they took.
+
+    `reasons`: why a part of the stack was away.
+    """
 
     cause: Cause
     times: int
     seconds: float
     worker_ids: tuple[str, ...] = ()
     is_out_of_memory: bool = False
+    reasons: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,9 @@ def _tell_longest(evidence: Evidence) -> str:
 
 
 def _tell_fault(fault: Fault, evidence: Evidence) -> str:
+    if fault.cause is Cause.PART_AWAY:
+        why, took = ", ".join(filter(None, fault.reasons)), evidence.took(fault.seconds)
+        return f"{fault.cause}: it waited {took}" + (f" because {why}" if why else "")
     often = "once" if fault.times == 1 else f"{fault.times} times"
     workers = ", ".join(fault.worker_ids)
     it, on = workers or "its worker", f" on {workers}" if workers else ""

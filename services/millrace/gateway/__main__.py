@@ -259,6 +259,7 @@ def pipeline_limits(config: GatewayConfig) -> PipelineLimits:
         default_timeout_s=config.default_timeout_s,
         max_timeout_s=config.max_timeout_s,
         trace_content=config.trace_content,
+        hold_s=config.hold_s,
     )
 
 

@@ -53,6 +53,12 @@ class GatewayConfig:
     )
     default_timeout_s: float = setting(600.0, help="deadline of requests that set none", unit="s")
     max_timeout_s: float = setting(3600.0, help="longest deadline a request may set", unit="s")
+    hold_s: float = setting(
+        5.0,
+        help="how long a new request waits for a part of the stack that is away before it is "
+        "refused; 0: not at all",
+        unit="s",
+    )
     allowed_hosts: tuple[str, ...] = setting(
         (),
         help="host names that this gateway is asked by, beside loopback names and addresses; "
@@ -103,6 +109,8 @@ class GatewayConfig:
         ):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; at least 1", field=name)
+        if self.hold_s < 0:
+            raise ConfigError(f"hold_s is {self.hold_s:g}; it must be at least 0", field="hold_s")
         for name in ("body_timeout_s", "min_body_rate"):
             if getattr(self, name) <= 0:
                 raise ConfigError(

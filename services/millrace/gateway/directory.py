@@ -91,12 +91,13 @@ class ModelDirectory:
     def find(self, name: str) -> ModelInfo:
         """The model that answers to `name`; empty takes the default.
 
-        Raises `UnknownModel` naming what there is, `Unavailable` while nothing has registered.
+        Raises `UnknownModel` naming what there is, `Unavailable` while nothing has registered, or
+        the default model has not.
         """
         wanted = name or self.default_name
         if entry := self._match(wanted):
             return entry.info
-        if not name:
+        if not self._entries or wanted in ("", self._default_model):
             raise Unavailable("no model has registered yet", retry_after_s=RETRY_AFTER_S)
         raise UnknownModel(
             f"there is no model {name[:256]!r} here; {self._served()}", field="model"
@@ -142,8 +143,6 @@ class ModelDirectory:
 
     def _served(self) -> str:
         names = sorted(self._entries)
-        if not names:
-            return "no model has registered yet"
         more = len(names) - MAX_NAMES_IN_ERROR
         shown = ", ".join(name[:MAX_NAME_CHARS] for name in names[:MAX_NAMES_IN_ERROR])
         return f"this server has {shown}" + (f" and {more} more" if more > 0 else "")

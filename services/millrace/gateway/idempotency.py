@@ -24,6 +24,7 @@ from millrace.core.sampling import unsigned_seed
 from .answers import Answer
 from .events import Delta, Finished
 from .generation import GenerationRequest
+from .hold import Hold
 from .ports import IdempotencyRecords
 from .response_cache import answer_of
 from .shared_answer import SharedAnswer
@@ -83,6 +84,7 @@ class KeyedRequests:
         request: GenerationRequest,
         request_id: str,
         timeout_s: float,
+        hold: Hold,
         run: Callable[[], Awaitable[Answer]],
     ) -> SharedAnswer | Replay:
         """The answer in the making, of this call or an earlier one, or a finished one.
@@ -107,8 +109,9 @@ class KeyedRequests:
         this = self._runs[key] = _Run(body_hash)
         claim = IdempotencyRecord(body_hash, request_id, self._gateway_id)
         try:
-            holder = await self._claim(records, key, claim, timeout_s)
-            if holder is not None:
+            holder = await hold.until_there(lambda: self._claim(records, key, claim, timeout_s))
+            # It is this call's own if the answer to an earlier try was lost.
+            if holder is not None and holder.request_id != request_id:
                 self._release(key, this)
                 return _replay(request, holder, body_hash)
             answer = await run()

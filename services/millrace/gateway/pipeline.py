@@ -47,6 +47,7 @@ from .drain_rate import DrainRate, Load
 from .events import Started
 from .frames import FrameRouter
 from .generation import CacheMode, GenerationRequest
+from .hold import Hold
 from .idempotency import KeyedRequests
 from .limits import check_encoded, check_token_ids, resolve_max_tokens, stop_ids
 from .link_events import watch_link
@@ -73,6 +74,7 @@ class PipelineLimits:
     default_timeout_s: float = 600.0
     max_timeout_s: float = 3600.0
     trace_content: bool = False
+    hold_s: float = 5.0
 
 
 class Pipeline:
@@ -239,24 +241,30 @@ class Pipeline:
             raise _shutting_down()
         if call.whole is not None and call.whole.is_aborted:
             raise _aborted()
-        info = self._directory.find(request.model)
+        timeout_s = self._timeout_s(request)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._open_in_time(request, call, record, timeout_s)
+        except TimeoutError as exc:
+            raise _deadline_error(timeout_s) from exc
+
+    async def _open_in_time(
+        self, request: GenerationRequest, call: Call, record: RequestRecord, timeout_s: float
+    ) -> Answer:
+        hold = Hold(self._limits.hold_s, lambda: self._is_draining)
+        info = await hold.until_there(lambda: self._find(request.model))
         # Before any key is made of it: a request that says the model's defaults is the same one.
         request = request.with_sampling(request.sampling.resolved(info.default_sampling))
         record.on_model(info, request)
         check_token_ids(request, info)
-        timeout_s = self._timeout_s(request)
         if self.num_in_flight > self._limits.max_in_flight:
             raise Overloaded(
                 f"this gateway holds {self._limits.max_in_flight} requests, which is its limit",
                 retry_after_s=self._forecast.retry_after_s(info),
             )
-        try:
-            async with asyncio.timeout(timeout_s):
-                if request.idempotency_key is None:
-                    return await self._accept(request, info, call, record, timeout_s)
-                return await self._open_keyed(request, info, call, record, timeout_s)
-        except TimeoutError as exc:
-            raise _deadline_error(timeout_s) from exc
+        if request.idempotency_key is None:
+            return await self._accept(request, info, call, record, timeout_s, hold)
+        return await self._open_keyed(request, info, call, record, timeout_s, hold)
 
     async def _open_keyed(
         self,
@@ -265,13 +273,15 @@ class Pipeline:
         call: Call,
         record: RequestRecord,
         timeout_s: float,
+        hold: Hold,
     ) -> Answer:
         """Runs a request under its idempotency key, or joins or replays the one that has it."""
         found = await self._keyed.open(
             request,
             call.request_id,
             timeout_s,
-            lambda: self._accept(request, info, call, record, timeout_s),
+            hold,
+            lambda: self._accept(request, info, call, record, timeout_s, hold),
         )
         if isinstance(found, SharedAnswer):
             if found.started.request_id == call.request_id:
@@ -302,6 +312,7 @@ class Pipeline:
         call: Call,
         record: RequestRecord,
         timeout_s: float,
+        hold: Hold,
     ) -> Answer:
         seed = request.sampling.seed
         if seed is None:
@@ -312,10 +323,10 @@ class Pipeline:
             if stored is not None:
                 started = _started(call, info, request, stored.num_prompt_tokens, seed, True)
                 return StoredAnswer(started, stored, call, record)
-        self._directory.require_served(info)
+        await hold.until_there(lambda: self._require_served(info))
         self._forecast.require_time(info, request.priority, _left_s(call, timeout_s))
-        prompt_token_ids = await self._encode(request, info)
-        special = await self._special(request, info)
+        prompt_token_ids = await hold.until_there(lambda: self._encode(request, info))
+        special = await hold.until_there(lambda: self._special(request, info))
         stop_strings = StopStrings(request.sampling.stop, special)
         queued = self._queued(request, info, call, prompt_token_ids, stop_strings, seed, timeout_s)
         live = self._live(request, queued, stop_strings, special)
@@ -323,7 +334,7 @@ class Pipeline:
         watch_link(live, call.span)
         await self._router.register(live)
         try:
-            await self._publish(queued)
+            await self._publish(queued, hold)
         except BaseException as error:
             # Space on a disk is not what the queue's drain brings.
             if isinstance(error, Overloaded) and not isinstance(error, OutOfStorage):
@@ -341,6 +352,12 @@ class Pipeline:
             self._router.settle,
             None if key is None else self._storer(key, call),
         )
+
+    async def _find(self, name: str) -> ModelInfo:
+        return self._directory.find(name)
+
+    async def _require_served(self, info: ModelInfo) -> None:
+        self._directory.require_served(info)
 
     def _timeout_s(self, request: GenerationRequest) -> float:
         if request.timeout_ms is None:
@@ -451,7 +468,7 @@ class Pipeline:
             max_buffered_events=self._limits.max_buffered_events,
         )
 
-    async def _publish(self, queued: QueuedRequest) -> None:
+    async def _publish(self, queued: QueuedRequest, hold: Hold) -> None:
         with _tracer.start_as_current_span(
             names.SPAN_SEND,
             kind=SpanKind.PRODUCER,
@@ -466,7 +483,8 @@ class Pipeline:
         ):
             headers: dict[str, str] = {}
             inject(headers)
-            await self._bus.publish_request(queued, headers)
+            # The queue knows the message by its id: what was published twice is there once.
+            await hold.until_there(lambda: self._bus.publish_request(queued, headers))
 
     def _arm_deadline(self, live: LiveRequest, call: Call, timeout_s: float) -> None:
         def expire() -> None:

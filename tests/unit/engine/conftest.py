@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,6 +42,15 @@ LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
 }
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0] * 8,
+    "long_factor": [1.5 + 2 * index for index in range(8)],
+    "factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+LONGROPE_LENGTHS = {"original_max_position_embeddings": 32, "max_position_embeddings": 128}
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 HALF_WINDOWED = ["full_attention", "sliding_attention", "sliding_attention"]
 NEEDS_KERNELS = pytest.mark.skipif(
@@ -76,6 +87,23 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere": ("cohere", {"logit_scale": 0.25}),
     "granite": ("granite", {"logits_scaling": 4.0}),
     "gpt2": ("gpt2", {"n_positions": 256, "n_embd": 64, "n_layer": 3, "n_head": 4}),
+    "phi3-windowed": ("phi3", {"sliding_window": 20}),
+    "phi3-longrope": ("phi3", {**LONGROPE_LENGTHS, "rope_parameters": LONGROPE}),
+    "phimoe": ("phimoe", {"num_local_experts": 4, "sliding_window": None}),
+    "phimoe-windowed": ("phimoe", {"num_local_experts": 4, "sliding_window": 24}),
+    "phimoe-longrope": (
+        "phimoe",
+        {
+            **LONGROPE_LENGTHS,
+            "num_local_experts": 4,
+            "sliding_window": None,
+            "rope_parameters": {**LONGROPE, "short_mscale": 1.1, "long_mscale": 1.3},
+        },
+    ),
+    "hunyuan_v1_moe": (
+        "hunyuan_v1_moe",
+        {"head_dim": 16, "num_experts": 4, "moe_topk": 2, "use_cla": False},
+    ),
 }
 
 
@@ -114,11 +142,11 @@ def kernel_folder() -> Path:
 def engine_cache(tmp_path_factory, kernel_folder) -> Iterator[Path]:
     """What engines keep on disk: packed weights in a folder of this run, kernels as above."""
     folder = tmp_path_factory.mktemp("engine-cache")
-    (folder / "millrace").mkdir()
-    (folder / "millrace" / "kernels").symlink_to(kernel_folder)
+    (folder / "cache").mkdir()
+    (folder / "cache" / "kernels").symlink_to(kernel_folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(folder))
-        yield folder / "millrace"
+        patch.setenv("MILLRACE_HOME", str(folder))
+        yield folder / "cache"
 
 
 @pytest.fixture(scope="session")
@@ -226,6 +254,14 @@ class Driver:
             chunks=[(row, left)],
             hold_rows=list(range(self.engine.max_num_seqs)),
         )
+
+
+@pytest.fixture
+def chance() -> random.Random:
+    """Draws otherwise in each run, and tells how to draw so again."""
+    seed = int(os.environ.get("MILLRACE_TEST_SEED") or random.SystemRandom().getrandbits(32))
+    print(f"MILLRACE_TEST_SEED={seed}")
+    return random.Random(seed)
 
 
 @pytest.fixture

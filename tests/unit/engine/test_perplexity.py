@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from millrace.engine.config import EngineConfig
 from millrace.engine.model_runner import ModelRunner
 from millrace.engine.perplexity import PerplexityRun, Scores, compare
 from millrace.engine.torch_kv_cache import KVCache
-from millrace.testing.tokenizers import VOCAB_SIZE, write_byte_level
+from millrace.testing.tokenizers import VOCAB_SIZE, write_byte_level, write_sentencepiece
 from tests.unit.engine.conftest import SIZES
 
 WINDOW = 16
@@ -52,6 +53,25 @@ def test_a_last_window_of_one_token_is_left_out(tiny, prompt):
 
     assert len(scores.token_ids) == 2 * WINDOW
     assert len(scores.losses) == len(scores.best_ids) == 2 * (WINDOW - 1)
+
+
+def test_every_window_begins_with_the_bos_that_is_asked_for(tiny, prompt):
+    token_ids, bos = prompt(2 * (WINDOW - 1) + 4), 5
+    windows = [[bos, *token_ids[start : start + WINDOW - 1]] for start in (0, WINDOW - 1, 30)]
+    losses = []
+    for window in map(torch.tensor, windows):
+        with torch.no_grad():
+            logits = tiny("llama").model(window[None]).logits[0, :-1].float()
+        losses.append(torch.nn.functional.cross_entropy(logits, window[1:], reduction="none"))
+
+    scores = score(tiny("llama").path, token_ids, 2, 7, bos_token_id=bos)
+
+    np.testing.assert_allclose(scores.losses, torch.cat(losses).numpy(), rtol=1e-4, atol=1e-4)
+    assert scores.token_ids.tolist() == sum(windows, [])
+    assert len(scores.losses) == len(token_ids)
+    without = score(tiny("llama").path, token_ids, 2, 7)
+    with pytest.raises(ConfigError, match="other tokens or windows"):
+        compare(scores, without)
 
 
 def test_progress_counts_every_predicting_token_once(tiny, prompt):
@@ -147,6 +167,22 @@ def test_script_compares_with_a_saved_run(tmp_path, capsys):
     assert narrow["dtype"] == "bfloat16" and narrow["standard_error_percent"] > 1e-3
 
 
+@pytest.mark.parametrize(("write", "bos"), [(write_sentencepiece, 1), (write_byte_level, None)])
+def test_script_puts_bos_before_each_window_if_the_tokenizer_does(tmp_path, capsys, write, bos):
+    model = write_checkpoint(tmp_path / "model", write)
+    text = tmp_path / "text.txt"
+    text.write_text("Streams of tokens become text; the fox jumps over the lazy dog. " * 8)
+    common = ["--model", str(model), "--text", str(text), "--window-tokens", "32", "--json"]
+    saved = tmp_path / "run.npz"
+
+    assert main([*common, "--set", "num_threads=1", "--save", str(saved)]) == 0
+
+    assert json.loads(capsys.readouterr().out)["bos_token_id"] == bos
+    first_of_each = load_scores(saved).token_ids[::32].tolist()
+    assert len(first_of_each) > 2
+    assert (set(first_of_each) == {bos}) == (bos is not None)
+
+
 def test_script_says_in_a_line_what_is_wrong(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["--set", "max_num_seqs=4"])
@@ -172,9 +208,13 @@ def load(path: Path, rows: int) -> ModelRunner:
     )
 
 
-def score(path, token_ids, rows, chunk_tokens, on_tokens=None) -> Scores:
+def score(path, token_ids, rows, chunk_tokens, on_tokens=None, bos_token_id=None) -> Scores:
     run = PerplexityRun(
-        load(path, rows), window_tokens=WINDOW, rows=rows, chunk_tokens=chunk_tokens
+        load(path, rows),
+        window_tokens=WINDOW,
+        rows=rows,
+        chunk_tokens=chunk_tokens,
+        bos_token_id=bos_token_id,
     )
     return run.score(token_ids, on_tokens)
 
@@ -183,9 +223,9 @@ def scores_of(losses, best_ids, *, token_ids=(5, 6, 7), window_tokens=16) -> Sco
     return Scores(np.array(token_ids), window_tokens, np.array(losses), np.array(best_ids))
 
 
-def write_checkpoint(folder: Path) -> Path:
+def write_checkpoint(folder: Path, write: Callable[[Path], Path] = write_byte_level) -> Path:
     torch.manual_seed(20)
     sizes = {**SIZES, "vocab_size": VOCAB_SIZE}
     config = transformers.AutoConfig.for_model("llama", **sizes)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return write_byte_level(folder)
+    return write(folder)

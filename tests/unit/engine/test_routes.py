@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from millrace.engine.routes import _refusal_by_architectures as refusal_by_classes
 from millrace.engine.routes import route_of
 
 
@@ -52,6 +54,14 @@ def test_plain_decoders_are_generic(config):
         ({"model_type": "my_type", "auto_map": {"AutoModel": "x.Y"}}, "never run"),
         ({"model_type": "llama", "layer_types": ["full_attention", "conv"]}, "type conv"),
         ({"model_type": "llama", "quantization_config": {"quant_method": "awq"}}, "'awq'"),
+        ({"model_type": "llama", "quantization_config": {"bits": 4}}, "'unknown'"),
+        ({"model_type": "phi3", "compression_config": {"format": "x"}}, "'compressed-tensors'"),
+        ({"model_type": "qwen3", "quantization": {"bits": 4, "group_size": 64}}, "'mlx'"),
+        ({"model_type": "llama", "architectures": ["LlamaModel"]}, "no head that writes text"),
+        ({"model_type": "gpt2", "architectures": ["GPT2Model"]}, "saved from GPT2Model"),
+        ({"model_type": "llama", "architectures": "LlamaForCausalLM"}, "not a list of names"),
+        ({"model_type": "llama", "architectures": [None]}, "not a list of names"),
+        ({"model_type": "llama", "layer_types": 3}, "layer_types are 3, not a list"),
         ({}, "names no model_type"),
     ],
 )
@@ -60,6 +70,38 @@ def test_refusal_says_why(config, reason):
 
     assert route == "refused"
     assert reason in refusal
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "gemma2", "mixtral"])
+@pytest.mark.parametrize(
+    "head",
+    [
+        *("ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"),
+        *("ForRewardModel", "ForProcessRewardModel", "ForEmbedding", "Model", "ForMaskedLM"),
+    ],
+)
+def test_checkpoint_without_a_head_that_writes_text_is_refused(model_type, head):
+    name = f"{model_type.title()}{head}"
+
+    route, refusal = route_of({"model_type": model_type, "architectures": [name]})
+
+    assert route == "refused"
+    assert refusal.startswith(f"{model_type}: it was saved from {name}, which has no head")
+
+
+def test_every_causal_class_of_transformers_writes_text():
+    # Not by `route_of`, which imports each of them.
+    silent = {
+        name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values() if refusal_by_classes([name])
+    }
+
+    # Of an encoder that is refused anyway.
+    assert silent == {"BertGenerationDecoder"}
+
+
+@pytest.mark.parametrize("names", [None, [], ["Gemma3ForConditionalGeneration"]])
+def test_silence_and_multimodal_names_are_taken(names):
+    assert route_of({"model_type": "gemma3_text", "architectures": names}) == ("generic", "")
 
 
 def test_native_route_is_decided_without_torch():

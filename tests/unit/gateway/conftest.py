@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import codecs
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -42,6 +42,7 @@ from millrace.gateway.http.edge import HttpEdge
 from millrace.gateway.members import watch_members
 from millrace.gateway.pipeline import Pipeline, PipelineLimits
 from millrace.telemetry.metrics import GatewayMetrics
+from millrace.testing.span_recorder import SpanRecorder
 
 EOS, MARK = 256, 257
 SPECIAL_IDS = {"<eos>": EOS, "<mark>": MARK, "<beyond>": 512}
@@ -450,8 +451,8 @@ def _logprobs(request: QueuedRequest, token_id: int) -> list[TokenLogprobs]:
 
 @pytest.fixture
 def limits() -> PipelineLimits:
-    """Overridden where a test needs others."""
-    return PipelineLimits()
+    """What is away is refused at once. Overridden where a test needs others."""
+    return PipelineLimits(hold_s=0)
 
 
 @pytest.fixture
@@ -461,3 +462,12 @@ async def gateway(limits: PipelineLimits) -> AsyncIterator[Harness]:
     await harness.start()
     yield harness
     await harness.stop()
+
+
+@pytest.fixture
+def recorder() -> Iterator[SpanRecorder]:
+    """The spans that the gateway makes."""
+    made = SpanRecorder()
+    made.install("gateway")
+    yield made
+    made.clear()

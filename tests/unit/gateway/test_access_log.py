@@ -57,14 +57,6 @@ def lines() -> Iterator[list[dict[str, Any]]]:
 
 
 @pytest.fixture
-def recorder() -> Iterator[SpanRecorder]:
-    made = SpanRecorder()
-    made.install("gateway")
-    yield made
-    made.clear()
-
-
-@pytest.fixture
 async def channel(gateway: Harness) -> AsyncIterator[grpc.aio.Channel]:
     log = AccessLog(gateway.metrics)
     server = RpcServer("gateway", "127.0.0.1", 0, watch=RpcAccess(log, SERVICE))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,14 +18,6 @@ if TYPE_CHECKING:
 
 CHAT = "/v1/chat/completions"
 BODY = {"messages": [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hush"}]}
-
-
-@pytest.fixture
-def recorder() -> Iterator[SpanRecorder]:
-    made = SpanRecorder()
-    made.install("gateway")
-    yield made
-    made.clear()
 
 
 async def _attributes(gateway: Harness, recorder: SpanRecorder, **fields: Any) -> Any:

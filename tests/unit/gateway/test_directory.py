@@ -95,5 +95,16 @@ def test_status_of_a_model_without_facts_makes_no_entry() -> None:
     bare = ModelInfo(name="m", revision="", dtype="", max_model_len=0, vocab_size=0)
     directory.on_status(status(bare, 0))
 
+    assert not directory.list()
+
+
+def test_a_name_is_unknown_only_once_there_is_something_to_compare_it_with() -> None:
+    directory = ModelDirectory("default")
+
+    with pytest.raises(Unavailable):
+        directory.find("other")
+    directory.on_worker("w", worker())
     with pytest.raises(UnknownModel):
-        directory.find("m")
+        directory.find("other")
+    with pytest.raises(Unavailable):
+        directory.find("default")

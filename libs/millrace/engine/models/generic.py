@@ -9,74 +9,67 @@ model's own keyword arguments.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from transformers import AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import logging as transformers_logging
 
 from millrace.core.errors import UnsupportedModel
 from millrace.engine.attention.base import AttentionStep
 from millrace.engine.batch import Batch
-from millrace.engine.kv_cache import LayerShape
-from millrace.engine.loader import weight_files
 from millrace.engine.tensors import to_device
 
 from .base import Logits
+from .exact_length import find_exactness
+from .generic_tensors import load_generic, stored_tensors
+from .watch import STEP_ARGUMENT
 
 if TYPE_CHECKING:
     from millrace.engine.kernels.cpu.library import Kernels
 
+_READS_WEIGHT = re.compile(r"\bself(?:\.\w+)*\.(\w+)\.weight\b")
 # No part of the name may be one that transformers treats specially (flash, sdpa, flex, paged).
 ATTENTION_NAME = "millrace"
-STEP_ARGUMENT = "millrace_step"
 
 
 class GenericModel:
-    """A transformers model behind our `Model`; computes logits only for rows that sample."""
+    """A transformers model behind our `Model`; computes logits only for rows that sample.
 
-    def __init__(self, folder: Path, config: Any, dtype: torch.dtype, device: torch.device) -> None:
-        ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, paged_attention)
-        weight_files(folder)
-        with _without_progress_bar():
-            model, loading = cast(Any, AutoModelForCausalLM).from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                attn_implementation=ATTENTION_NAME,
-                local_files_only=True,
-                trust_remote_code=False,
-                use_safetensors=True,
-                output_loading_info=True,
+    `exactness.length` is the number of tokens up to which it may be served, at most `length`.
+    """
+
+    def __init__(
+        self, folder: Path, config: Any, dtype: torch.dtype, device: torch.device, length: int
+    ) -> None:
+        with stored_tensors(folder) as tensors:
+            model, _ = load_generic(
+                config, tensors, dtype=dtype, attn_implementation=ATTENTION_NAME
             )
-        # transformers fills what a file lacks with random numbers.
-        lacking = sorted(map(str, {*loading["missing_keys"], *loading["mismatched_keys"]}))
-        if lacking:
-            raise UnsupportedModel(f"{folder} lacks {len(lacking)} tensors, {lacking[0]!r} first")
         self._model = model.eval().to(device)
         self._device = device
+        self.name = type(model).__name__
         if "logits_to_keep" not in inspect.signature(self._model.forward).parameters:
-            raise UnsupportedModel(
-                f"{type(self._model).__name__} cannot compute logits for chosen tokens only"
-            )
+            raise UnsupportedModel(f"{self.name} cannot compute logits for chosen tokens only")
         self.vocab_size = int(self._model.get_output_embeddings().weight.shape[0])
         parameters = list(self._model.parameters())
         self.num_parameters = sum(parameter.numel() for parameter in parameters)
         self.weight_bytes = sum(parameter.nbytes for parameter in parameters)
-        self.layers = self._probe()
+        self.exactness = find_exactness(self, length, config.to_dict())
+        self.layers = self.exactness.layers
 
     def pack_linears(self, kernels: Kernels, kind: str, report: Callable[[str], None]) -> None:
         """Puts the kernels' packed products in the place of the model's linear layers."""
         from millrace.engine.kernels.cpu.packed_linear import pack_linears
 
         report(f"packing the weights as {kind} for {kernels.path}")
-        saved = pack_linears(self._model, kernels, kind, self._model.get_output_embeddings())
-        self.weight_bytes -= saved
+        head = self._model.get_output_embeddings()
+        but = _layers_read_by_code(self._model)
+        self.weight_bytes -= pack_linears(self._model, kernels, kind, head, but)
 
     @torch.inference_mode()
     def forward(self, batch: Batch, step: AttentionStep) -> Logits:
@@ -84,6 +77,34 @@ class GenericModel:
         arrays = (batch.input_ids, batch.positions, batch.sample_indices)
         input_ids, positions, keep = (to_device(array, self._device) for array in arrays)
         return Logits(self._call(input_ids, positions, keep, step))
+
+    @torch.inference_mode()
+    def run(
+        self, attention: str, token_ids: Sequence[int], positions: Sequence[int], step: Any
+    ) -> torch.Tensor:
+        """All logits [T, vocab_size] of one pass with the attention registered by that name."""
+        arrays = (token_ids, positions, range(len(token_ids)))
+        input_ids, places, keep = (torch.tensor(array, device=self._device) for array in arrays)
+        self._model.set_attn_implementation(attention)
+        try:
+            with refused_if_it_fails(self.name):
+                return self._call(input_ids, places, keep, step)
+        finally:
+            self._model.set_attn_implementation(ATTENTION_NAME)
+
+    @contextmanager
+    def tainted(self, tokens: Sequence[int]) -> Iterator[None]:
+        """While it lasts, the embeddings of these tokens of each pass are NaN."""
+
+        def spoil(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+            where = torch.tensor(tokens, device=output.device)
+            return output.index_fill(1, where, torch.nan)
+
+        hook = self._model.get_input_embeddings().register_forward_hook(spoil)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def _call(
         self, input_ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor, step: Any
@@ -98,49 +119,27 @@ class GenericModel:
         )
         return cast(torch.Tensor, output.logits[0])
 
-    def _probe(self) -> tuple[LayerShape, ...]:
-        """Runs one token to see which attention layers there are; refuses what does not fit."""
-        probe = _Probe()
-        zero = torch.zeros(1, dtype=torch.int64, device=self._device)
-        self._call(zero, zero, zero, probe)
-        name = type(self._model).__name__
-        if sorted(probe.shapes) != list(range(len(probe.shapes))) or not probe.shapes:
-            raise UnsupportedModel(f"{name}: its attention layers are {sorted(probe.shapes)}")
-        if len(probe.shapes) != probe.num_calls:
-            raise UnsupportedModel(
-                f"{name}: {probe.num_calls} attention calls in {len(probe.shapes)} layers"
-            )
-        if not probe.is_causal:
-            raise UnsupportedModel(f"{name}: its attention is not causal")
-        return tuple(probe.shapes[index] for index in sorted(probe.shapes))
+
+def _layers_read_by_code(model: torch.nn.Module) -> set[str]:
+    """Names of layers whose weights the model's code reads itself, as some routers' do."""
+    files = {type(module).__module__ for module in model.modules()}
+    sources = [
+        inspect.getsource(sys.modules[name]) for name in files if name.startswith("transformers.")
+    ]
+    return {name for source in sources for name in _READS_WEIGHT.findall(source)}
 
 
 @contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    switch: Any = transformers_logging
-    was_on = switch.is_progress_bar_enabled()
-    switch.disable_progress_bar()
+def refused_if_it_fails(name: str) -> Iterator[None]:
+    """Turns what the code of a model raises at load into `UnsupportedModel`."""
     try:
         yield
-    finally:
-        if was_on:
-            switch.enable_progress_bar()
-
-
-@dataclass(slots=True)
-class _Probe:
-    """Stands in for a step and records the layers that call it."""
-
-    shapes: dict[int, LayerShape] = field(default_factory=dict)
-    num_calls: int = 0
-    is_causal: bool = True
-
-    def attend(
-        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: object
-    ) -> torch.Tensor:
-        self.num_calls += 1
-        self.shapes[layer] = LayerShape(k.shape[1], k.shape[2], v.shape[2])
-        return q.new_zeros((q.shape[0], q.shape[1], v.shape[2]))
+    except (UnsupportedModel, MemoryError, torch.OutOfMemoryError):
+        raise
+    # The code is foreign: whatever it raises, it would raise for a request too.
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise UnsupportedModel(f"{name}: its code fails on a few tokens: {what}") from error
 
 
 def paged_attention(
@@ -157,14 +156,9 @@ def paged_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls in each layer: query [1, H, T, D], key and value [1, Hkv, T, D]."""
-    step = kwargs.get(STEP_ARGUMENT)
-    if step is None:
-        raise UnsupportedModel(f"{type(module).__name__} does not pass on keyword arguments")
     if attention_mask is not None:
         raise UnsupportedModel(f"{type(module).__name__} makes an attention mask of its own")
-    if isinstance(step, _Probe):
-        step.is_causal = step.is_causal and getattr(module, "is_causal", True) is not False
-    out = step.attend(
+    out = kwargs[STEP_ARGUMENT].attend(
         module.layer_idx,
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
@@ -175,3 +169,6 @@ def paged_attention(
         s_aux,
     )
     return out[None], None
+
+
+ALL_ATTENTION_FUNCTIONS.register(ATTENTION_NAME, paged_attention)

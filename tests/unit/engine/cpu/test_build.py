@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from millrace.config.home import millrace_home
 from millrace.core.errors import ConfigError
 from millrace.engine.config import EngineConfig
 from millrace.engine.engine import create_engine
@@ -17,6 +18,7 @@ from millrace.engine.kernels.cpu import build, load
 from millrace.engine.kernels.cpu.build import SOURCES, build_library, find_compiler
 from millrace.engine.kernels.cpu.instruction_paths import PATHS, choose_path, cpu_flags
 from millrace.engine.kernels.cpu.library import Kernels
+from millrace.engine.kernels.cpu.load import default_cache_dir
 from tests.unit.engine.conftest import NEEDS_KERNELS
 from tests.unit.engine.cpu.kernel_runner import CROSS_COMPILER
 
@@ -237,3 +239,29 @@ def test_auto_takes_the_kernels_where_they_run(tiny):
     engine = create_engine(config_for(tiny))
 
     assert type(engine._runner._backend).__name__ == "CpuAttention"
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"MILLRACE_HOME": "/srv/millrace"},
+        {"MILLRACE_HOME": "~/state", "HOME": "/home/me"},
+        {"MILLRACE_HOME": "state", "XDG_DATA_HOME": "/data"},
+        {"XDG_DATA_HOME": "/data", "XDG_CACHE_HOME": "/cache", "HOME": "/home/me"},
+        {"XDG_CACHE_HOME": "/cache", "HOME": "/home/me"},
+    ],
+)
+def test_engine_alone_keeps_what_it_makes_where_a_stack_does(monkeypatch, environ):
+    for name in ("MILLRACE_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+
+    assert default_cache_dir() == millrace_home().cache
+
+
+def test_folder_for_a_user_without_any_is_asked_for(monkeypatch):
+    monkeypatch.setenv("MILLRACE_HOME", "~no-such-user/state")
+
+    with pytest.raises(ConfigError, match="set MILLRACE_HOME"):
+        default_cache_dir()

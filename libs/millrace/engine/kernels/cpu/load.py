@@ -20,8 +20,17 @@ if TYPE_CHECKING:
 
 
 def default_cache_dir() -> Path:
-    """Where libraries and packed weights go for an engine that was told no other folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "millrace"
+    """Where libraries and packed weights go for an engine that was told no other folder.
+
+    The `cache` of MILLRACE_HOME, found as a stack finds it (config/home.py), so that both share it.
+    Raises `ConfigError` if nothing says where this user's files are.
+    """
+    data_home = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    home = os.environ.get("MILLRACE_HOME") or f"{data_home}/millrace"
+    try:
+        return Path(home).expanduser().absolute() / "cache"
+    except RuntimeError as error:
+        raise ConfigError(f"{error}; set MILLRACE_HOME", field="cache_dir") from error
 
 
 def buildable_path(asked: str) -> InstructionPath | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -43,8 +44,14 @@ class PackedLinear(nn.Module):
         return wanted.reshape(*x.shape[:-1], self.out_features)
 
 
-def pack_linears(model: nn.Module, kernels: Kernels, kind: str, head: nn.Module) -> int:
-    """Replaces every `nn.Linear` of `model`; returns the bytes that this saves.
+def pack_linears(
+    model: nn.Module,
+    kernels: Kernels,
+    kind: str,
+    head: nn.Module,
+    but: Collection[str] = (),
+) -> int:
+    """Replaces every `nn.Linear` of `model` not called by a name in `but`; returns the bytes saved.
 
     The small ones too, since a row's result from torch depends on the number of rows. A matrix that
     the model also uses elsewhere (tied embeddings) stays there as it is.
@@ -52,7 +59,7 @@ def pack_linears(model: nn.Module, kernels: Kernels, kind: str, head: nn.Module)
     saved = 0
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
-            if type(child) is nn.Linear:
+            if type(child) is nn.Linear and name not in but:
                 stored_as = head_kind(kind) if child is head else kind
                 packed: Any = PackedLinear(child, kernels, KINDS[stored_as])
                 saved += child.weight.nbytes - packed.matrix.num_bytes
