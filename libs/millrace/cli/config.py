@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import difflib
-import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from millrace.config.environment import current_environment
 from millrace.config.home import Home, millrace_home
 from millrace.config.loader import SettingValue, check_variables
+from millrace.config.replaced_file import replace_file
 from millrace.core.errors import ConfigError, Conflict
 
 from .console import Console
@@ -155,9 +155,6 @@ def _init(args: argparse.Namespace, home: Home) -> int:
         raise Conflict(f"{path} is there already; --force replaces it")
     text = toml_document(load_topology())
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Passwords may be written into it.
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
+    replace_file(path, text)
     Console().line(f"{path}: every setting, commented out")
     return 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from millrace.config.environment import current_environment
 from millrace.config.home import millrace_home
+from millrace.config.replaced_file import replace_file
 from millrace.core.errors import MillraceError
 from millrace.core.secret import HIDDEN, redacted
 
@@ -50,9 +50,7 @@ def keep_traceback(error: BaseException, verb: str) -> Path | None:
         path = millrace_home().logs / FILE_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
         head = f"{time.strftime('%Y-%m-%d %H:%M:%S%z')} millrace {verb}\n"
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(head + shown_traceback(error))
+        replace_file(path, head + shown_traceback(error))
     except (MillraceError, OSError):
         return None
     return path

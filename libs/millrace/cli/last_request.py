@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from dataclasses import asdict, dataclass
 
 from millrace.config.home import Home
+from millrace.config.replaced_file import replace_file
 
 FILE_NAME = "last-request.json"
 
@@ -23,11 +23,9 @@ class LastRequest:
 
 def note_request(home: Home, request_id: str) -> None:
     """Writes it down; a home that cannot be written to costs nothing but this."""
-    path = home.run / FILE_NAME
-    fresh = path.with_name(f"{FILE_NAME}.{os.getpid()}")
     with contextlib.suppress(OSError):
-        fresh.write_text(json.dumps(asdict(LastRequest(request_id, time.time()))), encoding="utf-8")
-        fresh.replace(path)
+        request = LastRequest(request_id, time.time())
+        replace_file(home.run / FILE_NAME, json.dumps(asdict(request)))
 
 
 def last_request(home: Home) -> LastRequest | None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from typing import Any
 
 from millrace.config.home import Home
+from millrace.config.replaced_file import EVERYBODY_READS, replace_file
 
 from .wiring import Instance
 
@@ -28,10 +28,8 @@ def targets_of(instances: Iterable[Instance]) -> list[dict[str, Any]]:
 
 def write_targets(home: Home, instances: Iterable[Instance]) -> None:
     """Replaces the file in one step."""
-    path = home.run / FILE_NAME
-    fresh = path.with_name(f"{FILE_NAME}.{os.getpid()}")
-    fresh.write_text(json.dumps(targets_of(instances), indent=2), encoding="utf-8")
-    fresh.replace(path)
+    text = json.dumps(targets_of(instances), indent=2)
+    replace_file(home.run / FILE_NAME, text, EVERYBODY_READS)
 
 
 def remove_targets(home: Home) -> None:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from millrace.config.home import Home
+from millrace.config.replaced_file import replace_file
 from millrace.core.errors import Conflict, Unavailable
 
 from .process_info import is_alive, start_mark
@@ -63,12 +64,7 @@ def new_stack_record(model: str, endpoints: dict[str, str]) -> StackRecord:
 
 def write_run_file(home: Home, record: StackRecord) -> None:
     """Replaces the run file in one step."""
-    path = home.run / "stack.json"
-    fresh = path.with_name(f"stack.json.{os.getpid()}")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "w", encoding="utf-8") as file:
-        json.dump(asdict(record), file, indent=2)
-    fresh.replace(path)
+    replace_file(home.run / "stack.json", json.dumps(asdict(record), indent=2))
 
 
 def remove_run_file(home: Home) -> None:

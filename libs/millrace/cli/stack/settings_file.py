@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 from millrace.config.home import Home
+from millrace.config.replaced_file import replace_file
 
 FILE_NAME = "settings.json"
 # By process: what `config show --json` prints of each setting.
@@ -15,10 +15,7 @@ StackSettings = dict[str, list[dict[str, Any]]]
 
 def write_settings_file(home: Home, settings: StackSettings) -> None:
     """Replaces the file; only its owner may read it."""
-    path = home.run / FILE_NAME
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with open(descriptor, "w", encoding="utf-8") as file:
-        json.dump(settings, file, indent=2)
+    replace_file(home.run / FILE_NAME, json.dumps(settings, indent=2))
 
 
 def read_settings_file(home: Home) -> StackSettings:
