@@ -30,6 +30,7 @@ from .machine import available_memory_bytes, has_gpu_driver
 from .models.base import Logits, Model
 from .models.checkpoint_check import check_storage, refusals_naming
 from .models.llama_spec import LlamaSpec
+from .models.llama_tensors import check_llama_headers
 from .routes import is_native, route_of
 from .tensor_headers import TensorHeader
 
@@ -197,7 +198,9 @@ class _Loader:
         """The model that config.json's content describes, and the number of positions it knows."""
         if self.route == "generic":
             return self._load_generic()
-        spec = LlamaSpec.from_config(settings)
+        with refusals_naming(self.config.model_path):
+            spec = LlamaSpec.from_config(settings)
+            check_llama_headers(spec, self.headers)
         return self._load_native(spec), spec.max_positions
 
     def _load_generic(self) -> tuple[Model, int]:

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from millrace.core.errors import UnsupportedModel
 from millrace.engine.config import head_kind
 from millrace.engine.kernels.cpu.library import (
     KINDS,
@@ -48,11 +47,6 @@ def pack_llama(
 
     with Checkpoint(model_path, torch.float32, torch.device("cpu")) as checkpoint:
         embedding = checkpoint.get("model.embed_tokens.weight")
-        if embedding.shape != (spec.vocab_size, spec.hidden_size):
-            raise UnsupportedModel(
-                f"embeddings have shape {tuple(embedding.shape)}, "
-                f"config.json says {(spec.vocab_size, spec.hidden_size)}"
-            )
         rows = _embedding(embedding, kind)
         writer.add("embedding", rows)
         frequencies = inverse_frequencies(spec.rope, spec.head_dim)
@@ -99,8 +93,6 @@ def pack_llama(
                 checkpoint.try_get(f"{mlp}.down_proj.bias"),
             )
             report(f"packed layer {index + 1} of {spec.num_layers}")
-        # Older checkpoints carry the rotary frequencies, and some a copy of a tied head.
-        checkpoint.check_all_used(but=("rotary_emb.inv_freq", *(["lm_head.weight"] * spec.tied)))
         writer.finish(
             {
                 "num_parameters": checkpoint.num_parameters,

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional
 
-from millrace.core.errors import UnsupportedModel
 from millrace.engine.attention.base import AttentionStep
 from millrace.engine.batch import Batch
 from millrace.engine.kv_cache import LayerShape
@@ -53,13 +52,6 @@ class LlamaModel:
         self._head = self._embedding if spec.tied else checkpoint.get("lm_head.weight")
         self._weights = [_load_layer(checkpoint, index, spec) for index in range(spec.num_layers)]
         self._frequencies = inverse_frequencies(spec.rope, spec.head_dim).to(checkpoint.device)
-        # Older checkpoints carry the rotary frequencies, and some a copy of a tied head.
-        checkpoint.check_all_used(but=("rotary_emb.inv_freq", *(["lm_head.weight"] * spec.tied)))
-        if self._embedding.shape != (spec.vocab_size, spec.hidden_size):
-            raise UnsupportedModel(
-                f"embeddings have shape {tuple(self._embedding.shape)}, "
-                f"config.json says {(spec.vocab_size, spec.hidden_size)}"
-            )
         self.num_parameters = checkpoint.num_parameters
         self.weight_bytes = checkpoint.num_bytes
 
