@@ -48,6 +48,15 @@ class Checkpoint:
     ) -> None:
         self._files.clear()
 
+    def has(self, name: str) -> bool:
+        """True where the checkpoint has this tensor."""
+        return name in self._file_of
+
+    def are_equal(self, one: str, other: str) -> bool:
+        """True where two tensors are the same in `dtype`; none of them counts as handed out."""
+        first, second = (self._read(name).to(self.dtype) for name in (one, other))
+        return torch.equal(first, second)
+
     def get(self, name: str) -> torch.Tensor:
         """One tensor; raises `UnsupportedModel` where the checkpoint does not have it."""
         tensor = self._read(name)
@@ -55,7 +64,7 @@ class Checkpoint:
 
     def try_get(self, name: str) -> torch.Tensor | None:
         """One tensor, or None where the checkpoint does not have it."""
-        return self.get(name) if name in self._file_of else None
+        return self.get(name) if self.has(name) else None
 
     def merged(self, names: Sequence[str]) -> torch.Tensor:
         """Several tensors, one below the other."""
@@ -64,7 +73,7 @@ class Checkpoint:
 
     def try_merged(self, names: Sequence[str]) -> torch.Tensor | None:
         """`merged`, or None where the checkpoint has not a single one of them."""
-        return self.merged(names) if any(name in self._file_of for name in names) else None
+        return self.merged(names) if any(map(self.has, names)) else None
 
     def _read(self, name: str) -> torch.Tensor:
         file = self._file_of.get(name)

@@ -31,6 +31,7 @@ from .models.base import Logits, Model
 from .models.checkpoint_check import check_storage, refusals_naming
 from .models.llama_spec import LlamaSpec
 from .models.llama_tensors import check_llama_headers
+from .models.misfits import UNTIED
 from .routes import is_native, route_of
 from .tensor_headers import TensorHeader
 
@@ -227,6 +228,8 @@ class _Loader:
                 f"{model.name} is served up to {exact.length} tokens, not {wanted}: "
                 f"beyond, {exact.reason}"
             )
+        if model.is_untied:
+            self.report(UNTIED)
         if self.kernels is not None:
             model.pack_linears(self.kernels, weight_kind(self.config), self.report)
         return model, exact.length
@@ -247,7 +250,7 @@ class _Loader:
 
         self._share_threads()
         with torch.inference_mode(), Checkpoint(folder, self.dtype, self.device) as checkpoint:
-            return LlamaModel(spec, checkpoint)
+            return LlamaModel(spec, checkpoint, self.report)
 
     def _share_threads(self) -> None:
         if self.config.device == "cpu":

@@ -11,6 +11,7 @@ from millrace.engine.tensor_headers import TensorHeader
 
 # Left over in many older checkpoints; computed from config.json, or counted, by every model.
 IGNORED = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
+UNTIED = "config.json ties the head to the embedding, but the two differ: both are used"
 _IGNORED = re.compile("|".join(IGNORED))
 
 
