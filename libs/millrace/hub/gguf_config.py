@@ -8,8 +8,9 @@ from typing import Any
 from millrace.engine.models.checkpoint_check import refusals_naming
 from millrace.engine.models.llama_spec import LlamaSpec
 
-from .gguf_advice import advice_for, advice_for_type
-from .gguf_metadata import MOST_FLOAT, GgufMetadata, shown
+from .gguf_advice import USE_FOLDER, advice_for
+from .gguf_header import shown
+from .gguf_metadata import MOST_FLOAT, GgufMetadata
 from .gguf_vocabulary import Vocabulary
 
 # GGUF architecture → model_type and class of the checkpoint.
@@ -18,8 +19,6 @@ _ARCHITECTURES = {
     "qwen2": ("qwen2", "Qwen2ForCausalLM"),
     "qwen3": ("qwen3", "Qwen3ForCausalLM"),
 }
-# ... → model_type of the same with several experts.
-_MIXTURES = {"llama": "mixtral", "qwen2": "qwen2_moe", "qwen3": "qwen3_moe"}
 _NO_TEXT = "embedding, reward and classifying models are not served"
 _OTHER = "which computes something else than its architecture does"
 # Keys that change what is computed, the values with which they do not, and what is wrong otherwise.
@@ -69,13 +68,13 @@ def check_importable(metadata: GgufMetadata, tensor_names: Collection[str]) -> s
         raise metadata.fault("GGUF key 'general.architecture' is missing")
     if architecture not in _ARCHITECTURES:
         raise metadata.fault(
-            f"GGUF architecture {shown(architecture)} is not importable (only "
-            f"{', '.join(sorted(_ARCHITECTURES))} are); {advice_for(architecture)}"
+            f"GGUF architecture {shown(architecture)} (general.architecture) is not importable "
+            f"(only {', '.join(sorted(_ARCHITECTURES))} are); {advice_for(architecture)}"
         )
-    if metadata.try_whole(f"{architecture}.expert_count"):
-        raise metadata.fault(
-            "GGUF mixture-of-experts models are not importable; "
-            f"{advice_for_type(_MIXTURES[architecture])}"
+    experts = f"{architecture}.expert_count"
+    if metadata.try_whole(experts):
+        raise metadata.wrong(
+            experts, f"and mixture-of-experts models are not importable; {USE_FOLDER}"
         )
     for name, (neutral, reason) in _NEUTRAL.items():
         key = f"{architecture}.{name}"
@@ -96,7 +95,7 @@ def _check_rotation(
     if found:
         raise metadata.fault(
             f"GGUF models with scaled rotary positions ({', '.join(found)}) are not importable; "
-            "use the model's safetensors folder instead"
+            f"{USE_FOLDER}"
         )
 
 
@@ -126,11 +125,14 @@ def config_json(
             f"{architecture}.attention.head_count", f"which does not divide {hidden_size}"
         )
     head_dim = try_count("attention.key_length", max(1, hidden_size // num_heads))
+    width = f"{architecture}.attention.key_length"
     for name in ("attention.value_length", "rope.dimension_count"):
         if try_count(name, head_dim) != head_dim:
-            raise metadata.wrong(f"{architecture}.{name}", f"but a head's keys are {head_dim} wide")
+            raise metadata.wrong(
+                f"{architecture}.{name}", f"but a head's keys are {head_dim} wide ({width})"
+            )
     if head_dim % 2:
-        raise metadata.fault(f"its heads are {head_dim} wide, which no rotation halves")
+        raise metadata.fault(f"its heads are {head_dim} wide ({width}), which no rotation halves")
     num_layers = count("block_count")
     if num_layers > len(tensor_names):
         raise metadata.wrong(

@@ -29,6 +29,7 @@ _START_BYTES = 24
 _MAX_NAME_BYTES = 1 << 16
 _MAX_LIST_ITEMS = 1 << 24
 _MAX_DIMENSIONS = 4
+_MAX_SHOWN = 80
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
@@ -93,23 +94,27 @@ class GgufHeader:
         for index in range(num_keys):
             key = self._name(f"key {index + 1} of {num_keys}")
             if key in seen:
-                raise self.fault(f"GGUF key {key!r} stands in it twice")
+                raise self.fault(f"GGUF key {shown(key)} stands in it twice")
             seen.add(key)
-            yield key, self._entry(self._u32(key), key)
+            yield key, self._entry(self._u32(shown(key)), key)
 
     def _entry(self, value_type: int, key: str) -> GgufEntry:
         item_type, count = value_type, 1
         if value_type == _LIST:
             item_type, count = self._u32(key), self._u64(key)
             if count > _MAX_LIST_ITEMS:
-                raise self.fault(f"GGUF key {key!r} is a list of {count}, over {_MAX_LIST_ITEMS}")
+                raise self.fault(
+                    f"GGUF key {shown(key)} is a list of {count}, over {_MAX_LIST_ITEMS}"
+                )
         entry = GgufEntry(value_type, item_type, count, self.end)
         if item_type in _NUMBERS:
             self._advance(count * struct.calcsize(_NUMBERS[item_type]), key)
         elif item_type == _TEXT:
             self._skip_texts(count, key)
         else:
-            raise self.fault(f"GGUF key {key!r} has values of type {item_type}, which is unknown")
+            raise self.fault(
+                f"GGUF key {shown(key)} has values of type {item_type}, which is unknown"
+            )
         return entry
 
     def _skip_texts(self, count: int, key: str) -> None:
@@ -125,11 +130,11 @@ class GgufHeader:
         for index in range(num_tensors):
             name = self._name(f"tensor {index + 1} of {num_tensors}")
             if name in seen:
-                raise self.fault(f"GGUF tensor {name!r} stands in it twice")
+                raise self.fault(f"GGUF tensor {shown(name)} stands in it twice")
             seen.add(name)
             num_dimensions = self._u32(name)
             if not 1 <= num_dimensions <= _MAX_DIMENSIONS:
-                raise self.fault(f"GGUF tensor {name!r} has {num_dimensions} dimensions")
+                raise self.fault(f"GGUF tensor {shown(name)} has {num_dimensions} dimensions")
             shape = tuple(reversed([self._u64(name) for _ in range(num_dimensions)]))
             yield GgufTensorEntry(name, self._u32(name), shape, self._u64(name))
 
@@ -166,7 +171,7 @@ class GgufHeader:
         if code != _FLAG:
             return found
         if bad := [value for value in found if value > 1]:
-            raise self.fault(f"GGUF key {key!r} is {bad[0]}, neither true nor false")
+            raise self.fault(f"GGUF key {shown(key)} is {bad[0]}, neither true nor false")
         return [bool(value) for value in found]
 
     def _texts(self, entry: GgufEntry, key: str) -> Iterator[str]:
@@ -209,3 +214,11 @@ def _check_start(path: Path, start: bytes, size: int) -> None:
         raise UnsupportedModel(f"{path}: a big-endian GGUF file; only little-endian ones are read")
     if version not in _VERSIONS:
         raise UnsupportedModel(f"{path}: GGUF version {version}; only 2 and 3 are read")
+
+
+def shown(value: Any) -> str:
+    """A value as a line of an error takes it."""
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"

@@ -7,13 +7,12 @@ from typing import Any
 
 from millrace.core.errors import UnsupportedModel
 
-from .gguf_header import GgufHeader
+from .gguf_header import GgufHeader, shown
 
 # What other readers keep such numbers in.
 _MOST = (1 << 31) - 1
 # Beyond these, the numbers of float32.
 _LEAST_FLOAT, MOST_FLOAT = 2.0**-126, 2.0**127
-_MAX_SHOWN = 60
 
 
 class GgufMetadata:
@@ -37,7 +36,7 @@ class GgufMetadata:
     def value(self, key: str) -> Any:
         """Whatever the key says."""
         if key not in self:
-            raise self.fault(f"GGUF key {key!r} is missing")
+            raise self.fault(f"GGUF key {shown(key)} is missing")
         return self._header.value(key)
 
     def whole(self, key: str, *, least: int = 0, most: int = _MOST) -> int:
@@ -106,11 +105,3 @@ class GgufMetadata:
         if len(value) != count:
             raise self.fault(f"GGUF key {key!r} has {len(value)} items for {count} tokens")
         return value
-
-
-def shown(value: Any) -> str:
-    """A value as a line of an error takes it."""
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    text = repr(value)
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"

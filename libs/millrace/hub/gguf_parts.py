@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from .gguf_header import GgufHeader
+from .gguf_header import GgufHeader, shown
 from .gguf_metadata import GgufMetadata
 
 _PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<end>\.gguf)", re.I)
@@ -68,7 +68,7 @@ def _check_tensors(parts: list[GgufHeader]) -> None:
         for tensor in part.tensors:
             if tensor.name in names:
                 raise part.fault(
-                    f"GGUF tensor {tensor.name!r} stands in {names[tensor.name].path.name} too"
+                    f"GGUF tensor {shown(tensor.name)} stands in {names[tensor.name].path.name} too"
                 )
             names[tensor.name] = part
     metadata = GgufMetadata(parts[0])

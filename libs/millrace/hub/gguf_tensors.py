@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from millrace.core.errors import ConfigError
 
-from .gguf_header import GgufHeader, GgufTensorEntry
+from .gguf_header import GgufHeader, GgufTensorEntry, shown
 from .gguf_metadata import GgufMetadata
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ def tensors_of(parts: Sequence[GgufHeader], config: Mapping[str, Any]) -> list[G
     tensors = [tensor for part in parts for tensor in _located(part, needed)]
     missing = [name for name in needed if name not in {tensor.name for tensor in tensors}]
     if missing:
-        others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise parts[0].fault(f"GGUF tensor {missing[0]!r}{others} missing")
+        others = f"and {len(missing) - 1} more are" if len(missing) > 1 else "is"
+        raise parts[0].fault(f"GGUF tensor {shown(missing[0])} {others} missing")
     return tensors
 
 
@@ -107,22 +107,25 @@ def _located(
     offset = 0
     for entry in part.tensors:
         if entry.name not in needed:
-            raise part.fault(f"GGUF tensor {entry.name!r} has no counterpart in its checkpoint")
+            raise part.fault(
+                f"GGUF tensor {shown(entry.name)} has no counterpart in its checkpoint"
+            )
         checkpoint_name, shape, head_rows = needed[entry.name]
         if entry.shape != shape:
             raise part.fault(
-                f"GGUF tensor {entry.name!r} has the shape {list(entry.shape)}; "
+                f"GGUF tensor {shown(entry.name)} has the shape {list(entry.shape)}; "
                 f"its keys and vocabulary say {list(shape)}"
             )
         kind, num_bytes = _type_and_size(part, entry)
         if entry.offset != offset:
             raise part.fault(
-                f"damaged: GGUF tensor {entry.name!r} begins at {entry.offset}, not at {offset}"
+                f"damaged: GGUF tensor {shown(entry.name)} begins at {entry.offset}, "
+                f"not at {offset}"
             )
         end = start + offset + num_bytes
         if end > part.size:
             raise part.fault(
-                f"cut off: GGUF tensor {entry.name!r} goes on to byte {end}, "
+                f"cut off: GGUF tensor {shown(entry.name)} goes on to byte {end}, "
                 f"the file has {part.size}"
             )
         yield GgufTensor(
@@ -158,12 +161,12 @@ def _type_and_size(part: GgufHeader, entry: GgufTensorEntry) -> tuple[GGMLQuanti
         block_items, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     except (ValueError, KeyError) as error:
         raise part.fault(
-            f"GGUF tensor {entry.name!r} has type {entry.type_code}, which is unknown"
+            f"GGUF tensor {shown(entry.name)} has type {entry.type_code}, which is unknown"
         ) from error
     row = entry.shape[-1]
     if row % block_items:
         raise part.fault(
-            f"GGUF tensor {entry.name!r} has rows of {row}, no multiple of {block_items}, "
+            f"GGUF tensor {shown(entry.name)} has rows of {row}, no multiple of {block_items}, "
             f"the blocks of {kind.name}"
         )
     num_blocks = row // block_items

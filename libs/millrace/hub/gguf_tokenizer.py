@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .gguf_metadata import GgufMetadata, shown
+from .gguf_advice import USE_FOLDER
+from .gguf_header import shown
+from .gguf_metadata import GgufMetadata
 from .gguf_vocabulary import Vocabulary
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -59,21 +61,23 @@ def check_tokenizer(metadata: GgufMetadata, architecture: str) -> None:
     Also for one that a model type does not keep: for Qwen2, transformers has its own pre-tokenizer
     whatever a folder says.
     """
-    advice = "use the model's safetensors folder instead"
     kind = metadata.try_text("tokenizer.ggml.model")
     if kind != "gpt2":
         raise metadata.fault(
-            f"GGUF tokenizer of kind {shown(kind or 'missing')} cannot be rebuilt exactly (only "
-            f"'gpt2', byte-level BPE, can); {advice}"
+            f"GGUF tokenizer of kind {shown(kind or 'missing')} (tokenizer.ggml.model) cannot be "
+            f"rebuilt exactly (only 'gpt2', byte-level BPE, can); {USE_FOLDER}"
         )
     pre = metadata.try_text("tokenizer.ggml.pre") or "missing"
     known = _pre_tokenizers()
     if pre not in known:
         raise metadata.fault(
-            f"GGUF pre-tokenizer {shown(pre)} is not one of {', '.join(sorted(known))}; {advice}"
+            f"GGUF pre-tokenizer {shown(pre)} (tokenizer.ggml.pre) is not one of "
+            f"{', '.join(sorted(known))}; {USE_FOLDER}"
         )
     if architecture == "qwen2" and pre != "qwen2":
-        raise metadata.wrong("tokenizer.ggml.pre", f"which a qwen2 model does not keep; {advice}")
+        raise metadata.wrong(
+            "tokenizer.ggml.pre", f"which a qwen2 model does not keep; {USE_FOLDER}"
+        )
 
 
 def tokenizer_json(metadata: GgufMetadata, vocabulary: Vocabulary) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from millrace.engine.end_tokens import KNOWN_END_TOKENS, known_ends
 
-from .gguf_metadata import GgufMetadata, shown
+from .gguf_header import shown
+from .gguf_metadata import GgufMetadata
 
 # Values of tokenizer.ggml.token_type.
 _NORMAL, _CONTROL, _USER_DEFINED, _LAST_KIND = 1, 3, 4, 6

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from millrace.core.errors import UnsupportedModel
 
 from .bfloat16 import NOT_FINITE, to_bfloat16_bits
+from .gguf_header import shown
 from .gguf_tensors import GgufTensor, gguf_package
 from .progress import Progress
 from .safetensors_file import write_safetensors
@@ -88,7 +89,7 @@ def _slices(
         bits = to_bfloat16_bits(values)
         if ((bits & NOT_FINITE) == NOT_FINITE).any():
             raise UnsupportedModel(
-                f"{tensor.path}: GGUF tensor {tensor.name!r} has numbers that are not finite, "
+                f"{tensor.path}: GGUF tensor {shown(tensor.name)} has numbers that are not finite, "
                 f"in its rows {first} to {first + len(rows) - 1}"
             )
         yield bits, rows.nbytes
@@ -100,7 +101,7 @@ def _dequantized(rows: npt.NDArray[np.uint8], tensor: GgufTensor) -> npt.NDArray
         values: npt.NDArray[np.float32] = quants.dequantize(rows, tensor.type)
     except NotImplementedError as error:
         raise UnsupportedModel(
-            f"{tensor.path}: GGUF tensor {tensor.name!r} has type {tensor.type.name}, "
+            f"{tensor.path}: GGUF tensor {shown(tensor.name)} has type {tensor.type.name}, "
             "which cannot be dequantised"
         ) from error
     return values
