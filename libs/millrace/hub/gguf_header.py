@@ -16,7 +16,7 @@ from typing import Any
 
 from millrace.core.errors import UnsupportedModel
 
-MAGIC = b"GGUF"
+_MAGIC = b"GGUF"
 _LFS_POINTER = b"version https://git-lfs"
 _VERSIONS = (2, 3)
 _TEXT, _LIST = 8, 9
@@ -191,12 +191,6 @@ class GgufHeader:
             raise self.fault(f"damaged: {what} is no UTF-8 text: {error.reason}") from error
 
 
-def has_magic(path: Path) -> bool:
-    """True where a file begins as GGUF files do, whatever its name."""
-    with path.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
-
-
 def _check_start(path: Path, start: bytes, size: int) -> None:
     if start.startswith(_LFS_POINTER):
         raise UnsupportedModel(
@@ -205,11 +199,11 @@ def _check_start(path: Path, start: bytes, size: int) -> None:
         )
     if len(start) < _START_BYTES:
         raise UnsupportedModel(f"{path}: {size} bytes are too few for a GGUF file")
-    if not start.startswith(MAGIC):
+    if not start.startswith(_MAGIC):
         raise UnsupportedModel(
-            f"{path}: not a GGUF file: it begins with {start[:4]!r}, not {MAGIC!r}"
+            f"{path}: not a GGUF file: it begins with {start[:4]!r}, not {_MAGIC!r}"
         )
-    version: int = _U32.unpack_from(start, len(MAGIC))[0]
+    version: int = _U32.unpack_from(start, len(_MAGIC))[0]
     if version and version & 0xFFFF == 0:
         raise UnsupportedModel(f"{path}: a big-endian GGUF file; only little-endian ones are read")
     if version not in _VERSIONS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from millrace.engine.engine import create_engine
 from millrace.engine.local import LocalGenerator, LocalRequest
 from millrace.engine.models.checkpoint_check import check_checkpoint
 from millrace.hub.add import add_model
-from millrace.hub.remove import remove_model
+from millrace.hub.gguf_import import convert_gguf
 from millrace.tokenizer.codec import load_codec
 from tests.unit.hub.gguf_document import (
     BOOL,
@@ -37,8 +38,7 @@ from tests.unit.hub.gguf_document import (
 
 SEED = int(os.environ.get("MILLRACE_TEST_SEED", "1"))
 EXAMPLES = int(os.environ.get("MILLRACE_TEST_EXAMPLES", "120"))
-NAME = "strange"
-Add = Callable[[bytes | Document], str]
+Take = Callable[[bytes | Document], str]
 
 
 def run(folder: Path, home: Home) -> None:
@@ -48,7 +48,7 @@ def run(folder: Path, home: Home) -> None:
     engine = create_engine(
         EngineConfig(
             model_path=folder,
-            name=NAME,
+            name=folder.name,
             dtype="float32",
             backend="torch",
             num_blocks=2,
@@ -60,25 +60,27 @@ def run(folder: Path, home: Home) -> None:
 
 
 @pytest.fixture
-def add(tmp_path: Path) -> Add:
-    """Adds a file. Returns why it was refused, "" where it was taken and its model ran."""
+def take(tmp_path: Path) -> Take:
+    """Imports a file. Returns why it was refused, "" where it was taken and its model ran."""
     home = Home(tmp_path / "home")
     path = tmp_path / "strange.gguf"
+    folder = tmp_path / "taken"
 
     def outcome(content: bytes | Document) -> str:
         path.write_bytes(content if isinstance(content, bytes) else content.content())
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
         try:
-            entry = add_model(path, home, name=NAME)
+            convert_gguf(path, folder)
         except MillraceError as error:
             assert isinstance(error, UnsupportedModel)
             assert "\n" not in error.message
-            assert str(path) in error.message
+            assert error.message.startswith(f"{path}: ")
             assert len(error.message) < 500
-            assert not list((home.models / ".staging").iterdir())
-            assert not (home.models / NAME).exists()
+            # Only weights are looked at while they are written.
+            assert not list(folder.iterdir()) or "not finite" in error.message
             return error.message
-        run(entry.path, home)
-        remove_model(NAME, home)
+        run(folder, home)
         return ""
 
     return outcome
@@ -159,34 +161,34 @@ def extremes_of(kind: int) -> tuple[Value, ...]:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3"])
-def test_file_with_every_key_is_taken(add: Add, architecture: str) -> None:
-    assert add(document_of(architecture)) == ""
+def test_file_with_every_key_is_taken(take: Take, architecture: str) -> None:
+    assert take(document_of(architecture)) == ""
 
 
 @pytest.mark.parametrize("key", document_of("llama").keys)
-def test_key_that_is_absent_or_of_another_type_is_named_or_not_needed(add: Add, key: str) -> None:
+def test_key_that_is_absent_or_of_another_type_is_named_or_not_needed(take: Take, key: str) -> None:
     document = document_of("llama")
     own_kind = document.keys.pop(key)[0]
-    refusals = [add(document)]
+    refusals = [take(document)]
     for value in OTHER_TYPES:
         if value[0] != own_kind:
             document.keys[key] = value
-            refusals.append(add(document))
+            refusals.append(take(document))
     # What follows from a value may be told by the tensor that then has another shape.
     assert all(key in refusal or "GGUF tensor" in refusal for refusal in refusals if refusal)
 
 
 @pytest.mark.parametrize("key", document_of("llama").keys)
-def test_key_that_is_out_of_range_is_refused_or_harmless(add: Add, key: str) -> None:
+def test_key_that_is_out_of_range_is_refused_or_harmless(take: Take, key: str) -> None:
     document = document_of("llama")
     own_kind = document.keys[key][0]
     for value in extremes_of(own_kind):
         document.keys[key] = value
-        refusal = add(document)
+        refusal = take(document)
         assert not refusal or key in refusal or "GGUF tensor" in refusal
 
 
-def test_damaged_headers_are_refused_or_harmless(add: Add) -> None:
+def test_damaged_headers_are_refused_or_harmless(take: Take) -> None:
     """Bytes changed, put in or taken out, anywhere in a header."""
     print(f"MILLRACE_TEST_SEED={SEED}")
     rng = random.Random(SEED)
@@ -194,7 +196,7 @@ def test_damaged_headers_are_refused_or_harmless(add: Add) -> None:
     for number in range(EXAMPLES):
         document = documents[number % len(documents)]
         content = document.content()
-        add(damaged(content, len(document.header()), rng))
+        take(damaged(content, len(document.header()), rng))
 
 
 def damaged(content: bytes, header_bytes: int, rng: random.Random) -> bytes:
@@ -214,7 +216,7 @@ def damaged(content: bytes, header_bytes: int, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-def test_file_that_is_cut_anywhere_is_refused(add: Add) -> None:
+def test_file_that_is_cut_anywhere_is_refused(take: Take) -> None:
     print(f"MILLRACE_TEST_SEED={SEED}")
     rng = random.Random(SEED)
     document = document_of("llama")
@@ -224,7 +226,7 @@ def test_file_that_is_cut_anywhere_is_refused(add: Add) -> None:
     places = [*range(26), *(rng.randrange(26, header) for _ in range(EXAMPLES // 2))]
     places += [rng.randrange(header, needed) for _ in range(EXAMPLES // 4)]
     for place in [*places, header, needed - 1]:
-        refusal = add(content[:place])
+        refusal = take(content[:place])
         assert "cut off" in refusal or "bytes are too few" in refusal, place
 
 
@@ -249,25 +251,25 @@ def test_file_that_is_cut_anywhere_is_refused(add: Add) -> None:
     ],
 )
 def test_file_of_another_format_is_refused_as_what_it_is(
-    add: Add, content: bytes, reason: str
+    take: Take, content: bytes, reason: str
 ) -> None:
-    assert reason in add(content)
+    assert reason in take(content)
 
 
 @pytest.mark.parametrize("version", [2, 3])
 @pytest.mark.parametrize("alignment", [8, 32, 64])
 def test_both_versions_and_other_alignments_are_read(
-    add: Add, version: int, alignment: int
+    take: Take, version: int, alignment: int
 ) -> None:
     document = tiny_document(layers=1)
     document.version, document.alignment = version, alignment
     document.keys["general.alignment"] = (U32, alignment)
 
-    assert add(document) == ""
+    assert take(document) == ""
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
-def test_model_that_lacks_any_tensor_is_refused(add: Add, architecture: str) -> None:
+def test_model_that_lacks_any_tensor_is_refused(take: Take, architecture: str) -> None:
     document = tiny_document(architecture, pre="qwen2", tied=False)
     tensors = document.tensors
     for index, tensor in enumerate(tensors):
@@ -275,14 +277,14 @@ def test_model_that_lacks_any_tensor_is_refused(add: Add, architecture: str) -> 
             # Without it the head is tied, in every reader.
             continue
         document.tensors = tensors[:index] + tensors[index + 1 :]
-        assert f"GGUF tensor '{tensor.name}' is missing" in add(document)
+        assert f"GGUF tensor '{tensor.name}' is missing" in take(document)
 
 
-def test_missing_tensors_are_counted(add: Add) -> None:
+def test_missing_tensors_are_counted(take: Take) -> None:
     document = tiny_document()
     document.tensors = [t for t in document.tensors if not t.name.startswith("blk.1.")]
 
-    assert "GGUF tensor 'blk.1.attn_norm.weight' and 8 more are missing" in add(document)
+    assert "GGUF tensor 'blk.1.attn_norm.weight' and 8 more are missing" in take(document)
 
 
 @pytest.mark.parametrize(
@@ -299,14 +301,14 @@ def test_missing_tensors_are_counted(add: Add) -> None:
         "",
     ],
 )
-def test_tensor_that_the_model_does_not_have_is_refused(add: Add, name: str) -> None:
+def test_tensor_that_the_model_does_not_have_is_refused(take: Take, name: str) -> None:
     document = tiny_document()
     document.tensors.append(Tensor(name, (HIDDEN,), bytes(4 * HIDDEN)))
 
-    assert f"GGUF tensor '{name}' has no counterpart" in add(document)
+    assert f"GGUF tensor '{name}' has no counterpart" in take(document)
 
 
-def test_tensors_of_another_shape_are_refused(add: Add) -> None:
+def test_tensors_of_another_shape_are_refused(take: Take) -> None:
     document = tiny_document(tied=False, bias=True, layers=1)
     for tensor in document.tensors:
         shape = tensor.shape
@@ -314,7 +316,7 @@ def test_tensors_of_another_shape_are_refused(add: Add) -> None:
         others |= {shape[::-1], shape[:1], (*shape, 1), (0, *shape[1:])} - {shape}
         for tensor.shape in sorted(others):
             tensor.data, was = bytes(4 * int(np.prod(tensor.shape))), tensor.data
-            assert f"GGUF tensor '{tensor.name}' has the shape {list(tensor.shape)}" in add(
+            assert f"GGUF tensor '{tensor.name}' has the shape {list(tensor.shape)}" in take(
                 document
             )
             tensor.data = was
@@ -322,24 +324,24 @@ def test_tensors_of_another_shape_are_refused(add: Add) -> None:
 
 
 @pytest.mark.parametrize("rows", [200, 260, 262, 640])
-def test_vocabulary_of_another_length_than_the_embedding_is_refused(add: Add, rows: int) -> None:
+def test_vocabulary_of_another_length_than_the_embedding_is_refused(take: Take, rows: int) -> None:
     document = tiny_document()
     embedding = document.tensors[0]
     embedding.shape, embedding.data = (rows, HIDDEN), bytes(4 * rows * HIDDEN)
 
-    refusal = add(document)
+    refusal = take(document)
 
     assert f"'token_embd.weight' has the shape [{rows}, 64]; its keys and vocabulary say" in refusal
 
 
-def test_name_that_stands_there_twice_is_refused(add: Add) -> None:
+def test_name_that_stands_there_twice_is_refused(take: Take) -> None:
     document = tiny_document()
     document.tensors.append(document.tensors[3])
-    assert f"GGUF tensor '{document.tensors[3].name}' stands in it twice" in add(document)
+    assert f"GGUF tensor '{document.tensors[3].name}' stands in it twice" in take(document)
 
     document = tiny_document()
     document.more_keys = [("llama.block_count", (U32, 2))]
-    assert "GGUF key 'llama.block_count' stands in it twice" in add(document)
+    assert "GGUF key 'llama.block_count' stands in it twice" in take(document)
 
 
 @pytest.mark.parametrize(
@@ -355,7 +357,7 @@ def test_name_that_stands_there_twice_is_refused(add: Add) -> None:
     ],
 )
 def test_type_that_cannot_be_read_is_refused_before_anything_is_written(
-    add: Add, type_code: int, reason: str
+    take: Take, type_code: int, reason: str
 ) -> None:
     document = tiny_document(layers=1)
     tensor = document.tensors[-1]
@@ -364,28 +366,28 @@ def test_type_that_cannot_be_read_is_refused_before_anything_is_written(
         tensor = document.tensors[0]
         tensor.type_code = type_code
 
-    refusal = add(document)
+    refusal = take(document)
 
     assert reason in refusal
     assert repr(tensor.name) in refusal
 
 
 @pytest.mark.parametrize("offset", [0, 32, 2**40, 2**64 - 32])
-def test_tensor_that_does_not_lie_behind_the_one_before_is_refused(add: Add, offset: int) -> None:
+def test_tensor_that_does_not_lie_behind_the_one_before_is_refused(take: Take, offset: int) -> None:
     document = tiny_document()
     document.tensors[5].offset = offset
 
-    assert f"GGUF tensor '{document.tensors[5].name}' begins at {offset}" in add(document)
+    assert f"GGUF tensor '{document.tensors[5].name}' begins at {offset}" in take(document)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3.4e38])
 @pytest.mark.parametrize("index", [0, 1, 5])
-def test_numbers_that_are_not_finite_are_refused(add: Add, index: int, value: float) -> None:
+def test_numbers_that_are_not_finite_are_refused(take: Take, index: int, value: float) -> None:
     document = tiny_document()
     tensor = document.tensors[index]
     tensor.data = tensor.data[:-4] + struct.pack("<f", value)
 
-    assert f"GGUF tensor '{tensor.name}' has numbers that are not finite" in add(document)
+    assert f"GGUF tensor '{tensor.name}' has numbers that are not finite" in take(document)
 
 
 def variants() -> Iterator[tuple[str, Value]]:
@@ -413,14 +415,16 @@ def variants() -> Iterator[tuple[str, Value]]:
 
 
 @pytest.mark.parametrize(("key", "value"), tuple(variants()))
-def test_variant_of_an_architecture_is_refused_by_its_key(add: Add, key: str, value: Value) -> None:
+def test_variant_of_an_architecture_is_refused_by_its_key(
+    take: Take, key: str, value: Value
+) -> None:
     document = tiny_document()
     document.keys[key] = value
 
-    assert key in add(document)
+    assert key in take(document)
 
 
-def test_long_lists_are_bounded(add: Add) -> None:
+def test_long_lists_are_bounded(take: Take) -> None:
     document = tiny_document()
     raw = document.content()
     for key, kind in (("tokenizer.ggml.tokens", TEXT), ("tokenizer.ggml.scores", F32)):
@@ -428,4 +432,30 @@ def test_long_lists_are_bounded(add: Add) -> None:
         assert raw[at : at + 4] == struct.pack("<I", kind)
         for count in (2**24 + 1, 2**40, 2**64 - 1):
             changed = raw[: at + 4] + struct.pack("<Q", count) + raw[at + 12 :]
-            assert f"GGUF key '{key}' is a list of {count}, over" in add(changed)
+            assert f"GGUF key '{key}' is a list of {count}, over" in take(changed)
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_refused_file_leaves_nothing_behind(tmp_path: Path, number: int) -> None:
+    document = tiny_document()
+    tensor = document.tensors[number * 5]
+    content = document.content()
+    if number == 0:
+        content = content[:-200]
+    elif number == 1:
+        content = b"GGUF" + bytes(30)
+    elif number == 2:
+        tensor.name = "another"
+        content = document.content()
+    else:
+        tensor.data = struct.pack("<f", float("nan")) + tensor.data[4:]
+        content = document.content()
+    path, home = tmp_path / "strange.gguf", Home(tmp_path / "home")
+    path.write_bytes(content)
+
+    with pytest.raises(UnsupportedModel, match="strange.gguf: "):
+        add_model(path, home)
+
+    assert not [
+        file for file in home.models.rglob("*") if file.is_file() and file.suffix != ".lock"
+    ]
