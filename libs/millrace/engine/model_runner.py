@@ -33,6 +33,7 @@ from .models.llama_spec import LlamaSpec
 from .models.llama_tensors import check_llama_headers
 from .models.misfits import UNTIED
 from .routes import is_native, route_of
+from .served import ServedMark
 from .tensor_headers import TensorHeader
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class ModelRunner:
         device: str,
         drawer: Drawer | None,
     ) -> None:
+        self._served: ServedMark | None = None
         self.cache = cache
         self.info = info
         self.device = device
@@ -68,6 +70,7 @@ class ModelRunner:
     @staticmethod
     def load(config: EngineConfig, report: Report = lambda text: None) -> ModelRunner:
         """The model at `config.model_path`; see `create_engine` for the errors."""
+        served = ServedMark(config.model_path)
         checkpoint = read_config(config.model_path)
         route = _choose_route(config.route, checkpoint)
         generation = read_generation_config(config.model_path, report)
@@ -106,6 +109,7 @@ class ModelRunner:
         )
         drawer = _create_drawer(kernels)
         runner = ModelRunner(model, cache, config.backend, info, config.device, drawer)
+        runner._served = served
         if route == "generic":
             from .models.self_check import check_served
 
