@@ -14,7 +14,13 @@ from millrace.engine.default_sampling import default_sampling
 from millrace.engine.generation_config import read_generation_config
 from millrace.hub.add import add_model
 from millrace.hub.byte_size import format_bytes, parse_memory
-from millrace.hub.catalog import find_manifest, manifests, resolve_model
+from millrace.hub.catalog import (
+    DEFAULT_ALIAS,
+    find_manifest,
+    manifests,
+    pull_command,
+    resolve_model,
+)
 from millrace.hub.entry import ModelEntry, entry_of
 from millrace.hub.fit import check_fit
 from millrace.hub.manifest import Manifest
@@ -111,7 +117,7 @@ def _list(args: argparse.Namespace, home: Home) -> int:
     if args.json:
         console.json(rows)
     elif not rows:
-        console.line("no models yet; fetch the default one: millrace models pull smollm2")
+        console.line(f"no models yet; fetch the default one: {pull_command(DEFAULT_ALIAS)}")
     else:
         console.table(
             ("NAME", "ALIASES", "SIZE", "LICENCE", "MAX LEN", "SAMPLING", "ROUTE"),

@@ -10,6 +10,7 @@ from typing import Any
 
 from millrace.config.home import Home, millrace_home
 from millrace.core.errors import Conflict, InvalidRequest
+from millrace.core.own_command import own_command
 from millrace.hub.byte_size import format_bytes
 from millrace.telemetry.tracing_ui import FOLDER_NAME, ui_folder
 
@@ -37,10 +38,13 @@ def run(args: argparse.Namespace) -> int:
         console.json(_report(home, items, is_removed=False))
         return 0
     if record := running_stack(home):
-        raise Conflict(f"a stack is running (pid {record.pid}); stop it first: millrace down")
+        raise Conflict(
+            f"a stack is running (pid {record.pid}); stop it first: {own_command('down')}"
+        )
     if ui := ui_folder(home).running():
         raise Conflict(
-            f"a tracing UI is running (pid {ui.pid}); stop it first: millrace trace-ui --stop"
+            f"a tracing UI is running (pid {ui.pid}); stop it first: "
+            f"{own_command('trace-ui --stop')}"
         )
     if not items:
         console.json(_report(home, items, is_removed=True)) if args.json else console.line(
