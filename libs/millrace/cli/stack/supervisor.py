@@ -237,7 +237,7 @@ class Supervisor:
             write_run_file(self._home, self._record)
         except OSError as exc:
             if self._is_published:
-                self._note(f"cannot write the run file, so `millrace status` may be stale: {exc}")
+                self._note(f"cannot write the run file, so `status` may be stale: {exc}")
             self._is_published = False
         else:
             self._is_published = True
