@@ -17,6 +17,8 @@ from .gguf_vocabulary import Vocabulary
 from .gguf_weights import check_types, write_weights
 from .progress import say
 
+_VOCABULARY_FILE = "tokenizer.json"
+
 
 def convert_gguf(source: Path, destination: Path, *, stream: TextIO | None = None) -> str:
     """Write the model of `source` into the existing folder `destination`.
@@ -43,7 +45,7 @@ def convert_gguf(source: Path, destination: Path, *, stream: TextIO | None = Non
     files = {
         "config.json": config,
         "generation_config.json": generation_config_json(metadata, vocabulary),
-        "tokenizer.json": tokenizer_json(metadata, vocabulary),
+        _VOCABULARY_FILE: tokenizer_json(metadata, vocabulary),
         "tokenizer_config.json": tokenizer_config_json(
             metadata, vocabulary, config["max_position_embeddings"]
         ),
@@ -66,4 +68,6 @@ def _tell(message: str, stream: TextIO | None) -> None:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    # A vocabulary is read by programs only, and to indent it takes seconds.
+    indent = None if path.name == _VOCABULARY_FILE else 2
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=indent) + "\n", "utf-8")
