@@ -110,8 +110,7 @@ class ContainerStack:
         texts = []
         for service in (*SERVERS, *SERVICES):
             for container in self.containers(service):
-                said = self.engine.run("logs", "--tail", "20", container, is_checked=False)
-                texts.append(f"--- {service}\n{said}")
+                texts.append(f"--- {service}\n{self.engine.logs(container, '--tail', '20')}")
         return "\n".join(texts)
 
     def get(self, path: str) -> Any:

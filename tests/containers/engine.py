@@ -34,6 +34,18 @@ class ContainerEngine:
         """Output of one command of the engine. Raises `AssertionError` with it if it fails."""
         return run([self.program, *args], timeout_s=timeout_s, is_checked=is_checked)
 
+    def logs(self, container: str, *flags: str) -> str:
+        """All that a container has said, on either stream."""
+        command = [self.program, "logs", *flags, container]
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=COMMAND_TIMEOUT_S,
+        )
+        return done.stdout
+
     def image(self) -> str:
         """The image to run, built from this tree unless one is named."""
         if named := os.environ.get(IMAGE):
