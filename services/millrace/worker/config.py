@@ -41,7 +41,7 @@ class WorkerConfig:
         "auto", help="how K/V is stored; int8 needs the cpu backend", choices=("auto", "int8")
     )
     instruction_path: str = setting(
-        "auto", help="instruction set of the cpu backend; see millrace doctor"
+        "auto", help="instruction set of the cpu backend; the verb `doctor` tells it"
     )
     route: str = setting("auto", help="model code", choices=("auto", "native", "generic"))
     num_blocks: int = setting(0, help="blocks of the KV cache", unset="sized by memory")

@@ -205,6 +205,10 @@ def test_every_setting_of_the_topology_exists(topology: Topology) -> None:
             assert {*spec.settings, *spec.ports} <= set(known), spec.name
 
 
+def test_every_process_is_asked_whether_it_still_answers(topology: Topology) -> None:
+    assert [spec.name for spec in topology.processes if not spec.ping] == []
+
+
 def test_servers_start_first_and_the_gateway_last(topology: Topology) -> None:
     names = [spec.name for spec in topology.processes]
 

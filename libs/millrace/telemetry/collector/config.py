@@ -29,7 +29,7 @@ class CollectorConfig:
     forward_url: HttpUrl | None = setting(
         None,
         help="tracing UI to forward to while it is up",
-        unset="the one that `millrace trace-ui` has started for the same MILLRACE_HOME",
+        unset="the one that the verb `trace-ui` has started for the same MILLRACE_HOME",
     )
     forward_otlp: bool = setting(
         False, help="send the spans on to where the OTEL_EXPORTER_OTLP_* variables say"
