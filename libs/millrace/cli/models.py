@@ -33,29 +33,42 @@ def add_parser(subparsers: Any) -> None:
 def _add_verbs(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="models_verb", required=True, metavar="VERB")
     pull = verbs.add_parser("pull", help="fetch a model: smollm2, or ORG/NAME from the hub")
-    pull.add_argument("model", nargs="?", default="smollm2")
-    pull.add_argument("--name", default="", help="serve it under this name")
-    pull.add_argument("--revision", default="main", help="branch, tag or commit on the hub")
+    pull.add_argument(
+        "model", nargs="?", default=DEFAULT_ALIAS, help=f"its name; default: {DEFAULT_ALIAS}"
+    )
+    pull.add_argument("--name", default="", help="serve it under this name; default: its own")
+    pull.add_argument(
+        "--revision", default="main", help="branch, tag or commit on the hub; default: main"
+    )
     pull.add_argument(
         "--no-wait", action="store_true", help="fail where another process is fetching it"
     )
     add = verbs.add_parser("add", help="register a local folder, or import a .gguf file")
-    add.add_argument("path", type=Path)
-    add.add_argument("--name", default="", help="serve it under this name")
-    add.add_argument("--alias", action="append", default=[], help="a second name; repeatable")
+    add.add_argument("path", type=Path, help="of the folder or file")
+    add.add_argument(
+        "--name", default="", help="serve it under this name; default: that of the file"
+    )
+    add.add_argument(
+        "--alias", action="append", default=[], help="a second name, repeatable; default: none"
+    )
     listing = verbs.add_parser("list", help="show the models on this machine")
     listing.add_argument("--json", action="store_true", help="for machines")
     remove = verbs.add_parser("remove", help="forget a model, delete its files and packed weights")
-    remove.add_argument("model", help="name or alias, see `millrace models list`")
+    remove.add_argument("model", help="its name or alias")
     remove.add_argument("--yes", action="store_true", help="do not ask")
     remove.add_argument("--force", action="store_true", help="even while it is served")
     clean = verbs.add_parser("clean", help="delete packed weights and downloads of no model in use")
     clean.add_argument("--yes", action="store_true", help="do not ask")
     clean.add_argument("--json", action="store_true", help="list only, for machines")
     fit = verbs.add_parser("fit", help="how much memory a model needs")
-    fit.add_argument("model")
+    fit.add_argument("model", help="its name or alias")
     fit.add_argument("--memory", help="such as 24GB; default: available here")
-    fit.add_argument("--max-model-len", type=int, default=0, help="longest sequence, in tokens")
+    fit.add_argument(
+        "--max-model-len",
+        type=int,
+        default=0,
+        help="longest sequence, in tokens; default: the model's own",
+    )
     fit.add_argument("--json", action="store_true", help="for machines")
 
 
@@ -127,8 +140,8 @@ def _fit(args: argparse.Namespace, home: Home) -> int:
     if args.json:
         console.json(report.to_json())
     else:
-        for line in report.lines():
-            console.line(line)
-        if report.suggestion:
-            console.line(report.suggestion)
+        console.line(report.title)
+        console.table(report.header, report.cells(), right=report.header[1:])
+        for note in (*report.notes(), *filter(None, [report.suggestion])):
+            console.prose(note)
     return 0 if report.fits else 1
