@@ -12,7 +12,7 @@ from millrace.config.home import Home, millrace_home
 from millrace.core.errors import MillraceError
 from millrace.hub.add import add_model
 from millrace.hub.byte_size import format_bytes, parse_memory
-from millrace.hub.catalog import resolve_model
+from millrace.hub.catalog import DEFAULT_ALIAS, resolve_model
 from millrace.hub.entry import ModelEntry
 from millrace.hub.fit import check_fit
 from millrace.hub.pull import pull_model
