@@ -245,6 +245,7 @@ OTHERS = {
     "no layer": (("arrays", "2.down.panels"), None),
     "no matrix": (("matrices", "2.down"), None),
     "no size": (("extra", "intermediate"), None),
+    "no count": (("extra", "num_parameters"), None),
     "another size": (("extra", "intermediate"), 160),
 }
 
