@@ -128,7 +128,7 @@ def check_kernels(
     home: Home, environ: Mapping[str, str], report: Callable[[str], None] = lambda text: None
 ) -> Finding:
     """Which instruction path the cpu backend takes, and why not a better one."""
-    from millrace.engine.kernels.cpu.build import build_library, find_compiler
+    from millrace.engine.kernels.cpu.build import build_library, can_build
     from millrace.engine.kernels.cpu.instruction_paths import choose_path, missing_for_better
     from millrace.engine.kernels.cpu.loadable import why_not_loadable
 
@@ -137,7 +137,7 @@ def check_kernels(
     path = choose_path(asked)
     if path is None:
         return Finding("kernels", "warn", f"no CPU kernels for this processor: {slow}")
-    if find_compiler() is None:
+    if not can_build(path):
         advice = "install g++ or clang++, or set CXX"
         return Finding("kernels", "warn", f"no C++ compiler for the CPU kernels: {slow}", advice)
     try:

@@ -10,24 +10,16 @@ from typing import Any
 
 from millrace.config.home import Home, millrace_home
 from millrace.core.errors import MillraceError
-from millrace.engine.default_sampling import default_sampling
-from millrace.engine.generation_config import read_generation_config
 from millrace.hub.add import add_model
 from millrace.hub.byte_size import format_bytes, parse_memory
-from millrace.hub.catalog import (
-    DEFAULT_ALIAS,
-    find_manifest,
-    manifests,
-    pull_command,
-    resolve_model,
-)
-from millrace.hub.entry import ModelEntry, entry_of
+from millrace.hub.catalog import DEFAULT_ALIAS, resolve_model
+from millrace.hub.entry import ModelEntry
 from millrace.hub.fit import check_fit
-from millrace.hub.manifest import Manifest
 from millrace.hub.pull import pull_model
-from millrace.hub.remove import remove_model
 
 from .console import Console
+from .model_list import list_models
+from .model_removal import clean, remove
 
 _INTERRUPTED = 130
 
@@ -61,9 +53,13 @@ def _add_verbs(parser: argparse.ArgumentParser) -> None:
     )
     listing = verbs.add_parser("list", help="show the models on this machine")
     listing.add_argument("--json", action="store_true", help="for machines")
-    remove = verbs.add_parser("remove", help="forget a model and delete its files")
+    remove = verbs.add_parser("remove", help="forget a model, delete its files and packed weights")
     remove.add_argument("model", help="its name or alias")
     remove.add_argument("--yes", action="store_true", help="do not ask")
+    remove.add_argument("--force", action="store_true", help="even while it is served")
+    clean = verbs.add_parser("clean", help="delete packed weights and downloads of no model in use")
+    clean.add_argument("--yes", action="store_true", help="do not ask")
+    clean.add_argument("--json", action="store_true", help="list only, for machines")
     fit = verbs.add_parser("fit", help="how much memory a model needs")
     fit.add_argument("model", help="its name or alias")
     fit.add_argument("--memory", help="such as 24GB; default: available here")
@@ -79,7 +75,14 @@ def _add_verbs(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the verb that `args` name. Returns the exit status; errors are the caller's to print."""
     home = millrace_home()
-    verbs = {"pull": _pull, "add": _add, "list": _list, "remove": _remove, "fit": _fit}
+    verbs = {
+        "pull": _pull,
+        "add": _add,
+        "list": _list,
+        "remove": remove,
+        "clean": clean,
+        "fit": _fit,
+    }
     return verbs[args.models_verb](args, home)
 
 
@@ -125,87 +128,7 @@ def _tell_ready(entry: ModelEntry) -> None:
 
 
 def _list(args: argparse.Namespace, home: Home) -> int:
-    console = Console()
-    rows = [_listed(manifest, folder) for manifest, folder in manifests(home)]
-    if args.json:
-        console.json(rows)
-    elif not rows:
-        console.line(f"no models yet; fetch the default one: {pull_command(DEFAULT_ALIAS)}")
-    else:
-        console.table(
-            ("NAME", "ALIASES", "SIZE", "LICENCE", "MAX LEN", "SAMPLING", "ROUTE"),
-            [
-                (
-                    row["name"],
-                    ", ".join(row["aliases"]) or "-",
-                    format_bytes(row["size_bytes"]),
-                    row["license"],
-                    str(row["max_model_len"] or "-"),
-                    _sampling(row["default_sampling"]),
-                    f"{row['route']}: {row['refusal']}" if row["refusal"] else row["route"],
-                )
-                for row in rows
-            ],
-        )
-    return 0
-
-
-def _listed(manifest: Manifest, folder: Path) -> dict[str, Any]:
-    """One line of the list; a broken entry is shown as refused, so that it can be removed."""
-    row: dict[str, Any] = {
-        "name": manifest.name,
-        "aliases": list(manifest.aliases),
-        "source": manifest.source,
-        "license": manifest.license,
-        "size_bytes": manifest.size_bytes,
-        "path": manifest.folder or str(folder),
-        "revision": manifest.revision,
-        "architecture": "",
-        "route": "refused",
-        "refusal": "",
-        "max_model_len": 0,
-        "default_sampling": {},
-    }
-    try:
-        entry = entry_of(manifest, folder)
-        defaults = default_sampling(read_generation_config(entry.path))
-    except MillraceError as error:
-        return row | {"refusal": error.message}
-    return row | {
-        "revision": entry.revision,
-        "architecture": entry.architecture,
-        "route": entry.route,
-        "refusal": entry.refusal,
-        "max_model_len": entry.max_model_len,
-        "default_sampling": defaults.given(),
-    }
-
-
-def _sampling(defaults: dict[str, float]) -> str:
-    """What holds if a request is silent, as far as the model has a wish."""
-    return ", ".join(f"{name} {value:g}" for name, value in defaults.items()) or "-"
-
-
-def _remove(args: argparse.Namespace, home: Home) -> int:
-    console = Console()
-    found = find_manifest(args.model, home)
-    if found is not None and not args.yes and not _confirms(found[0]):
-        console.line("nothing removed")
-        return 1
-    freed = remove_model(args.model, home)
-    console.line(f"removed {args.model}, {format_bytes(freed)} freed")
-    return 0
-
-
-def _confirms(manifest: Manifest) -> bool:
-    if manifest.folder:
-        what = f"forget {manifest.name} (its folder {manifest.folder} stays)"
-    else:
-        what = f"delete {manifest.name}, {format_bytes(manifest.size_bytes)}"
-    if not sys.stdin.isatty():
-        print(f"to {what} without a terminal, add --yes", file=sys.stderr)
-        return False
-    return input(f"{what}? [y/N] ").strip().lower() in ("y", "yes")
+    return list_models(home, as_json=args.json)
 
 
 def _fit(args: argparse.Namespace, home: Home) -> int:

@@ -11,6 +11,7 @@ from millrace.core.errors import ConfigError, UnknownModel
 from .catalog import check_names_free
 from .entry import ModelEntry, entry_of, read_config
 from .gguf_import import convert_gguf
+from .gguf_parts import whole_stem
 from .licence import UNKNOWN_LICENSE, license_of_folder
 from .manifest import Manifest, check_is_model, check_name, folder_name, hash_files, model_files
 from .progress import Progress
@@ -36,7 +37,7 @@ def add_model(
         raise UnknownModel(f"{path} does not exist", field="path")
     if path.is_file() and path.suffix != ".gguf":
         raise ConfigError(f"{path} is neither a model folder nor a .gguf file", field="path")
-    name = check_name(name or (path.stem if path.is_file() else path.name))
+    name = check_name(name or (whole_stem(path) if path.is_file() else path.name))
     for alias in aliases:
         check_name(alias)
     entry_folder = folder_name(name)

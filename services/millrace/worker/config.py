@@ -16,7 +16,11 @@ class WorkerConfig:
 
     host: Host = setting("127.0.0.1", help="address to listen on")
     port: int = setting(0, help="gRPC port", unset="a free one")
-    advertise_address: str = setting("", help="host:port for schedulers", unset="as bound")
+    advertise_address: str = setting(
+        "",
+        help="host:port for schedulers",
+        unset="as bound; if that is every address, the one that faces NATS",
+    )
     metrics_port: int = setting(0, help="port of the Prometheus metrics", unset="off")
     nats_url: NatsUrl = setting(NatsUrl("nats://127.0.0.1:4222"), help="NATS server")
     worker_id: str = setting("", help="name in registrations", unset="made at start")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,9 @@ from tokenizers import Tokenizer
 
 from millrace.core.errors import UnsupportedModel
 from millrace.hub.bfloat16 import to_bfloat16_bits
-from millrace.hub.gguf_import import convert_gguf, unpermute_rotary
+from millrace.hub.gguf_import import convert_gguf
+from millrace.hub.gguf_weights import unpermute_rotary
+from tests.unit.hub.gguf_document import LIST, TEXT, tiny_document
 
 
 def test_weights_come_back_in_checkpoint_order(
@@ -48,7 +53,7 @@ def test_config_describes_the_file(make_gguf: Callable[..., Any], tmp_path: Path
     assert config["max_position_embeddings"] == 512
     assert config["tie_word_embeddings"] is True
     generation = json.loads((tmp_path / "generation_config.json").read_text())
-    assert generation["eos_token_id"] == 2
+    assert generation["eos_token_id"] == [2, 0]
 
 
 @pytest.mark.parametrize(
@@ -113,10 +118,45 @@ def test_what_cannot_be_exact_is_refused(
         convert_gguf(source.path, tmp_path)
 
 
+def test_what_is_done_is_told_from_the_beginning(
+    make_gguf: Callable[..., Any], tmp_path: Path
+) -> None:
+    told = io.StringIO()
+
+    convert_gguf(make_gguf().path, tmp_path, stream=told)
+
+    lines = told.getvalue().splitlines()
+    assert lines[0] == "reading the header of llama-smollm.gguf"
+    assert lines[1] == "llama, 261 tokens, 11 tensors in 172.4 kB"
+    assert lines[-1].startswith("converting weights: done")
+
+
+def test_refusal_does_not_wait_for_the_vocabulary(tmp_path: Path) -> None:
+    """Whose tokens cannot even be decoded here, and for which no library is loaded."""
+    document = tiny_document("gemma3")
+    document.keys["tokenizer.ggml.tokens"] = (LIST, (TEXT, [b"\xff"]))
+    path = document.write(tmp_path / "gemma.gguf")
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        "from millrace.core.errors import UnsupportedModel\n"
+        "from millrace.hub.gguf_import import convert_gguf\n"
+        "try:\n    convert_gguf(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+        "except UnsupportedModel as error:\n    print(error.message)\n"
+        "assert not {'gguf', 'numpy', 'torch', 'transformers'} & set(sys.modules)\n"
+    )
+
+    result = subprocess.run(
+        [sys.executable, "-c", code, path, tmp_path], capture_output=True, text=True, check=False
+    )
+
+    assert result.stderr == ""
+    assert result.stdout.startswith(f"{path}: GGUF architecture 'gemma3' (general.architecture)")
+
+
 def test_damaged_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"not a model at all, but long enough")
 
-    with pytest.raises(UnsupportedModel, match="not a readable GGUF"):
+    with pytest.raises(UnsupportedModel, match="bad.gguf: not a GGUF file: it begins with"):
         convert_gguf(tmp_path / "bad.gguf", tmp_path)
 
 

@@ -17,6 +17,9 @@ class CollectorConfig:
     """Receives spans by OTLP/HTTP on loopback and keeps those of the last requests."""
 
     host: Host = setting("127.0.0.1", help="loopback address to listen on")
+    insecure_bind: bool = setting(
+        False, help="allow a host beyond loopback: whoever reaches it can write spans"
+    )
     port: int = setting(4318, help="port to listen on", unset="a free one")
     store: Path | None = setting(
         None, help="file of the span store", unset=f"run/{STORE_FILE} in MILLRACE_HOME"
