@@ -22,7 +22,7 @@ from .streams import give_up, prepare_streams
 VERBS = {
     "up": "start the whole stack here and keep it running",
     "down": "stop the running stack",
-    "status": "show the processes of the running stack",
+    "status": "show processes and load of the running stack",
     "logs": "show what the services logged",
     "generate": "continue a prompt",
     "chat": "talk with the model",

@@ -86,7 +86,9 @@ class Console:
         for index, text in enumerate(lines):
             self.line(self.paint(text, "bold") if index == 0 else text)
 
-    def prose(self, text: str, *, indent: str = "", colour: str = "") -> None:
+    def prose(
+        self, text: str, *, indent: str = "", colour: str = "", indent_colour: str = ""
+    ) -> None:
         """Writes a text, on a terminal over as many lines as it needs, behind `indent`."""
         lines = [indent + text]
         if self.width is not None:
@@ -98,6 +100,8 @@ class Console:
                 break_long_words=False,
                 break_on_hyphens=False,
             )
+        if indent_colour:
+            lines[0] = self.paint(indent, indent_colour) + lines[0].removeprefix(indent)
         for line in lines:
             self.line(self.paint(line, colour) if colour else line)
 
