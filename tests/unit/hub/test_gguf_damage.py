@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import shutil
@@ -18,6 +19,7 @@ from millrace.engine.config import EngineConfig
 from millrace.engine.engine import create_engine
 from millrace.engine.local import LocalGenerator, LocalRequest
 from millrace.engine.models.checkpoint_check import check_checkpoint
+from millrace.hub import gguf_import
 from millrace.hub.add import add_model
 from millrace.hub.gguf_import import convert_gguf
 from millrace.tokenizer.codec import load_codec
@@ -456,6 +458,28 @@ def test_refused_file_leaves_nothing_behind(tmp_path: Path, number: int) -> None
     with pytest.raises(UnsupportedModel, match="strange.gguf: "):
         add_model(path, home)
 
+    assert not [
+        file for file in home.models.rglob("*") if file.is_file() and file.suffix != ".lock"
+    ]
+
+
+@pytest.mark.parametrize("place", ["tokenizer_json", "write_weights", "say"])
+def test_interrupted_import_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    calls = []
+
+    def interrupt(*args: object, **more: object) -> None:
+        calls.append(args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gguf_import, place, interrupt)
+    path, home = tiny_document().write(tmp_path / "strange.gguf"), Home(tmp_path / "home")
+
+    with pytest.raises(KeyboardInterrupt):
+        add_model(path, home, stream=io.StringIO())
+
+    assert calls
     assert not [
         file for file in home.models.rglob("*") if file.is_file() and file.suffix != ".lock"
     ]
