@@ -9,12 +9,14 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NoReturn
 
 from millrace.config.environment import current_environment, poll_where_events_are_taken
 from millrace.core.errors import MillraceError
 from millrace.core.secret import redacted
 
+from .exit_status import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE
 from .streams import give_up, prepare_streams
 
 VERBS = {
@@ -36,9 +38,6 @@ VERBS = {
     "uninstall": "remove everything that Millrace keeps on this machine",
     "version": "show the version",
 }
-EXIT_FAILURE = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 UNWRITTEN = "cannot write the output: {}"
 MAX_SAID_CHARS = 200
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
@@ -91,9 +90,11 @@ def _run(arguments: list[str]) -> int:
 
 def overview() -> str:
     """The text of `millrace --help`."""
+    from millrace.core.own_command import own_command
+
     lines = ["usage: millrace <verb> [options]", "", "verbs:"]
     lines += [f"  {name:<10} {text}" for name, text in VERBS.items()]
-    lines += ["", "`millrace <verb> --help` shows the options of a verb."]
+    lines += ["", f"`{own_command()} <verb> --help` shows the options of a verb."]
     return "\n".join(lines)
 
 
@@ -105,9 +106,7 @@ def run_verb(arguments: Sequence[str]) -> int:
         return _fail(f"unknown verb {name}; did you mean {nearest}?", EXIT_USAGE)
     try:
         verb = importlib.import_module(f"millrace.cli.{name.replace('-', '_')}")
-        parser = CommandParser(prog="millrace", allow_abbrev=False)
-        verb.add_parser(parser.add_subparsers(dest="verb", metavar="verb"))
-        return int(verb.run(parser.parse_args(arguments)))
+        return int(verb.run(verb_parser(name, verb).parse_args(arguments)))
     except MillraceError as exc:
         return _failed(exc, exc.message)
     except OSError as exc:
@@ -118,6 +117,17 @@ def run_verb(arguments: Sequence[str]) -> int:
         return EXIT_INTERRUPTED
     except Exception as exc:
         return _failed(exc, _defect_message(exc, name))
+
+
+def verb_parser(name: str, verb: ModuleType) -> CommandParser:
+    """The parser of a command line with one verb, whose module is `verb`."""
+    from .examples import add_examples
+
+    parser = CommandParser(prog="millrace", allow_abbrev=False)
+    verbs = parser.add_subparsers(dest="verb", metavar="verb")
+    verb.add_parser(verbs)
+    add_examples(verbs.choices[name], name)
+    return parser
 
 
 def _failed(exc: Exception, message: str) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 from millrace.config.home import Home, millrace_home
 from millrace.core.errors import Unavailable
+from millrace.core.own_command import own_command
 
 from .console import Console
 from .stack.process_info import is_alive
@@ -21,7 +22,9 @@ _POLL_S = 0.1
 def add_parser(subparsers: Any) -> None:
     """Adds the verb."""
     parser = subparsers.add_parser("down", help="stop the running stack")
-    parser.add_argument("--timeout-s", type=float, default=90.0, help="default 90")
+    parser.add_argument(
+        "--timeout-s", type=float, default=90.0, help="longest wait for its end; default: 90"
+    )
     parser.add_argument("--force", action="store_true", help="kill what does not stop in time")
 
 
@@ -37,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
         if not args.force:
             raise Unavailable(
                 f"the stack (pid {record.pid}) still stops after {args.timeout_s:g} s; "
-                "see `millrace status`, or kill it: millrace down --force"
+                f"see `{own_command('status')}`, or kill it: {own_command('down --force')}"
             )
         os.kill(record.pid, signal.SIGKILL)
         _has_ended(record, args.timeout_s)

@@ -24,7 +24,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("prompt", help="text to continue; - reads stdin")
     parser.add_argument("--local", action="store_true", help="run the engine here, no services")
     parser.add_argument(
-        "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="with --local"
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="number type with --local; default: auto",
     )
     parser.add_argument("--stats", action="store_true", help="show counts, speed and trace id")
     parser.add_argument("--json", action="store_true", help="the whole answer at its end")
@@ -73,7 +76,7 @@ def _show_end(args: argparse.Namespace, console: Console, answer: Answer) -> int
         notes = Console(sys.stderr)
         notes.line(notes.paint(f"  {answer.summary()}", "grey"))
         if answer.trace_id:
-            notes.line(f"  trace {answer.trace_id}: millrace trace {answer.trace_id}")
+            notes.line(answer.trace_hint())
     return 0
 
 

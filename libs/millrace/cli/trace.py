@@ -16,6 +16,7 @@ from typing import Any, TextIO
 from millrace.config.environment import current_environment
 from millrace.config.home import millrace_home
 from millrace.core.errors import RequestNotFound
+from millrace.core.own_command import own_command
 from millrace.telemetry.diagnosis import diagnose
 from millrace.telemetry.durations import format_s
 from millrace.telemetry.store import STORE_FILE, RequestSummary, RequestTrace, TraceStore
@@ -46,19 +47,23 @@ def add_parser(subparsers: Any) -> None:
     """Adds the command to the command line."""
     parser = subparsers.add_parser("trace", help="show where the time of a request went")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("id", nargs="?", help="request id or trace id, or its first 6 digits or more")
+    what.add_argument(
+        "id",
+        nargs="?",
+        help="of a request or trace, or its first 6 digits or more; default: --last",
+    )
     what.add_argument(
         "--slowest",
         nargs="?",
         type=positive_count,
         const=DEFAULT_SLOWEST,
         metavar="N",
-        help=f"list the N slowest requests (default {DEFAULT_SLOWEST})",
+        help=f"list the N slowest requests; default: {DEFAULT_SLOWEST}",
     )
     what.add_argument(
         "--last",
         action="store_true",
-        help="the request that ended last, or that of a `generate` just before (default)",
+        help="the request that ended last, or that of a `generate` just before; the default",
     )
     what.add_argument("--follow", action="store_true", help="one line per request as they end")
     parser.add_argument("--json", action="store_true", help="for machines")
@@ -139,7 +144,8 @@ def _last(store: TraceStore) -> RequestSummary:
     if record is not None and all(item.name != COLLECTOR for item in record.processes):
         raise RequestNotFound(
             "the running stack keeps no traces here (--no-telemetry, OTEL_TRACES_EXPORTER or "
-            "OTEL_SDK_DISABLED); those of earlier runs: millrace trace --slowest, millrace trace ID"
+            "OTEL_SDK_DISABLED); those of earlier runs: "
+            f"{own_command('trace --slowest')}, {own_command('trace ID')}"
         )
     mine = last_request(home)
     if mine is not None and time.time() - mine.ended_unix_s < FRESH_S:

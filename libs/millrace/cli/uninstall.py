@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 from millrace.config.home import Home, millrace_home
-from millrace.core.errors import Conflict, InvalidRequest
+from millrace.core.errors import Conflict
+from millrace.core.own_command import own_command
+from millrace.engine.served import who_serves
 from millrace.hub.byte_size import format_bytes
+from millrace.hub.disk_use import bytes_under, delete
+from millrace.hub.model_cache import old_cache
 from millrace.telemetry.tracing_ui import FOLDER_NAME, ui_folder
 
+from .confirmation import is_confirmed
 from .console import Console
 from .stack.run_file import end_leftovers, running_stack, stack_lock
 
 # What this program makes; a folder with anything else in it is not removed as a whole.
 OWN_NAMES = ("models", "run", "logs", "cache", "bin", "data", FOLDER_NAME, "config.toml")
+OLD_CACHE_NAMES = ("kernels", "weights")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -37,11 +41,15 @@ def run(args: argparse.Namespace) -> int:
         console.json(_report(home, items, is_removed=False))
         return 0
     if record := running_stack(home):
-        raise Conflict(f"a stack is running (pid {record.pid}); stop it first: millrace down")
+        raise Conflict(
+            f"a stack is running (pid {record.pid}); stop it first: {own_command('down')}"
+        )
     if ui := ui_folder(home).running():
         raise Conflict(
-            f"a tracing UI is running (pid {ui.pid}); stop it first: millrace trace-ui --stop"
+            f"a tracing UI is running (pid {ui.pid}); stop it first: "
+            f"{own_command('trace-ui --stop')}"
         )
+    _check_no_worker(home)
     if not items:
         console.json(_report(home, items, is_removed=True)) if args.json else console.line(
             f"nothing is kept in {home.root}"
@@ -50,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         for path, num_bytes in items:
             console.line(f"{format_bytes(num_bytes):>10}  {path}")
-    if not args.yes and not _is_confirmed():
+    if not args.yes and not is_confirmed("Remove all of this?"):
         console.line("nothing removed")
         return 1
     _remove(home, items)
@@ -61,20 +69,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check_no_worker(home: Home) -> None:
+    """One may have been started without a stack."""
+    for folder in home.models.iterdir() if home.models.is_dir() else ():
+        if who := who_serves(folder):
+            raise Conflict(f"{folder.name} is served by {who}; stop it first")
+
+
 def _items(home: Home) -> list[tuple[Path, int]]:
     found = [home.root / name for name in OWN_NAMES if (home.root / name).exists()]
-    return [(path, _size(path)) for path in found]
-
-
-def _size(path: Path) -> int:
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file() and not file.is_symlink())
-
-
-def _is_confirmed() -> bool:
-    if not sys.stdin.isatty():
-        raise InvalidRequest("nobody to ask here; say --yes to remove all of this")
-    return input("Remove all of this? [y/N] ").strip().lower() in ("y", "yes")
+    if old := old_cache():
+        found += [old / name for name in OLD_CACHE_NAMES if (old / name).exists()]
+    return [(path, bytes_under(path)) for path in found]
 
 
 def _remove(home: Home, items: list[tuple[Path, int]]) -> None:
@@ -82,12 +88,10 @@ def _remove(home: Home, items: list[tuple[Path, int]]) -> None:
         with stack_lock(home):
             end_leftovers(home)
     for path, _ in items:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    if not any(home.root.iterdir()):
-        home.root.rmdir()
+        delete(path)
+    for folder in {home.root, *(path.parent for path, _ in items)}:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _report(home: Home, items: list[tuple[Path, int]], *, is_removed: bool) -> dict[str, Any]:

@@ -30,7 +30,10 @@ from .machine import available_memory_bytes, has_gpu_driver
 from .models.base import Logits, Model
 from .models.checkpoint_check import check_storage, refusals_naming
 from .models.llama_spec import LlamaSpec
+from .models.llama_tensors import check_llama_headers
+from .models.misfits import UNTIED
 from .routes import is_native, route_of
+from .served import ServedMark
 from .tensor_headers import TensorHeader
 
 if TYPE_CHECKING:
@@ -55,6 +58,7 @@ class ModelRunner:
         device: str,
         drawer: Drawer | None,
     ) -> None:
+        self._served: ServedMark | None = None
         self.cache = cache
         self.info = info
         self.device = device
@@ -66,6 +70,7 @@ class ModelRunner:
     @staticmethod
     def load(config: EngineConfig, report: Report = lambda text: None) -> ModelRunner:
         """The model at `config.model_path`; see `create_engine` for the errors."""
+        served = ServedMark(config.model_path)
         checkpoint = read_config(config.model_path)
         route = _choose_route(config.route, checkpoint)
         generation = read_generation_config(config.model_path, report)
@@ -104,6 +109,7 @@ class ModelRunner:
         )
         drawer = _create_drawer(kernels)
         runner = ModelRunner(model, cache, config.backend, info, config.device, drawer)
+        runner._served = served
         if route == "generic":
             from .models.self_check import check_served
 
@@ -197,7 +203,9 @@ class _Loader:
         """The model that config.json's content describes, and the number of positions it knows."""
         if self.route == "generic":
             return self._load_generic()
-        spec = LlamaSpec.from_config(settings)
+        with refusals_naming(self.config.model_path):
+            spec = LlamaSpec.from_config(settings)
+            check_llama_headers(spec, self.headers)
         return self._load_native(spec), spec.max_positions
 
     def _load_generic(self) -> tuple[Model, int]:
@@ -224,6 +232,8 @@ class _Loader:
                 f"{model.name} is served up to {exact.length} tokens, not {wanted}: "
                 f"beyond, {exact.reason}"
             )
+        if model.is_untied:
+            self.report(UNTIED)
         if self.kernels is not None:
             model.pack_linears(self.kernels, weight_kind(self.config), self.report)
         return model, exact.length
@@ -244,7 +254,7 @@ class _Loader:
 
         self._share_threads()
         with torch.inference_mode(), Checkpoint(folder, self.dtype, self.device) as checkpoint:
-            return LlamaModel(spec, checkpoint)
+            return LlamaModel(spec, checkpoint, self.report)
 
     def _share_threads(self) -> None:
         if self.config.device == "cpu":

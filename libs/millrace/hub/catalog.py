@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from millrace.config.home import Home, millrace_home
 from millrace.core.errors import Conflict, UnknownModel
+from millrace.core.own_command import own_command
 
 from .entry import ModelEntry, entry_of, entry_of_folder
 from .manifest import MANIFEST_NAME, Manifest, folder_name
@@ -62,17 +63,26 @@ def manifests(home: Home) -> Iterator[tuple[Manifest, Path]]:
             yield Manifest.load(folder), folder
 
 
+def folder_of(manifest: Manifest, entry_folder: Path) -> Path:
+    """Where the model's files are: a registered folder, or that of the entry itself."""
+    return Path(manifest.folder) if manifest.folder else entry_folder
+
+
 def looks_like_path(model: str) -> bool:
     """True for an absolute path and for one that starts with ./, ../ or ~."""
     return os.path.isabs(model) or model.startswith(("./", "../", "~")) or model in (".", "..")
 
 
-def known_names(home: Home) -> list[str]:
-    """Names and aliases here, and those of the default model."""
-    names = {DEFAULT_MODEL, DEFAULT_ALIAS}
-    for manifest, _ in manifests(home):
-        names.update((manifest.name, *manifest.aliases))
-    return sorted(names)
+def names_here(home: Home) -> list[str]:
+    """Names and aliases of the models on this machine."""
+    return sorted(name for each, _ in manifests(home) for name in (each.name, *each.aliases))
+
+
+def nearest_names(model: str, names: Iterable[str]) -> list[str]:
+    """Those that may have been meant by `model`, whatever its case, the nearest first."""
+    by_lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(model.lower(), by_lower, _MAX_NEAREST, cutoff=0.5)
+    return [by_lower[name] for name in near]
 
 
 def check_names_free(home: Home, name: str, aliases: tuple[str, ...]) -> None:
@@ -82,24 +92,30 @@ def check_names_free(home: Home, name: str, aliases: tuple[str, ...]) -> None:
         if found is not None:
             raise Conflict(
                 f"{wanted!r} is taken by the model {found[0].name} ({found[0].source}); choose "
-                f"another with --name, or first: millrace models remove {found[0].name}",
+                f"another with --name, or first: "
+                f"{own_command(f'models remove {found[0].name}')}",
                 field="name",
             )
 
 
+def pull_command(model: str) -> str:
+    """What to type so that the model is fetched."""
+    return own_command(f"models pull {model}")
+
+
 def _unknown_message(model: str, home: Home) -> str:
     if model in (DEFAULT_MODEL, DEFAULT_ALIAS):
-        return f"model {model!r} is not on this machine yet; fetch it: millrace models pull {model}"
+        return f"model {model!r} is not on this machine yet; fetch it: {pull_command(model)}"
     parts = [f"model {model!r} is not on this machine"]
-    nearest = difflib.get_close_matches(model, known_names(home), _MAX_NEAREST, cutoff=0.5)
+    nearest = nearest_names(model, {*names_here(home), DEFAULT_MODEL, DEFAULT_ALIAS})
     if nearest:
         parts.append(f"nearest known: {', '.join(nearest)}")
     if "/" in model:
-        parts.append(f"fetch it: millrace models pull {model}")
+        parts.append(f"fetch it: {pull_command(model)}")
     else:
         target = nearest[0] if nearest else DEFAULT_MODEL
         parts.append(
-            f"fetch a model: millrace models pull {target} (or the hub's ORG/NAME); "
+            f"fetch a model: {pull_command(target)} (or the hub's ORG/NAME); "
             "a folder is given as ./FOLDER"
         )
     return "; ".join(parts)

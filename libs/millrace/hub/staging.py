@@ -17,6 +17,8 @@ from .byte_size import format_bytes
 
 _STAGING = ".staging"
 _LOCKS = ".locks"
+# No name of a model has it.
+_TRASH_MARK = "~"
 _POLL_S = 0.1
 # Room that a full disk should keep for everybody else.
 _SPARE_BYTES = 64 << 20
@@ -72,24 +74,40 @@ def _wait_for_lock(
         time.sleep(_POLL_S)
 
 
+def staged_path(home: Home, entry_folder: str) -> Path:
+    """Where an entry grows, begun or not."""
+    return home.models / _STAGING / entry_folder
+
+
 def staging_folder(home: Home, entry_folder: str) -> Path:
-    """Where an entry grows. It is kept after a failure, so that the next pull goes on there."""
-    path = home.models / _STAGING / entry_folder
+    """The same, made. It is kept after a failure, so that the next pull goes on there."""
+    path = staged_path(home, entry_folder)
     path.mkdir(parents=True, exist_ok=True)
     return path
 
 
-def discard_staging(home: Home, entry_folder: str) -> int:
-    """Forget a half-built entry. Returns the bytes freed, 0 where there was none."""
-    path = home.models / _STAGING / entry_folder
-    freed = sum(file.stat().st_size for file in path.iterdir()) if path.is_dir() else 0
-    shutil.rmtree(path, ignore_errors=True)
-    return freed
+def all_staged(home: Home) -> Iterator[tuple[str, Path]]:
+    """Every half-built or half-deleted entry, with the name of the lock under which it is."""
+    folder = home.models / _STAGING
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        yield path.name.partition(_TRASH_MARK)[0], path
+
+
+def trash_path(home: Home, entry_folder: str) -> Path:
+    """Where an entry goes whose deletion takes its time."""
+    path = staged_path(home, f"{entry_folder}{_TRASH_MARK}{os.getpid()}")
+    path.parent.mkdir(exist_ok=True)
+    return path
+
+
+def discard_staging(home: Home, entry_folder: str) -> None:
+    """Forget a half-built entry."""
+    shutil.rmtree(staged_path(home, entry_folder), ignore_errors=True)
 
 
 def publish(home: Home, entry_folder: str) -> Path:
     """Move a finished entry into the catalogue in one rename. Returns its folder."""
-    staged = home.models / _STAGING / entry_folder
+    staged = staged_path(home, entry_folder)
     final = home.models / entry_folder
     for path in staged.iterdir():
         with path.open("rb") as file:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -38,28 +37,26 @@ def built_tokenizer(folder: Path, settings: Mapping[str, Any], home: Home) -> Pa
     settings: tokenizer_config.json without the chat template, which takes no part. Raises
     ConfigError if it can neither be found nor built.
     """
-    kept = _kept_folder(folder, settings, home)
+    kept = kept_folder(folder, settings, home)
     if not kept.is_dir():
         _build(folder, settings, kept)
     return kept
 
 
-def forget_built_tokenizer(folder: Path, settings: Mapping[str, Any], home: Home) -> int:
-    """Deletes what was built for `folder`. Returns the bytes freed."""
-    kept = _kept_folder(folder, settings, home)
-    freed = sum(path.stat().st_size for path in kept.iterdir()) if kept.is_dir() else 0
-    shutil.rmtree(kept, ignore_errors=True)
-    return freed
+def builds_folder(home: Home) -> Path:
+    """One folder for each tokenizer that was built."""
+    return home.cache / "tokenizers"
 
 
-def _kept_folder(folder: Path, settings: Mapping[str, Any], home: Home) -> Path:
+def kept_folder(folder: Path, settings: Mapping[str, Any], home: Home) -> Path:
+    """Where the tokenizer of `folder` is kept once it is built."""
     digest = hashlib.blake2b(TRANSFORMERS_VERSION.encode(), digest_size=16)
     digest.update(json.dumps(settings, sort_keys=True).encode())
     for path in _sources(folder):
         with path.open("rb") as file:
             content = hashlib.file_digest(file, "blake2b").hexdigest()
         digest.update(f"\n{path.name}\0{content}".encode())
-    return home.cache / "tokenizers" / digest.hexdigest()
+    return builds_folder(home) / digest.hexdigest()
 
 
 def _sources(folder: Path) -> Iterator[Path]:

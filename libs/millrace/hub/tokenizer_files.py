@@ -16,7 +16,7 @@ from typing import Any
 from millrace.config.home import Home
 from millrace.core.errors import ConfigError
 
-from .tokenizer_build import SETTINGS_NAME, built_tokenizer, forget_built_tokenizer
+from .tokenizer_build import SETTINGS_NAME, built_tokenizer, kept_folder
 from .tokenizer_ids import check_ids, model_vocab_size
 
 # Classes that take a tokenizer.json as it is.
@@ -89,11 +89,11 @@ def read_tokenizer_files(folder: Path, home: Home) -> TokenizerFiles:
     return TokenizerFiles(description, named, template, template_fault)
 
 
-def forget_tokenizer(folder: Path, home: Home) -> int:
-    """Deletes what was built for a model folder. Returns the bytes freed."""
+def tokenizer_build_of(folder: Path, home: Home) -> Path:
+    """Where what was built of a model folder's tokenizer is kept, if it had to be built."""
     settings = _read_json(folder / SETTINGS_NAME) or {}
     settings.pop("chat_template", None)
-    return forget_built_tokenizer(folder, settings, home)
+    return kept_folder(folder, settings, home)
 
 
 def _read_plain(

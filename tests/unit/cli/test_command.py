@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from millrace.cli.__main__ import VERBS, run_verb
 from millrace.cli.console import Console, format_duration
 from millrace.config.environment import GRPC_EXPERIMENTS
 from millrace.config.home import Home
+from millrace.engine.served import ServedMark
 from millrace.testing.servers import free_port
 
 HEAVY = ("torch", "grpc", "transformers", "numpy", "nats", "google.protobuf", "asyncio")
@@ -26,6 +28,8 @@ HEAVY = ("torch", "grpc", "transformers", "numpy", "nats", "google.protobuf", "a
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MILLRACE_HOME", str(tmp_path / "home"))
+    # What an older version left there is removed too.
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "old-cache"))
     for name in list(os.environ):
         if name.startswith("MILLRACE_") and name != "MILLRACE_HOME":
             monkeypatch.delenv(name)
@@ -170,6 +174,37 @@ def test_uninstall_asks_and_then_leaves_nothing(
     assert not home.exists()
 
 
+def test_uninstall_takes_what_an_engine_alone_packed_in_the_users_cache(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("weights", "kernels", "thesis"):
+        (tmp_path / "old-cache" / "millrace" / name).mkdir(parents=True)
+    weights = tmp_path / "old-cache" / "millrace" / "weights"
+    (weights / "tiny.bin").write_bytes(b"x" * 1000)
+
+    assert run_verb(["uninstall", "--json"]) == 0
+    listed = {item["path"]: item["bytes"] for item in json.loads(capsys.readouterr().out)["items"]}
+    assert listed == {str(weights): 1000, str(weights.with_name("kernels")): 0}
+
+    assert run_verb(["uninstall", "--yes"]) == 0
+    assert [path.name for path in weights.parent.iterdir()] == ["thesis"]
+
+
+def test_uninstall_refuses_while_a_worker_alone_serves_a_model(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = home / "models" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    mark = ServedMark(folder)
+
+    assert run_verb(["uninstall", "--yes"]) == 1
+    assert f"tiny is served by process {os.getpid()}" in capsys.readouterr().err
+
+    del mark
+    assert run_verb(["uninstall", "--yes"]) == 0
+
+
 def test_uninstall_refuses_while_a_tracing_ui_runs(
     home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -189,7 +224,7 @@ def test_uninstall_refuses_while_a_tracing_ui_runs(
     finally:
         sleeper.communicate()
 
-    assert "stop it first: millrace trace-ui --stop" in capsys.readouterr().err
+    assert re.search("stop it first: .*millrace trace-ui --stop", capsys.readouterr().err)
     assert python.parent.is_dir()
 
 

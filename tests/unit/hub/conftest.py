@@ -136,7 +136,9 @@ class FakeHubHandler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Home:
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """An empty one; nothing is looked for, or deleted, in the caches of whoever runs the tests."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "old-cache"))
     return Home(tmp_path / "home")
 
 

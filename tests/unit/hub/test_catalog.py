@@ -144,9 +144,9 @@ def test_refused_architecture_is_listed_with_its_reason(
 def test_remove_keeps_a_folder_that_was_only_added(tiny_model: Path, home: Home) -> None:
     add_model(tiny_model, home, aliases=("t",))
 
-    freed = remove_model("t", home)
+    manifest_bytes = (home.models / "tiny" / "manifest.json").stat().st_size
 
-    assert freed == 0
+    assert remove_model("t", home) == manifest_bytes
     assert (tiny_model / "model.safetensors").is_file()
     with pytest.raises(UnknownModel):
         resolve_model("tiny", home)
@@ -156,9 +156,9 @@ def test_remove_deletes_what_millrace_stored(make_gguf: Callable[..., Any], home
     source = make_gguf()
     entry = add_model(source.path, home, name="imported")
 
-    freed = remove_model("imported", home)
+    manifest_bytes = (entry.path / "manifest.json").stat().st_size
 
-    assert freed == entry.size_bytes
+    assert remove_model("imported", home) == entry.size_bytes + manifest_bytes
     assert not entry.path.exists()
     assert list((home.models / ".staging").iterdir()) == []
     assert source.path.is_file()

@@ -18,7 +18,7 @@ from millrace.core.errors import ConfigError, UnsupportedModel
 from millrace.engine.save_tokenizer import save_tokenizer
 from millrace.hub import tokenizer_build, tokenizer_files
 from millrace.hub.manifest import check_is_model
-from millrace.hub.tokenizer_files import forget_tokenizer, read_tokenizer_files
+from millrace.hub.tokenizer_files import read_tokenizer_files, tokenizer_build_of
 from millrace.testing.tokenizers import (
     change_settings,
     change_tokenizer,
@@ -159,13 +159,15 @@ def test_named_tokens_of_the_class_are_variables_of_the_template(
     assert named == {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 
-def test_what_was_built_is_forgotten_with_the_model(
+def test_where_a_tokenizer_is_kept_is_known_without_building_it(
     llama: Path, home: Home, builds: list[Path]
 ) -> None:
+    told = tokenizer_build_of(llama, home)
+    assert not told.exists() and builds == []
+
     read_tokenizer_files(llama, home)
-    assert forget_tokenizer(llama, home) > 10_000
-    assert _kept(home) == []
-    assert forget_tokenizer(llama, home) == 0
+
+    assert _kept(home) == [told]
 
 
 @pytest.fixture
