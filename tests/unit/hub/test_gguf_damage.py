@@ -241,9 +241,9 @@ def test_file_that_is_cut_anywhere_is_refused(take: Take) -> None:
         (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "begins with b'<!DO'"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 397808192\n",
-            "a Git LFS pointer of 74 bytes",
+            "a git-lfs pointer of 74 bytes",
         ),
-        (b"version https://git-lfs", "a Git LFS pointer"),
+        (b"version https://git-lfs", "a git-lfs pointer"),
         (document_of("llama").content().replace(b"GGUF\3\0\0\0", b"GGUF\1\0\0\0"), "version 1;"),
         (document_of("llama").content().replace(b"GGUF\3\0\0\0", b"GGUF\4\0\0\0"), "version 4;"),
         (
