@@ -201,6 +201,20 @@ def test_damaged_headers_are_refused_or_harmless(take: Take) -> None:
         take(damaged(content, len(document.header()), rng))
 
 
+def test_keys_that_are_strange_together_are_refused_or_harmless(take: Take) -> None:
+    print(f"MILLRACE_TEST_SEED={SEED}")
+    rng = random.Random(SEED)
+    for _ in range(EXAMPLES):
+        architecture = rng.choice(("llama", "qwen3"))
+        document = document_of(architecture)
+        for key in rng.sample(sorted(document.keys), rng.randint(2, 4)):
+            values = [*OTHER_TYPES, *extremes_of(document.keys[key][0])]
+            document.keys[key] = rng.choice(values)
+            if rng.random() < 0.2:
+                del document.keys[key]
+        take(document)
+
+
 def damaged(content: bytes, header_bytes: int, rng: random.Random) -> bytes:
     """A file with a few faults in its header, small numbers and lengths as likely as others."""
     changed = bytearray(content)
