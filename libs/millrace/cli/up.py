@@ -22,6 +22,7 @@ from millrace.config.loader import (
     flags_as_variables,
 )
 from millrace.core.errors import Conflict
+from millrace.hub.servable import check_entry
 from millrace.telemetry.log_line import log_line
 
 from .config import report_settings
@@ -78,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
     require_startable(config, topology, home, environ)
     model = choose_model(config, topology, environ)
     entry = find_or_pull(model, home)
+    if not args.in_background:
+        check_entry(entry, home)
     if config.fit_check:
         require_fit(entry, config, environ)
     prepare_weights(entry, config, environ, home)

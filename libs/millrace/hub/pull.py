@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TextIO
 
 from millrace.config.home import Home
-from millrace.core.errors import ConfigError, UnknownModel
+from millrace.core.errors import ConfigError, UnknownModel, UnsupportedModel
 
 from .catalog import DEFAULT_ALIAS, DEFAULT_MODEL, check_names_free, find_manifest, looks_like_path
-from .entry import ModelEntry, entry_of, read_config
+from .entry import ModelEntry, entry_of
 from .manifest import Manifest, check_name, folder_name
 from .progress import say
-from .route import with_route
-from .staging import publish, pull_lock, staging_folder
+from .servable import check_servable, with_check
+from .staging import discard_staging, publish, pull_lock, staging_folder
 
 
 def pull_model(
@@ -92,7 +92,12 @@ def _pull(
             return entry_of(*found)
         check_names_free(home, name, aliases)
         staged = staging_folder(home, entry_folder)
-        manifest = build(staged)
-        manifest = with_route(manifest, read_config(staged))
+        try:
+            manifest = build(staged)
+            manifest = with_check(manifest, check_servable(staged, home, name))
+        except UnsupportedModel:
+            # More bytes will not make it another model.
+            discard_staging(home, entry_folder)
+            raise
         manifest.save(staged)
         return entry_of(manifest, publish(home, entry_folder))

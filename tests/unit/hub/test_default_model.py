@@ -25,8 +25,12 @@ class FakePip:
         self.wheel = wheel
         self.commands: list[list[str]] = []
         self.failure = ""
+        self._run: Callable[..., Any] = subprocess.run
 
     def run(self, command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        if "pip" not in command:
+            completed: subprocess.CompletedProcess[str] = self._run(command, **options)
+            return completed
         self.commands.append(command)
         if self.failure:
             return subprocess.CompletedProcess(command, 1, stdout=self.failure)

@@ -16,10 +16,10 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-from transformers.utils import logging as transformers_logging
 
 from millrace.core.errors import UnsupportedModel
 from millrace.engine.quantized import PLAIN_DTYPES
+from millrace.engine.quiet_transformers import quiet_transformers
 from millrace.engine.tensor_headers import TensorHeader, weight_files
 
 # Any would do for what is asked here.
@@ -31,7 +31,10 @@ _IGNORED = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
 def parse_config(folder: Path) -> Any:
     """config.json as transformers reads it; raises `UnsupportedModel` if it does not."""
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with quiet_transformers():
+            return AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
     # Each configuration class has its own ways of refusing values.
     except Exception as error:
         raise UnsupportedModel(f"{folder / 'config.json'} is not valid: {error}") from error
@@ -65,7 +68,7 @@ def load_generic(config: Any, tensors: Mapping[str, Any], **how: Any) -> tuple[A
     Given no folder, transformers reads no other file, no adapter and no code of a checkpoint.
     """
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    with _quiet_transformers():
+    with quiet_transformers():
         loaded: tuple[Any, dict[str, Any]] = kind.from_pretrained(
             None, config=config, state_dict=dict(tensors), output_loading_info=True, **how
         )
@@ -138,18 +141,3 @@ def _named(names: list[str]) -> str:
     if len(names) == 1:
         return f"the tensor {names[0]!r}"
     return f"{len(names)} tensors, {names[0]!r} first"
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Keeps transformers from drawing on the terminal and from warning of what is checked here."""
-    switch: Any = transformers_logging
-    was_on, verbosity = switch.is_progress_bar_enabled(), switch.get_verbosity()
-    switch.disable_progress_bar()
-    switch.set_verbosity_error()
-    try:
-        yield
-    finally:
-        switch.set_verbosity(verbosity)
-        if was_on:
-            switch.enable_progress_bar()
