@@ -7,33 +7,51 @@ cannot work; warnings do not count.
 from __future__ import annotations
 
 import argparse
+import configparser
 import importlib.util
 import os
 import platform
 import shutil
 import socket
 import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 MIN_PYTHON = (3, 11)
-GIB = 1 << 30
-MIN_MEMORY_BYTES = 3 * GIB
-# Installed size of everything with torch's CPU build, and with its CUDA build, plus the model.
-CPU_DISK_BYTES = 3 * GIB
-CUDA_DISK_BYTES = 10 * GIB
+GB = 10**9
+# The stack with the default model; downloading and converting the model takes less.
+MIN_MEMORY_BYTES = 2 * GB
+# Settings of pip by which it takes packages from elsewhere, and the place that is no elsewhere.
+PIP_PLACES = ("index-url", "extra-index-url", "find-links")
+SYSTEM_FILES = ("/etc/xdg/pip/pip.conf", "/etc/pip.conf")
+USUAL_PLACE = "https://pypi.org/simple"
 PORTS = ((8080, "--http-port"), (50051, "--grpc-port"))
+
+
+@dataclass(frozen=True)
+class TorchBuild:
+    """A build of torch: its download, and the disk that all of Millrace takes with it.
+
+    `disk_bytes` holds the virtual environment, pip's cache and the default model.
+    """
+
+    name: str
+    download: str
+    disk_bytes: int
+
+
+CPU = TorchBuild("CPU build", "about 200 MB", 3 * GB)
+CUDA = TorchBuild("CUDA build", "about 3 GB", 10 * GB)
 
 DOWNLOADS = """\
 To be downloaded, once:
-  Python packages        about 350 MB
-  torch, CPU build       about 200 MB    (its CUDA build, on Linux: about 3 GB)
+  Python packages        about 150 MB
+  torch                  {torch}
   default model          about 93 MB     (at the first start)\
 """
-CPU_TORCH_HINT = """\
-No NVIDIA GPU is visible. On Linux pip takes torch's CUDA build by default. For the much smaller CPU
-build point pip at an index that carries it, by pip's own settings, for example
-  PIP_EXTRA_INDEX_URL=<the CPU index that PyTorch's install page names> make setup
-or, for a mirror that has everything, PIP_INDEX_URL=<your index> make setup; pip's configuration
-file works as well (pip config set global.extra-index-url ...).\
+CPU_HINT = """\
+No NVIDIA GPU is visible, and plain pip takes torch's CUDA build here. For the CPU build stop this
+with Ctrl-C and type: make run TORCH=cpu    (it comes from PyTorch's own index)\
 """
 
 
@@ -41,10 +59,14 @@ def main() -> int:
     """Runs every check and prints what it found."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--venv", default=".venv", help="folder of the virtual environment")
-    venv = parser.parse_args().venv
-    is_first = not os.path.exists(os.path.join(venv, "bin", "python"))
+    parser.add_argument("--torch", default="", choices=("", "cpu"), help="the build to be taken")
+    args = parser.parse_args()
+    is_first = not os.path.exists(os.path.join(args.venv, "bin", "python"))
+    places = pip_places(os.environ)
+    builds = torch_builds(args.torch, sys.platform, places)
     failures = check_python() + check_venv_module(is_first)
-    warnings = check_tools() + check_disk(venv, is_first) + check_memory() + check_ports()
+    warnings = check_tools() + check_memory() + check_ports()
+    warnings += check_disk(args.venv, builds) if is_first else []
     for text in warnings:
         print("warning: " + text)
     for text in failures:
@@ -52,10 +74,49 @@ def main() -> int:
     if failures:
         return 1
     if is_first:
-        print(DOWNLOADS)
-        if not has_nvidia_gpu() and sys.platform.startswith("linux"):
-            print(CPU_TORCH_HINT)
+        print(DOWNLOADS.format(torch=describe(builds, places)))
+        if builds == (CUDA,) and not has_nvidia_gpu():
+            print(CPU_HINT)
     return 0
+
+
+def torch_builds(asked: str, system: str, places: Sequence[str]) -> tuple[TorchBuild, ...]:
+    """The build that pip will take, or those between which its own settings choose."""
+    if asked == "cpu" or not system.startswith("linux"):
+        return (CPU,)
+    return (CPU, CUDA) if places else (CUDA,)
+
+
+def pip_places(environ: Mapping[str, str]) -> list[str]:
+    """The settings by which this user's pip takes packages from elsewhere than usual."""
+    values = dict(_file_settings(environ))
+    for name in PIP_PLACES:
+        if value := environ.get("PIP_" + name.upper().replace("-", "_")):
+            values[name] = value
+    return [name for name in PIP_PLACES if values.get(name, USUAL_PLACE).rstrip("/") != USUAL_PLACE]
+
+
+def _file_settings(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    home = environ.get("HOME", "")
+    config_home = environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config")
+    files = [*SYSTEM_FILES, os.path.join(home, ".pip", "pip.conf")]
+    files += [os.path.join(config_home, "pip", "pip.conf"), environ.get("PIP_CONFIG_FILE", "")]
+    for file in files:
+        parser = configparser.RawConfigParser(strict=False)
+        try:
+            parser.read(file, encoding="utf-8")
+        except (configparser.Error, UnicodeDecodeError):
+            # pip will tell.
+            continue
+        for section in ("global", "install"):
+            if parser.has_section(section):
+                yield from ((key.replace("_", "-"), text) for key, text in parser.items(section))
+
+
+def describe(builds: Sequence[TorchBuild], places: Sequence[str]) -> str:
+    """What is downloaded of torch, as far as that can be known."""
+    sizes = " or ".join(f"{build.download} ({build.name})" for build in builds)
+    return sizes if len(builds) == 1 else f"{sizes}, by pip's own settings: {', '.join(places)}"
 
 
 def check_python() -> list[str]:
@@ -88,19 +149,18 @@ def check_tools() -> list[str]:
     return found
 
 
-def check_disk(venv: str, is_first: bool) -> list[str]:
+def check_disk(venv: str, builds: Sequence[TorchBuild]) -> list[str]:
     """Room for the packages and the model."""
-    if not is_first:
-        return []
     folder = os.path.abspath(venv)
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)
     free = shutil.disk_usage(folder).free
-    needs_cuda = has_nvidia_gpu()
-    needed = CUDA_DISK_BYTES if needs_cuda else CPU_DISK_BYTES
-    if free >= needed:
-        return []
-    return [f"{free / GIB:.1f} GiB of disk are free, about {needed / GIB:.0f} GiB are needed"]
+    return [
+        f"{free / GB:.1f} GB of disk are free, about {build.disk_bytes // GB} GB are needed "
+        f"with torch's {build.name}"
+        for build in builds
+        if free < build.disk_bytes
+    ]
 
 
 def check_memory() -> list[str]:
@@ -111,9 +171,7 @@ def check_memory() -> list[str]:
         return []
     if total >= MIN_MEMORY_BYTES:
         return []
-    return [
-        f"{total / GIB:.1f} GiB of memory; the default model wants {MIN_MEMORY_BYTES // GIB} GiB"
-    ]
+    return [f"{total / GB:.1f} GB of memory; the default model wants {MIN_MEMORY_BYTES // GB} GB"]
 
 
 def check_ports() -> list[str]:

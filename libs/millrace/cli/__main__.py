@@ -15,6 +15,7 @@ from millrace.config.environment import current_environment, poll_where_events_a
 from millrace.core.errors import MillraceError
 from millrace.core.secret import redacted
 
+from .exit_status import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE
 from .streams import give_up, prepare_streams
 
 VERBS = {
@@ -36,9 +37,6 @@ VERBS = {
     "uninstall": "remove everything that Millrace keeps on this machine",
     "version": "show the version",
 }
-EXIT_FAILURE = 1
-EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 UNWRITTEN = "cannot write the output: {}"
 MAX_SAID_CHARS = 200
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR)
@@ -91,9 +89,11 @@ def _run(arguments: list[str]) -> int:
 
 def overview() -> str:
     """The text of `millrace --help`."""
+    from millrace.core.own_command import own_command
+
     lines = ["usage: millrace <verb> [options]", "", "verbs:"]
     lines += [f"  {name:<10} {text}" for name, text in VERBS.items()]
-    lines += ["", "`millrace <verb> --help` shows the options of a verb."]
+    lines += ["", f"`{own_command()} <verb> --help` shows the options of a verb."]
     return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ from millrace.core.errors import ConfigError
 
 from .console import Console
 from .count import positive_count
+from .exit_status import EXIT_FAILURE, EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
     from .load.outcome import Load
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 DEFAULT_CONCURRENCY = 8
 DEFAULT_REQUESTS = 64
-EXIT_FAILURE = 1
-EXIT_INTERRUPTED = 130
 
 
 def add_parser(subparsers: Any) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from millrace.config.home import Home, millrace_home
 from millrace.config.loader import check_variables
 from millrace.core.errors import ConfigError, MillraceError, UnknownModel
+from millrace.core.own_command import own_command
 from millrace.core.secret import redacted
 from millrace.hub.byte_size import format_bytes
 
@@ -127,7 +128,7 @@ def check_kernels(
     home: Home, environ: Mapping[str, str], report: Callable[[str], None] = lambda text: None
 ) -> Finding:
     """Which instruction path the cpu backend takes, and why not a better one."""
-    from millrace.engine.kernels.cpu.build import build_library, find_compiler
+    from millrace.engine.kernels.cpu.build import build_library, can_build
     from millrace.engine.kernels.cpu.instruction_paths import choose_path, missing_for_better
     from millrace.engine.kernels.cpu.loadable import why_not_loadable
 
@@ -136,7 +137,7 @@ def check_kernels(
     path = choose_path(asked)
     if path is None:
         return Finding("kernels", "warn", f"no CPU kernels for this processor: {slow}")
-    if find_compiler() is None:
+    if not can_build(path):
         advice = "install g++ or clang++, or set CXX"
         return Finding("kernels", "warn", f"no C++ compiler for the CPU kernels: {slow}", advice)
     try:
@@ -169,7 +170,7 @@ def _memory() -> Finding:
     available = available_memory_bytes()
     text = f"{format_bytes(available)} of memory available (cgroup limits respected)"
     if available < MIN_MEMORY_BYTES:
-        advice = "free some, or see what fits: millrace models fit smollm2"
+        advice = f"free some, or see what fits: {own_command('models fit smollm2')}"
         return Finding("memory", "warn", text, advice)
     return Finding("memory", "ok", text)
 
@@ -207,7 +208,7 @@ def _settings(environ: Mapping[str, str]) -> Finding:
         for name in settings_names(topology):
             explain_service(topology, name, environ)
     except MillraceError as exc:
-        return Finding("settings", "fail", exc.message, "see millrace config show")
+        return Finding("settings", "fail", exc.message, f"see {own_command('config show')}")
     except ModuleNotFoundError as exc:
         return Finding("settings", "fail", f"{exc.name} is not installed")
     return Finding("settings", "ok", "all settings are valid")
@@ -220,7 +221,7 @@ def _model(home: Home, environ: Mapping[str, str]) -> Finding:
     try:
         entry = resolve_model(model or DEFAULT_MODEL, home)
     except UnknownModel as exc:
-        return Finding("model", "warn", exc.message, "millrace up fetches it by itself")
+        return Finding("model", "warn", exc.message, f"{own_command('up')} fetches it by itself")
     except MillraceError as exc:
         return Finding("model", "fail", exc.message)
     size = format_bytes(entry.size_bytes)
@@ -234,15 +235,15 @@ def _stack(home: Home, environ: Mapping[str, str]) -> list[Finding]:
     report = stack_report(record)
     bad = [item["name"] for item in report["processes"] if item["state"] != "ready"]
     if bad:
-        advice = f"millrace logs {bad[0]}"
+        advice = own_command(f"logs {bad[0]}")
         return [Finding("stack", "fail", f"not ready: {', '.join(bad)}", advice)]
     gateway = report["gateway"]
     said = describe_readiness(gateway["status"], gateway["answer"])
     if not gateway["is_ready"]:
         suspect = next(iter(missing_parts(gateway["answer"])), "gateway")
-        return [Finding("stack", "fail", said, f"millrace logs {suspect}")]
+        return [Finding("stack", "fail", said, own_command(f"logs {suspect}"))]
     if said != "ready":
-        return [Finding("stack", "warn", said, "millrace status")]
+        return [Finding("stack", "warn", said, own_command("status"))]
     return [Finding("stack", "ok", f"the stack runs (pid {record.pid}) and is ready")]
 
 
@@ -256,5 +257,5 @@ def _port(setting: str, default: int, environ: Mapping[str, str]) -> Finding:
     if can_bind("127.0.0.1", port):
         return Finding(setting, "ok", f"port {port} is free")
     text = f"port {port} is in use by {describe_port_owner(port)}"
-    advice = f"stop it, or: millrace up --{setting.replace('_', '-')} PORT"
+    advice = f"stop it, or: {own_command('up')} --{setting.replace('_', '-')} PORT"
     return Finding(setting, "warn", text, advice)

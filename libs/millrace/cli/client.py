@@ -12,6 +12,7 @@ import grpc
 from millrace.config.environment import current_environment
 from millrace.config.home import millrace_home
 from millrace.core.errors import InternalError, MillraceError, Unavailable
+from millrace.core.own_command import own_command
 from millrace.core.request_fields.field import FieldNames
 from millrace.core.sampling import SamplingParams, unsigned_seed
 from millrace.rpc.client import open_channel, proxy_options
@@ -56,6 +57,10 @@ class Answer:
             f"{self.tokens_per_s:.1f} tokens/s, {self.finish_reason}"
         )
 
+    def trace_hint(self) -> str:
+        """What to type to see where the time went."""
+        return f"  trace {self.trace_id}: {own_command(f'trace {self.trace_id}')}"
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
@@ -79,9 +84,10 @@ class SamplingOptions:
         values = ((name, getattr(self, name)) for name in self.__dataclass_fields__)
         return {name: value for name, value in values if value is not None}
 
-    def params(self) -> SamplingParams:
-        """As the engine takes them. Raises `InvalidRequest` naming the flag."""
-        names = FieldNames({name: flag_of(name) for name in self.__dataclass_fields__})
+    def params(self, *, is_by_flag: bool = True) -> SamplingParams:
+        """As the engine takes them. Raises `InvalidRequest` naming the flag, or else the field."""
+        fields = self.__dataclass_fields__ if is_by_flag else ()
+        names = FieldNames({name: flag_of(name) for name in fields})
         return SamplingParams(**self.given(), names=names)
 
     def to_proto(self) -> types_pb2.SamplingParams:
@@ -172,8 +178,8 @@ class InferenceClient:
             proxies = ", ".join(named_proxies(current_environment()))
             through = f" (a proxy is set: {proxies})" if proxies and self._may_use_proxy else ""
             return Unavailable(
-                f"nobody answers at {self.address}{through}; start a stack with `millrace up` "
-                "or name one with --address"
+                f"nobody answers at {self.address}{through}; start a stack with "
+                f"`{own_command('up')}` or name one with --address"
             )
         return error
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from millrace.config.home import Home, millrace_home
 from millrace.core.errors import Unavailable
+from millrace.core.own_command import own_command
 
 from .console import Console
 from .stack.process_info import is_alive
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         if not args.force:
             raise Unavailable(
                 f"the stack (pid {record.pid}) still stops after {args.timeout_s:g} s; "
-                "see `millrace status`, or kill it: millrace down --force"
+                f"see `{own_command('status')}`, or kill it: {own_command('down --force')}"
             )
         os.kill(record.pid, signal.SIGKILL)
         _has_ended(record, args.timeout_s)

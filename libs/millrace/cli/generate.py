@@ -73,7 +73,7 @@ def _show_end(args: argparse.Namespace, console: Console, answer: Answer) -> int
         notes = Console(sys.stderr)
         notes.line(notes.paint(f"  {answer.summary()}", "grey"))
         if answer.trace_id:
-            notes.line(f"  trace {answer.trace_id}: millrace trace {answer.trace_id}")
+            notes.line(answer.trace_hint())
     return 0
 
 

@@ -10,7 +10,7 @@ from millrace.core.errors import MillraceError
 from millrace.engine.default_sampling import default_sampling
 from millrace.engine.generation_config import read_generation_config
 from millrace.hub.byte_size import format_bytes
-from millrace.hub.catalog import folder_of, manifests
+from millrace.hub.catalog import DEFAULT_ALIAS, folder_of, manifests, pull_command
 from millrace.hub.entry import entry_of
 from millrace.hub.manifest import Manifest
 from millrace.hub.model_cache import packed_of
@@ -29,7 +29,7 @@ def list_models(home: Home, *, as_json: bool) -> int:
     if as_json:
         console.json(rows)
     elif not rows:
-        console.line("no models yet; fetch the default one: millrace models pull smollm2")
+        console.line(f"no models yet; fetch the default one: {pull_command(DEFAULT_ALIAS)}")
     else:
         console.table(
             ("NAME", "ALIASES", "SIZE", "PACKED", "LICENCE", "MAX LEN", "SAMPLING", "ROUTE"),

@@ -9,6 +9,7 @@ from typing import Any
 from millrace.config.environment import current_environment
 from millrace.config.home import Home
 from millrace.core.errors import Conflict
+from millrace.core.own_command import own_command
 from millrace.hub.byte_size import format_bytes
 from millrace.hub.leftovers import Leftover, delete_leftovers, find_leftovers
 from millrace.hub.manifest import Manifest, folder_name
@@ -76,7 +77,7 @@ def _check_no_stack_serves(manifest: Manifest, home: Home) -> None:
     if stack is not None and stack.model in (manifest.name, folder_name(manifest.name)):
         raise Conflict(
             f"{manifest.name} is served by the running stack (pid {stack.pid}); first: "
-            "millrace down, or remove the model all the same: --force"
+            f"{own_command('down')}, or remove the model all the same: --force"
         )
 
 

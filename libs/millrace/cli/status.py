@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from millrace.config.home import millrace_home
+from millrace.core.own_command import own_command
 from millrace.hub.byte_size import format_bytes
 
 from .console import Console, format_duration
@@ -14,7 +15,7 @@ from .http_probe import get_json
 from .readiness import describe_readiness
 from .stack.metrics_targets import FILE_NAME as TARGETS_FILE
 from .stack.process_info import resident_bytes
-from .stack.run_file import ProcessRecord, StackRecord, running_stack
+from .stack.run_file import NO_STACK, ProcessRecord, StackRecord, running_stack
 
 
 def add_parser(subparsers: Any) -> None:
@@ -30,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         console.json(report)
     elif record is None:
-        console.line("no stack is running; start one with `millrace up`")
+        console.line(NO_STACK.format(own_command("up")))
     else:
         _show(console, report)
     return 0 if report["gateway"]["is_ready"] else 1

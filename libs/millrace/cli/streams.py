@@ -10,6 +10,9 @@ from typing import IO
 
 from millrace.core.errors import InvalidRequest
 
+# What the gateway takes as the body of a request.
+MAX_INPUT_BYTES = 8 << 20
+
 
 def prepare_streams() -> None:
     """Output shows as an escape what the terminal's encoding lacks; closed streams are replaced."""
@@ -40,15 +43,17 @@ def is_utf8(stream: IO[str]) -> bool:
 
 
 def read_text(what: str) -> str:
-    """All of stdin. Raises `InvalidRequest` naming the first byte that is no text."""
+    """All of stdin. Raises `InvalidRequest` if it is too long, or for the first byte of no text."""
     buffer = getattr(sys.stdin, "buffer", None)
-    return sys.stdin.read() if buffer is None else _decoded(buffer.read(), what)
+    data = sys.stdin.read().encode() if buffer is None else buffer.read(MAX_INPUT_BYTES + 1)
+    return _decoded(data, what)
 
 
 def read_line(what: str) -> str:
     """The next line of stdin with its end; empty at the end. Raises as `read_text` does."""
     buffer = getattr(sys.stdin, "buffer", None)
-    return sys.stdin.readline() if buffer is None else _decoded(buffer.readline(), what)
+    data = sys.stdin.readline().encode() if buffer is None else buffer.readline(MAX_INPUT_BYTES + 1)
+    return _decoded(data, what)
 
 
 def argument_text(text: str, what: str) -> str:
@@ -61,6 +66,8 @@ def argument_text(text: str, what: str) -> str:
 
 
 def _decoded(data: bytes, what: str) -> str:
+    if len(data) > MAX_INPUT_BYTES:
+        raise InvalidRequest(f"{what} is longer than {MAX_INPUT_BYTES} bytes")
     name = codecs.lookup(sys.stdin.encoding or "utf-8").name
     text = _utf8(data, what) if name in ("ascii", "utf-8") else data.decode(name, "replace")
     return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 from millrace.config.environment import current_environment
 from millrace.config.home import millrace_home
 from millrace.core.errors import RequestNotFound
+from millrace.core.own_command import own_command
 from millrace.telemetry.diagnosis import diagnose
 from millrace.telemetry.durations import format_s
 from millrace.telemetry.store import STORE_FILE, RequestSummary, RequestTrace, TraceStore
@@ -139,7 +140,8 @@ def _last(store: TraceStore) -> RequestSummary:
     if record is not None and all(item.name != COLLECTOR for item in record.processes):
         raise RequestNotFound(
             "the running stack keeps no traces here (--no-telemetry, OTEL_TRACES_EXPORTER or "
-            "OTEL_SDK_DISABLED); those of earlier runs: millrace trace --slowest, millrace trace ID"
+            "OTEL_SDK_DISABLED); those of earlier runs: "
+            f"{own_command('trace --slowest')}, {own_command('trace ID')}"
         )
     mine = last_request(home)
     if mine is not None and time.time() - mine.ended_unix_s < FRESH_S:

@@ -8,6 +8,7 @@ from typing import Any
 
 from millrace.config.home import Home, millrace_home
 from millrace.core.errors import Conflict
+from millrace.core.own_command import own_command
 from millrace.engine.served import who_serves
 from millrace.hub.byte_size import format_bytes
 from millrace.hub.disk_use import bytes_under, delete
@@ -40,10 +41,13 @@ def run(args: argparse.Namespace) -> int:
         console.json(_report(home, items, is_removed=False))
         return 0
     if record := running_stack(home):
-        raise Conflict(f"a stack is running (pid {record.pid}); stop it first: millrace down")
+        raise Conflict(
+            f"a stack is running (pid {record.pid}); stop it first: {own_command('down')}"
+        )
     if ui := ui_folder(home).running():
         raise Conflict(
-            f"a tracing UI is running (pid {ui.pid}); stop it first: millrace trace-ui --stop"
+            f"a tracing UI is running (pid {ui.pid}); stop it first: "
+            f"{own_command('trace-ui --stop')}"
         )
     _check_no_worker(home)
     if not items:

@@ -22,6 +22,7 @@ from millrace.config.loader import (
     flags_as_variables,
 )
 from millrace.core.errors import Conflict
+from millrace.core.own_command import own_command
 from millrace.hub.servable import check_entry
 from millrace.telemetry.log_line import log_line
 
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     config.check()
     if record := running_stack(home):
         raise Conflict(
-            f"a stack is already running (pid {record.pid}); stop it with `millrace down`"
+            f"a stack is already running (pid {record.pid}); stop it with `{own_command('down')}`"
         )
     topology = load_topology()
     require_startable(config, topology, home, environ)

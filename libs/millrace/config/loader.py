@@ -42,7 +42,7 @@ TABLES = ("up", "bus", "gateway", "tokenizer", "scheduler", "worker", "cache", "
 SHARED_VARIABLES = (
     *("MILLRACE_HOME", "MILLRACE_CONFIG", "MILLRACE_LOG_LEVEL", "MILLRACE_LOG_FORMAT"),
     *("MILLRACE_DEBUG",),
-    *("MILLRACE_MODEL", "MILLRACE_TARGET", "MILLRACE_TEST_EXAMPLES"),
+    *("MILLRACE_MODEL", "MILLRACE_TEST_EXAMPLES"),
 )
 # Until 0.1 the settings file was called so.
 FORMER_FILE = "millrace.toml"

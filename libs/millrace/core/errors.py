@@ -23,6 +23,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+# `metadata` key under which an error carries a more exact code than its class.
+CODE_KEY = "code"
+
 
 class MillraceError(Exception):
     """Base of the tree.

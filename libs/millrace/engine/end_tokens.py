@@ -60,10 +60,11 @@ def read_end_tokens(folder: Path) -> EndTokens:
     declared = added.get(eos)
     if eos and declared is None:
         declared = _vocabulary(folder / TOKENIZER_FILE).get(eos)
-    return EndTokens(declared, tuple(_known(added)))
+    return EndTokens(declared, tuple(known_ends(added)))
 
 
-def _known(added: Mapping[str, int]) -> Iterator[int]:
+def known_ends(added: Mapping[str, int]) -> Iterator[int]:
+    """Ids of those added tokens, by content, that end a text by their name."""
     is_harmony = added.keys() >= _HARMONY
     for content in sorted(added.keys() & KNOWN_END_TOKENS):
         if not (is_harmony and content == "<|end|>"):

@@ -13,7 +13,7 @@ from millrace.core.errors import MillraceError, UnsupportedModel
 
 from .config import KV_DTYPES, QUANTIZATIONS, EngineConfig, resolve_config, weight_kind
 from .config_json import read_config
-from .kernels.cpu.build import build_library, find_compiler
+from .kernels.cpu.build import build_library, can_build
 from .kernels.cpu.instruction_paths import choose_path
 from .kernels.cpu.load import buildable_path, default_cache_dir
 from .kernels.cpu.packed_weights import packed_path
@@ -29,7 +29,7 @@ def main() -> int:
     cache_dir = args.cache_dir or default_cache_dir()
     try:
         path = choose_path(args.instruction_path)
-        if path is None or find_compiler() is None:
+        if path is None or not can_build(path):
             missing = "no kernels are written for this CPU" if path is None else "no C++ compiler"
             print(f"{missing}: the model will run on plain torch, several times as slow")
             return 0

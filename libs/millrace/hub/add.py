@@ -11,6 +11,7 @@ from millrace.core.errors import ConfigError, UnknownModel
 from .catalog import check_names_free
 from .entry import ModelEntry, entry_of
 from .gguf_import import convert_gguf
+from .gguf_parts import whole_stem
 from .licence import UNKNOWN_LICENSE, license_of_folder
 from .manifest import (
     Manifest,
@@ -45,7 +46,7 @@ def add_model(
         raise UnknownModel(f"{path} does not exist", field="path")
     if not path.is_dir():
         _check_is_gguf(path)
-    name = check_name(name or (path.stem if path.is_file() else path.name))
+    name = check_name(name or (whole_stem(path) if path.is_file() else path.name))
     for alias in aliases:
         check_name(alias)
     entry_folder = folder_name(name)

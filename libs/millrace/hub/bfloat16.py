@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _QUIET_NAN = 0x7FC0
+# The exponent of infinities and NaN, as bits of bfloat16.
+NOT_FINITE = 0x7F80
 
 
 def to_bfloat16_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
@@ -20,10 +22,14 @@ def to_bfloat16_bits(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
 
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     # Adding 0x7FFF plus the last kept bit carries into the kept half exactly when rounding up.
-    last_kept = (bits >> np.uint32(16)) & np.uint32(1)
-    with np.errstate(over="ignore"):
-        rounded = ((bits + last_kept + np.uint32(0x7FFF)) >> np.uint32(16)).astype(np.uint16)
+    # Arrays wrap around without a word; only NaN do, and they are set below.
+    rounded = bits >> np.uint32(16)
+    rounded &= np.uint32(1)
+    rounded += np.uint32(0x7FFF)
+    rounded += bits
+    rounded >>= np.uint32(16)
+    kept = rounded.astype(np.uint16)
     nans = np.isnan(values)
     if nans.any():
-        rounded[nans] = _QUIET_NAN
-    return rounded.reshape(np.shape(values))
+        kept[nans] = _QUIET_NAN
+    return kept.reshape(np.shape(values))

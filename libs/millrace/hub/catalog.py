@@ -13,6 +13,7 @@ from pathlib import Path
 
 from millrace.config.home import Home, millrace_home
 from millrace.core.errors import Conflict, UnknownModel
+from millrace.core.own_command import own_command
 
 from .entry import ModelEntry, entry_of, entry_of_folder
 from .manifest import MANIFEST_NAME, Manifest, folder_name
@@ -91,24 +92,30 @@ def check_names_free(home: Home, name: str, aliases: tuple[str, ...]) -> None:
         if found is not None:
             raise Conflict(
                 f"{wanted!r} is taken by the model {found[0].name} ({found[0].source}); choose "
-                f"another with --name, or first: millrace models remove {found[0].name}",
+                f"another with --name, or first: "
+                f"{own_command(f'models remove {found[0].name}')}",
                 field="name",
             )
 
 
+def pull_command(model: str) -> str:
+    """What to type so that the model is fetched."""
+    return own_command(f"models pull {model}")
+
+
 def _unknown_message(model: str, home: Home) -> str:
     if model in (DEFAULT_MODEL, DEFAULT_ALIAS):
-        return f"model {model!r} is not on this machine yet; fetch it: millrace models pull {model}"
+        return f"model {model!r} is not on this machine yet; fetch it: {pull_command(model)}"
     parts = [f"model {model!r} is not on this machine"]
     nearest = nearest_names(model, {*names_here(home), DEFAULT_MODEL, DEFAULT_ALIAS})
     if nearest:
         parts.append(f"nearest known: {', '.join(nearest)}")
     if "/" in model:
-        parts.append(f"fetch it: millrace models pull {model}")
+        parts.append(f"fetch it: {pull_command(model)}")
     else:
         target = nearest[0] if nearest else DEFAULT_MODEL
         parts.append(
-            f"fetch a model: millrace models pull {target} (or the hub's ORG/NAME); "
+            f"fetch a model: {pull_command(target)} (or the hub's ORG/NAME); "
             "a folder is given as ./FOLDER"
         )
     return "; ".join(parts)

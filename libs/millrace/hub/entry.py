@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from millrace.core.errors import UnsupportedModel
+from millrace.core.own_command import own_command
 
 from .manifest import Manifest, check_is_model, model_files, quick_revision
 from .route import decide_route, remembered_route
@@ -48,7 +49,7 @@ def entry_of(manifest: Manifest, folder: Path) -> ModelEntry:
     if not path.is_dir():
         raise UnsupportedModel(
             f"model {manifest.name}: its folder {path} is gone; put it back, or forget the model: "
-            f"millrace models remove {manifest.name}"
+            f"{own_command(f'models remove {manifest.name}')}"
         )
     config = read_config(path)
     is_same = is_unchanged(manifest, path)

@@ -6,14 +6,12 @@ accept has its rules here; an unknown name is refused, since a near miss splits 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
-from millrace.core.errors import UnsupportedModel
-
-# Values of tokenizer.ggml.token_type.
-_CONTROL = 3
-_USER_DEFINED = 4
+from .gguf_advice import USE_FOLDER
+from .gguf_header import shown
+from .gguf_metadata import GgufMetadata
+from .gguf_vocabulary import Vocabulary
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _WORDS_AND_SPACES = (
@@ -57,34 +55,57 @@ def _pre_tokenizers() -> dict[str, dict[str, Any]]:
     }
 
 
-def tokenizer_json(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The `tokenizers` description of a byte-level BPE vocabulary.
+def check_tokenizer(metadata: GgufMetadata, architecture: str) -> None:
+    """Raises UnsupportedModel for a vocabulary of another kind.
 
-    metadata: GGUF keys and values. Raises UnsupportedModel for other kinds of vocabulary.
+    Also for one that a model type does not keep: for Qwen2, transformers has its own pre-tokenizer
+    whatever a folder says.
     """
-    kind = metadata.get("tokenizer.ggml.model", "missing")
+    kind = metadata.try_text("tokenizer.ggml.model")
     if kind != "gpt2":
-        raise UnsupportedModel(
-            f"GGUF tokenizer of kind {kind!r} cannot be rebuilt exactly (only 'gpt2', byte-level "
-            "BPE, can); use the model's safetensors folder instead"
+        raise metadata.fault(
+            f"GGUF tokenizer of kind {shown(kind or 'missing')} (tokenizer.ggml.model) cannot be "
+            f"rebuilt exactly (only 'gpt2', byte-level BPE, can); {USE_FOLDER}"
         )
-    pre = metadata.get("tokenizer.ggml.pre", "missing")
+    pre = metadata.try_text("tokenizer.ggml.pre") or "missing"
     known = _pre_tokenizers()
     if pre not in known:
-        raise UnsupportedModel(
-            f"GGUF pre-tokenizer {pre!r} is not one of {', '.join(sorted(known))}; "
-            "use the model's safetensors folder instead"
+        raise metadata.fault(
+            f"GGUF pre-tokenizer {shown(pre)} (tokenizer.ggml.pre) is not one of "
+            f"{', '.join(sorted(known))}; {USE_FOLDER}"
         )
-    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
-    types: list[int] = metadata.get("tokenizer.ggml.token_type") or [1] * len(tokens)
+    if architecture == "qwen2" and pre != "qwen2":
+        raise metadata.wrong(
+            "tokenizer.ggml.pre", f"which a qwen2 model does not keep; {USE_FOLDER}"
+        )
+
+
+def tokenizer_json(metadata: GgufMetadata, vocabulary: Vocabulary) -> dict[str, Any]:
+    """The `tokenizers` description of a byte-level BPE vocabulary.
+
+    metadata: as `check_tokenizer` lets it pass. Raises UnsupportedModel where BOS or EOS is to be
+    added and the file does not say which token it is.
+    """
+    pre = metadata.value("tokenizer.ggml.pre")
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": _added_tokens(tokens, types),
+        "added_tokens": [
+            {
+                "id": token_id,
+                "content": vocabulary.tokens[token_id],
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": is_special,
+            }
+            for token_id, is_special in vocabulary.added()
+        ],
         "normalizer": {"type": "NFC"} if pre == "qwen2" else None,
-        "pre_tokenizer": known[pre],
-        "post_processor": _post_processor(metadata, tokens),
+        "pre_tokenizer": _pre_tokenizers()[pre],
+        "post_processor": _post_processor(metadata, vocabulary),
         "decoder": _byte_level(use_regex=True, add_prefix_space=True),
         "model": {
             "type": "BPE",
@@ -96,64 +117,73 @@ def tokenizer_json(metadata: Mapping[str, Any]) -> dict[str, Any]:
             "byte_fallback": False,
             # Llama 3 keeps whole words that its merges alone would not build.
             "ignore_merges": pre == "llama-bpe",
-            "vocab": {token: index for index, token in enumerate(tokens)},
-            "merges": [pair.split(" ", 1) for pair in metadata["tokenizer.ggml.merges"]],
+            "vocab": vocabulary.ids,
+            "merges": vocabulary.merges,
         },
     }
 
 
-def _added_tokens(tokens: list[str], types: list[int]) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": index,
-            "content": token,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": kind == _CONTROL,
-        }
-        for index, (token, kind) in enumerate(zip(tokens, types, strict=True))
-        if kind in (_CONTROL, _USER_DEFINED)
-    ]
-
-
-def _post_processor(metadata: Mapping[str, Any], tokens: list[str]) -> dict[str, Any] | None:
-    """Prepends BOS where the file asks for it; Llama 3 always does."""
-    default = metadata.get("tokenizer.ggml.pre") == "llama-bpe"
-    if not metadata.get("tokenizer.ggml.add_bos_token", default):
+def _post_processor(metadata: GgufMetadata, vocabulary: Vocabulary) -> dict[str, Any] | None:
+    """Puts BOS before and EOS behind a text where the file asks for it; Llama 3 always has BOS."""
+    is_llama3 = metadata.try_text("tokenizer.ggml.pre") == "llama-bpe"
+    around: list[str | None] = [None, None]
+    for index, (name, default) in enumerate((("bos", is_llama3), ("eos", False))):
+        key = f"tokenizer.ggml.add_{name}_token"
+        if metadata.flag(key, default):
+            around[index] = vocabulary.named(name)
+            if around[index] is None:
+                raise metadata.fault(
+                    f"GGUF key 'tokenizer.ggml.{name}_token_id' is missing, and {name.upper()} is "
+                    f"to be added ({key})"
+                )
+    if around == [None, None]:
         return None
-    bos_id = int(metadata["tokenizer.ggml.bos_token_id"])
-    bos = tokens[bos_id]
-    special = {"SpecialToken": {"id": bos, "type_id": 0}}
-    text_a = {"Sequence": {"id": "A", "type_id": 0}}
-    text_b = {"Sequence": {"id": "B", "type_id": 1}}
+    tokens = [token for token in around if token is not None]
+
+    def surrounded(sequence: str, type_id: int) -> list[dict[str, Any]]:
+        before, behind = (
+            [] if token is None else [{"SpecialToken": {"id": token, "type_id": type_id}}]
+            for token in around
+        )
+        return [*before, {"Sequence": {"id": sequence, "type_id": type_id}}, *behind]
+
     return {
         "type": "TemplateProcessing",
-        "single": [special, text_a],
-        "pair": [special, text_a, special, text_b],
-        "special_tokens": {bos: {"id": bos, "ids": [bos_id], "tokens": [bos]}},
+        "single": surrounded("A", 0),
+        "pair": surrounded("A", 0) + surrounded("B", 1),
+        "special_tokens": {
+            token: {"id": token, "ids": [vocabulary.ids[token]], "tokens": [token]}
+            for token in tokens
+        },
     }
 
 
-def tokenizer_config_json(metadata: Mapping[str, Any], max_model_len: int) -> dict[str, Any]:
-    """The named special tokens, the length limit and the chat template."""
-    tokens: list[str] = metadata["tokenizer.ggml.tokens"]
+def tokenizer_config_json(
+    metadata: GgufMetadata, vocabulary: Vocabulary, max_model_len: int
+) -> dict[str, Any]:
+    """The named special tokens, the length limit and the chat template.
+
+    Names of tokens that are no special ones are left out: transformers would make them special,
+    and one file's padding is "!".
+    """
+    special = {
+        vocabulary.tokens[token_id] for token_id, is_special in vocabulary.added() if is_special
+    }
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": max_model_len,
         "clean_up_tokenization_spaces": False,
     }
-    for name, key in (
-        ("bos_token", "bos_token_id"),
-        ("eos_token", "eos_token_id"),
-        ("unk_token", "unknown_token_id"),
-        ("pad_token", "padding_token_id"),
+    for field, name in (
+        ("bos_token", "bos"),
+        ("eos_token", "eos"),
+        ("unk_token", "unknown"),
+        ("pad_token", "padding"),
     ):
-        token_id = metadata.get(f"tokenizer.ggml.{key}")
-        if token_id is not None:
-            config[name] = tokens[int(token_id)]
-    template = metadata.get("tokenizer.chat_template")
+        token = vocabulary.named(name)
+        if token in special:
+            config[field] = token
+    template = metadata.try_text("tokenizer.chat_template")
     if template:
         config["chat_template"] = template
     return config

@@ -8,6 +8,7 @@ from typing import TextIO
 
 from millrace.config.home import Home
 from millrace.core.errors import ConfigError, UnknownModel, UnsupportedModel
+from millrace.core.own_command import own_command
 
 from .catalog import DEFAULT_ALIAS, DEFAULT_MODEL, check_names_free, find_manifest, looks_like_path
 from .entry import ModelEntry, entry_of
@@ -42,7 +43,7 @@ def pull_model(
             stream=stream,
         )
     if looks_like_path(model):
-        raise ConfigError(f"{model} is a path; register it: millrace models add {model}")
+        raise ConfigError(f"{model} is a path; register it: {own_command(f'models add {model}')}")
     if "/" not in model:
         raise UnknownModel(
             f"{model!r} is neither the default model ({DEFAULT_MODEL}) nor a hub id (ORG/NAME)",

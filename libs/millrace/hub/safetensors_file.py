@@ -111,9 +111,10 @@ def write_safetensors(
     tensors: Sequence[tuple[str, str, tuple[int, ...]]],
     contents: Iterable[bytes | memoryview],
 ) -> None:
-    """Write `tensors` (name, dtype, shape) with `contents` in the same order, one at a time.
+    """Write `tensors` (name, dtype, shape) with `contents` in the same order, piece by piece.
 
-    Raises ValueError where a tensor's bytes do not fit its shape.
+    A tensor may come in several pieces. Raises ValueError where the bytes of a tensor do not fit
+    its shape.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     sizes: list[int] = []
@@ -132,8 +133,14 @@ def write_safetensors(
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(raw)))
         file.write(raw)
-        for (name, _, _), size, content in zip(tensors, sizes, contents, strict=True):
-            view = memoryview(content).cast("B")
-            if len(view) != size:
-                raise ValueError(f"tensor {name}: {len(view)} bytes where its shape needs {size}")
-            file.write(view)
+        pieces = iter(contents)
+        for (name, _, _), size in zip(tensors, sizes, strict=True):
+            written = 0
+            while written < size:
+                view = memoryview(next(pieces, b"")).cast("B")
+                written += len(view)
+                if not len(view) or written > size:
+                    raise ValueError(f"tensor {name}: {written} bytes where its shape needs {size}")
+                file.write(view)
+        if any(pieces):
+            raise ValueError("there are more bytes than tensors")

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 WARNING_INTERVAL_S = 60.0
 REST_S = 5.0
 DEFAULT_TIMEOUT_S = 3.0
+# Without spans to send nothing is tried, so nothing is known any more.
+FAILURE_LIFETIME_S = 30.0
 
 # Their own complaints, one or more per batch; ours replace them. Two of them quote what may be
 # secret: headers, and the whole address.
@@ -49,8 +51,15 @@ class GuardedExporter(SpanExporter):
         self._clock = clock
         self._resting_until = 0.0
         self._warned_at: float | None = None
+        self._failed_at: float | None = None
         self.num_exported = 0
         self.num_dropped = 0
+
+    @property
+    def is_failing(self) -> bool:
+        """True if the last try failed, less than FAILURE_LIFETIME_S ago."""
+        failed_at = self._failed_at
+        return failed_at is not None and self._clock() - failed_at < FAILURE_LIFETIME_S
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send the spans, or drop them; never raises."""
@@ -62,6 +71,7 @@ class GuardedExporter(SpanExporter):
             return self._fail(spans, type(error).__name__)
         if result is not SpanExportResult.SUCCESS:
             return self._fail(spans, "not accepted")
+        self._failed_at = None
         self.num_exported += len(spans)
         return result
 
@@ -80,6 +90,7 @@ class GuardedExporter(SpanExporter):
     def _fail(self, spans: Sequence[ReadableSpan], reason: str) -> SpanExportResult:
         self._drop(spans)
         now = self._clock()
+        self._failed_at = now
         self._resting_until = now + REST_S
         if self._warned_at is None or now - self._warned_at >= WARNING_INTERVAL_S:
             self._warned_at = now

@@ -43,6 +43,11 @@ class Telemetry:
     provider: TracerProvider | None
     exporter: GuardedExporter | None
 
+    @property
+    def loses_spans(self) -> bool:
+        """True if spans are to be exported and nobody has taken the last ones."""
+        return self.exporter is not None and self.exporter.is_failing
+
     def shutdown(self, timeout_s: float = SHUTDOWN_S) -> None:
         """Send what is left, for at most `timeout_s`; safe to call twice."""
         provider, self.provider = self.provider, None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from millrace.core.errors import InvalidRequest, RequestNotFound, Unavailable
+from millrace.core.own_command import own_command
 
 from .names import SPAN_STEP
 from .span_record import NS_PER_S, SpanEvent, SpanLink, SpanRecord, orphans, subtree
@@ -65,7 +66,7 @@ class TraceStore:
     def __init__(self, path: Path) -> None:
         """Raises Unavailable where there is no such file or it cannot be read."""
         if not path.is_file():
-            raise Unavailable(f"there is no span store at {path}; `millrace up` makes one")
+            raise Unavailable(f"there is no span store at {path}; `{own_command('up')}` makes one")
         try:
             self._connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=5.0)
             self._connection.execute("SELECT count(*) FROM requests")

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -69,7 +69,7 @@ async def serve(config: GatewayConfig) -> None:
     telemetry = start_telemetry("gateway")
     registry = create_registry("gateway", telemetry)
     bus = await connect_bus(config.nats_url, name="gateway")
-    gateway = Gateway(config, bus, registry)
+    gateway = Gateway(config, bus, registry, lambda: telemetry.loses_spans)
     try:
         await gateway.start()
         tell_ready("gateway", gateway.http_address)
@@ -85,7 +85,13 @@ async def serve(config: GatewayConfig) -> None:
 class Gateway:
     """Every part of the service, put together."""
 
-    def __init__(self, config: GatewayConfig, bus: Bus, registry: CollectorRegistry) -> None:
+    def __init__(
+        self,
+        config: GatewayConfig,
+        bus: Bus,
+        registry: CollectorRegistry,
+        loses_spans: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._config = config
         self._bus = bus
         self._gateway_id = uuid.uuid4().hex
@@ -138,6 +144,7 @@ class Gateway:
             self._directory,
             lambda: self._pipeline.is_draining,
             self._rpc.set_serving,
+            loses_spans,
         )
         self._http = HttpServer(
             create_app(self._edge(registry, access_log)),

@@ -26,7 +26,7 @@ class GatewayConfig:
     )
     nats_url: NatsUrl = setting(NatsUrl("nats://127.0.0.1:4222"), help="NATS server")
     tokenizer_addresses: tuple[str, ...] = setting(
-        ("127.0.0.1:50052",), help="host:port of each tokenizer replica"
+        ("127.0.0.1:50061",), help="host:port of each tokenizer replica"
     )
     cache_address: str = setting(
         "",

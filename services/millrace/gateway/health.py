@@ -47,6 +47,7 @@ class Health:
     """Asks the neighbours. `cache` None: there is no response cache, by choice.
 
     `tell` hears of every answer before whoever asked: what is ready by one protocol is so by all.
+    `loses_spans` says whether nobody takes the traces of this process.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Health:
         directory: ModelDirectory,
         is_draining: Callable[[], bool],
         tell: Callable[[bool], Awaitable[None]] | None = None,
+        loses_spans: Callable[[], bool] = lambda: False,
     ) -> None:
         self._bus = bus
         self._tokenizer = tokenizer
@@ -64,6 +66,7 @@ class Health:
         self._directory = directory
         self._is_draining = is_draining
         self._tell = tell
+        self._loses_spans = loses_spans
         self._started_s = time.monotonic()
         self._tokenizer_probe: tuple[float, bool] = (float("-inf"), False)
 
@@ -83,13 +86,16 @@ class Health:
             "scheduler": any(model.is_attached for model in attached),
             "worker": any(model.is_attached and model.num_workers for model in attached),
         }
-        degraded = () if self._cache is None or cache.connected else ("cache",)
-        reasons = {"cache": cache.reason} if degraded else {}
+        reasons = {}
+        if self._cache is not None and not cache.connected:
+            reasons["cache"] = cache.reason
+        if self._loses_spans():
+            reasons["collector"] = "traces are not taken"
         is_draining = self._is_draining()
         is_ready = all(checks.values()) and not is_draining
         if self._tell is not None:
             await self._tell(is_ready)
-        return Readiness(is_ready, is_draining, checks, degraded, reasons)
+        return Readiness(is_ready, is_draining, checks, tuple(reasons), reasons)
 
     async def cache_stats(self) -> CacheStats:
         """Counts of the response cache; not connected where there is none."""

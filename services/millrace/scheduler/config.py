@@ -19,7 +19,11 @@ class SchedulerConfig:
 
     host: Host = setting("127.0.0.1", help="address to listen on")
     port: int = setting(0, help="gRPC port", unset="a free one")
-    advertise_address: str = setting("", help="host:port for gateways", unset="as bound")
+    advertise_address: str = setting(
+        "",
+        help="host:port for gateways",
+        unset="as bound; if that is every address, the one that faces NATS",
+    )
     metrics_port: int = setting(0, help="port of the Prometheus metrics", unset="off")
     nats_url: NatsUrl = setting(NatsUrl("nats://127.0.0.1:4222"), help="NATS server")
     scheduler_id: str = setting("", help="name of this process", unset="made at start")

@@ -6,6 +6,7 @@ import asyncio
 import uuid
 
 from millrace.bus.base import Bus
+from millrace.rpc.advertised import advertised_address
 from millrace.rpc.server import RpcServer
 from millrace.telemetry.metrics import SchedulerMetrics
 
@@ -94,7 +95,9 @@ class SchedulerService:
         self._ownership = Ownership(
             self._bus,
             self._scheduler_id,
-            self._config.advertise_address or address,
+            await advertised_address(
+                self._config.advertise_address, address, self._config.nats_url
+            ),
             self._config.model,
         )
         return address

@@ -11,10 +11,10 @@ from typing import Any
 from tokenizers import Encoding, Tokenizer
 
 from millrace.config.home import Home, millrace_home
-from millrace.core.chat import ChatMessage
+from millrace.core.chat import NO_CHAT_TEMPLATE, ChatMessage
 from millrace.core.detokenize import DecodedRow, DecodeRow
 from millrace.core.encoded_prompt import EncodedPrompt
-from millrace.core.errors import ConfigError, InternalError, InvalidRequest
+from millrace.core.errors import CODE_KEY, ConfigError, InternalError, InvalidRequest
 from millrace.hub.tokenizer_files import TokenizerFiles, read_tokenizer_files
 
 from .chat import ChatTemplate
@@ -88,7 +88,11 @@ class Codec:
             raise InvalidRequest("messages is empty", field="messages")
         if self._template is None or self._roles is None:
             reason = self._template_fault or "the model has no chat template"
-            raise InvalidRequest(f"{reason}; send a plain prompt", field="messages")
+            raise InvalidRequest(
+                f"{reason}; send a plain prompt",
+                field="messages",
+                metadata={CODE_KEY: NO_CHAT_TEMPLATE},
+            )
         for index, message in enumerate(messages):
             self._roles.check(message.role, f"messages[{index}].role")
         rendered = self._template.render([self._visible(message) for message in messages])

@@ -20,6 +20,7 @@ from millrace.engine.config import EngineConfig
 from millrace.engine.engine import Engine, create_engine
 from millrace.hub.catalog import resolve_model
 from millrace.internal.v1 import worker_pb2_grpc
+from millrace.rpc.advertised import advertised_address
 from millrace.rpc.run import exit_on_error, run_until_first, tell_ready
 from millrace.rpc.server import RpcServer
 from millrace.rpc.signals import run_until_signalled
@@ -115,7 +116,9 @@ async def serve(config: WorkerConfig, engine: Engine) -> None:
 
     async def run() -> None:
         address = await server.start()
-        servicer.advertise(config.advertise_address or address)
+        servicer.advertise(
+            await advertised_address(config.advertise_address, address, config.nats_url)
+        )
         if config.metrics_port:
             await start_metrics_server(registry, config.host, config.metrics_port)
         tell_ready("worker", address)

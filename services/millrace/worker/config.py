@@ -16,7 +16,11 @@ class WorkerConfig:
 
     host: Host = setting("127.0.0.1", help="address to listen on")
     port: int = setting(0, help="gRPC port", unset="a free one")
-    advertise_address: str = setting("", help="host:port for schedulers", unset="as bound")
+    advertise_address: str = setting(
+        "",
+        help="host:port for schedulers",
+        unset="as bound; if that is every address, the one that faces NATS",
+    )
     metrics_port: int = setting(0, help="port of the Prometheus metrics", unset="off")
     nats_url: NatsUrl = setting(NatsUrl("nats://127.0.0.1:4222"), help="NATS server")
     worker_id: str = setting("", help="name in registrations", unset="made at start")
@@ -37,7 +41,7 @@ class WorkerConfig:
         "auto", help="how K/V is stored; int8 needs the cpu backend", choices=("auto", "int8")
     )
     instruction_path: str = setting(
-        "auto", help="instruction set of the cpu backend; see millrace doctor"
+        "auto", help="instruction set of the cpu backend; the verb `doctor` tells it"
     )
     route: str = setting("auto", help="model code", choices=("auto", "native", "generic"))
     num_blocks: int = setting(0, help="blocks of the KV cache", unset="sized by memory")

@@ -6,11 +6,8 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import signal
-import sys
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,98 +19,19 @@ from millrace.cli.sampling_flags import add_sampling_flags, sampling_of
 from millrace.cli.stack.run_file import new_stack_record
 from millrace.config.home import Home
 from millrace.core.errors import InvalidRequest, Unavailable
-from millrace.rpc.server import RpcServer
-from millrace.v1 import inference_pb2, inference_pb2_grpc, types_pb2
-
-TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
-
-
-@dataclass
-class FakeGateway(inference_pb2_grpc.InferenceServiceServicer):
-    """Answers every chat with how many turns it saw; "hang" never ends, "bad" is refused."""
-
-    chats: list[list[str]] = field(default_factory=list)
-    prompts: list[Any] = field(default_factory=list)
-    num_cancelled: int = 0
-
-    async def Chat(self, request: Any, context: Any) -> AsyncIterator[inference_pb2.ChatResponse]:
-        self.chats.append([f"{turn.role}: {turn.content}" for turn in request.messages])
-        said = request.messages[-1].content
-        if said == "bad":
-            raise InvalidRequest("messages is bad; say something else", field="messages")
-        await context.send_initial_metadata((("traceresponse", f"00-{TRACE_ID}-00f067aa-01"),))
-        yield inference_pb2.ChatResponse(started=_started())
-        yield inference_pb2.ChatResponse(delta=_delta(f"{len(request.messages)} "))
-        try:
-            if said == "hang":
-                await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            self.num_cancelled += 1
-            raise
-        yield inference_pb2.ChatResponse(delta=_delta("turns"))
-        yield inference_pb2.ChatResponse(finished=_finished())
-
-    async def Generate(
-        self, request: Any, context: Any
-    ) -> AsyncIterator[inference_pb2.GenerateResponse]:
-        self.prompts.append(request)
-        yield inference_pb2.GenerateResponse(started=_started())
-        yield inference_pb2.GenerateResponse(delta=_delta("and so "))
-        yield inference_pb2.GenerateResponse(delta=_delta("on"))
-        yield inference_pb2.GenerateResponse(finished=_finished())
-
-
-def _started() -> inference_pb2.Started:
-    return inference_pb2.Started(request_id="ab" * 16, model="fake", num_prompt_tokens=3, seed=7)
-
-
-def _delta(text: str) -> inference_pb2.Delta:
-    return inference_pb2.Delta(text=text, token_ids=[1])
-
-
-def _finished() -> inference_pb2.Finished:
-    return inference_pb2.Finished(
-        choices=[inference_pb2.ChoiceFinished(finish_reason=types_pb2.FINISH_REASON_STOP)],
-        usage=types_pb2.Usage(num_prompt_tokens=3, num_output_tokens=2),
-    )
+from tests.unit.cli.fake_gateway import (
+    TRACE_ID,
+    FakeGateway,
+    run_millrace,
+    start_millrace,
+    started_gateway,
+)
 
 
 @pytest.fixture
 async def gateway() -> AsyncIterator[tuple[FakeGateway, str]]:
-    make: Any = FakeGateway
-    fake: FakeGateway = make()
-    server = RpcServer("gateway", "127.0.0.1", 0)
-    add: Any = inference_pb2_grpc.add_InferenceServiceServicer_to_server
-    server.add(add, fake, "millrace.v1.InferenceService")
-    address = await server.start()
-    yield fake, address
-    await server.stop(0.1)
-
-
-async def run_millrace(*arguments: str, stdin: str = "") -> tuple[int, str, str]:
-    process = await start_millrace(*arguments)
-    out, err = await asyncio.wait_for(process.communicate(stdin.encode()), 30)
-    assert process.returncode is not None
-    return process.returncode, out.decode(), err.decode()
-
-
-async def start_millrace(*arguments: str) -> asyncio.subprocess.Process:
-    return await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "millrace.cli",
-        *arguments,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "OTEL_SDK_DISABLED": "true"},
-        preexec_fn=_hear_ctrl_c,
-    )
-
-
-def _hear_ctrl_c() -> None:
-    # A shell's background job ignores SIGINT and hands that on to every process below it.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    async with started_gateway() as started:
+        yield started
 
 
 async def test_an_answer_is_streamed_and_measured(gateway: tuple[FakeGateway, str]) -> None:
@@ -206,7 +124,7 @@ async def test_request_on_the_stack_of_this_home_is_noted_for_trace(
 async def test_nobody_at_the_address_says_how_to_start_a_stack() -> None:
     client = InferenceClient("127.0.0.1:1")
 
-    with pytest.raises(Unavailable, match="start a stack with `millrace up`"):
+    with pytest.raises(Unavailable, match="start a stack with `.*millrace.* up`"):
         await client.generate("x", "", SamplingOptions(), print)
     await client.close()
 
@@ -226,7 +144,7 @@ async def test_one_message_is_answered_with_its_trace(gateway: tuple[FakeGateway
 async def test_piped_lines_are_a_conversation(gateway: tuple[FakeGateway, str]) -> None:
     lines = "one\ntwo\n/reset\nthree\n/exit\nfour\n"
 
-    status, out, err = await run_millrace("chat", "--address", gateway[1], stdin=lines)
+    status, out, err = await run_millrace("chat", "--lines", "--address", gateway[1], stdin=lines)
 
     assert (status, err) == (0, "")
     assert out == "1 turns\n3 turns\nforgotten\n1 turns\n"
@@ -234,7 +152,9 @@ async def test_piped_lines_are_a_conversation(gateway: tuple[FakeGateway, str]) 
 
 
 async def test_a_refused_turn_is_told_and_forgotten(gateway: tuple[FakeGateway, str]) -> None:
-    status, out, err = await run_millrace("chat", "--address", gateway[1], stdin="bad\ngood\n")
+    status, out, err = await run_millrace(
+        "chat", "--lines", "--address", gateway[1], stdin="bad\ngood\n"
+    )
 
     assert status == 1
     assert "millrace: messages is bad" in err
@@ -243,7 +163,7 @@ async def test_a_refused_turn_is_told_and_forgotten(gateway: tuple[FakeGateway, 
 
 async def test_ctrl_c_ends_the_answer_and_not_the_chat(gateway: tuple[FakeGateway, str]) -> None:
     fake, address = gateway
-    process = await start_millrace("chat", "--address", address)
+    process = await start_millrace("chat", "--lines", "--address", address)
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(b"hang\n")

@@ -28,12 +28,14 @@ def test_prometheus_scrapes_every_service_where_it_serves_its_metrics() -> None:
         port = spec.ports.get("metrics_port") or spec.ports["http_port"]
         wanted.add((spec.name, f"{spec.name}:{port}"))
     config = loaded("deploy/prometheus/prometheus.yml")
-    scraped = {
-        (group["labels"]["service"], target)
-        for job in config["scrape_configs"]
-        for group in job["static_configs"]
-        for target in group["targets"]
-    }
+    scraped = set()
+    for job in config["scrape_configs"]:
+        # By name, so that every replica is found; the label is what dashboard and rules ask for.
+        assert job["relabel_configs"] == [{"source_labels": ["job"], "target_label": "service"}]
+        assert "static_configs" not in job
+        for found in job["dns_sd_configs"]:
+            assert found["type"] == "A"
+            scraped |= {(job["job_name"], f"{name}:{found['port']}") for name in found["names"]}
 
     assert scraped == wanted
     folder = ROOT / "deploy" / "prometheus"
@@ -61,7 +63,8 @@ def test_every_named_volume_is_declared_and_every_folder_exists() -> None:
 def test_compose_fits_its_schema() -> None:
     if importlib.util.find_spec("check_jsonschema") is None:
         pytest.skip("check-jsonschema is not installed")
-    command = ["--builtin-schema", "vendor.compose-spec", str(ROOT / "docker-compose.yml")]
+    files = [str(ROOT / "docker-compose.yml"), str(ROOT / "docker-compose.gpu.yml")]
+    command = ["--builtin-schema", "vendor.compose-spec", *files]
 
     checked = subprocess.run(
         [sys.executable, "-m", "check_jsonschema", *command], capture_output=True, text=True

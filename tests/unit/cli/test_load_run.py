@@ -6,10 +6,12 @@ import asyncio
 import json
 import os
 import signal
+import socket
+import struct
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, nullcontext, suppress
 
 import pytest
 
@@ -227,6 +229,80 @@ async def test_a_broken_http_answer_is_an_error(reply: bytes) -> None:
     async with http_server(answer) as url:
         with pytest.raises(Unavailable):
             await ask_once(url)
+
+
+STREAM = b"".join(b"data: " + event + b"\n\n" for event in (*OPEN_AI_EVENTS, b"[DONE]"))
+WHOLE = head("200 OK", f"content-length: {len(STREAM)}") + STREAM
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    """Ends the connection at once, with a reset."""
+    plug = writer.get_extra_info("socket")
+    plug.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+
+
+@pytest.mark.parametrize("end", [asyncio.StreamWriter.close, reset])
+async def test_a_kept_connection_that_ends_without_a_word_is_replaced(
+    end: Callable[[asyncio.StreamWriter], None],
+) -> None:
+    """A server that takes one request per connection and says nothing of it."""
+    used: set[asyncio.StreamWriter] = set()
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if writer in used:
+            end(writer)
+        else:
+            used.add(writer)
+            writer.write(WHOLE)
+
+    async with http_server(answer) as url:
+        target = HttpTarget(url, model="m", endpoint="chat")
+        load = await LoadRun(target).closed_loop(asks(6), 1)
+        await target.close()
+
+    assert load.errors() == {}
+    assert len(used) == 6
+
+
+@pytest.mark.parametrize(
+    ("replies", "expected"),
+    [
+        # A new connection that says nothing: asked once and no more.
+        ([[b""]], (1, 1)),
+        # A kept one that says something is not asked again, and neither is the one in its place.
+        ([[WHOLE, WHOLE[:30]]], (2, 2)),
+        ([[WHOLE, WHOLE[:-5]]], (2, 2)),
+        ([[WHOLE, b""], [b""]], (2, 3)),
+    ],
+)
+async def test_nothing_else_is_asked_twice(
+    replies: list[list[bytes]], expected: tuple[int, int]
+) -> None:
+    waiting = iter(replies)
+    scripts: dict[asyncio.StreamWriter, Iterator[bytes]] = {}
+    num_asked = 0
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal num_asked
+        num_asked += 1
+        if writer not in scripts:
+            scripts[writer] = iter(next(waiting))
+        reply = next(scripts[writer])
+        writer.write(reply)
+        if reply is not WHOLE:
+            writer.close()
+
+    num_sent, num_expected = expected
+    async with http_server(answer) as url:
+        target = HttpTarget(url, model="m", endpoint="chat")
+        for number in range(1, num_sent + 1):
+            fails = pytest.raises(Unavailable) if number == num_sent else nullcontext()
+            with fails:
+                await target.send(Ask("hello", 3), Outcome(started_s=0.0))
+        await target.close()
+
+    assert num_asked == num_expected
 
 
 async def test_the_first_listed_model_is_taken() -> None:

@@ -11,12 +11,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from millrace.cli.stack.log_file import last_lines
+from millrace.cli.stack.ping import can_ask
 from millrace.cli.stack.ports import pick_free_port
 from millrace.cli.stack.process_info import is_alive, start_mark
 from millrace.cli.stack.restarts import RestartPolicy, Restarts
@@ -263,6 +264,18 @@ async def test_a_crash_loop_never_ends_the_stack(stack: FakeStack) -> None:
     assert_nothing_left(stack)
 
 
+async def test_a_process_that_was_ready_before_it_ended_does_not_end_the_start(
+    stack: FakeStack,
+) -> None:
+    stack.add("worker", "crashing_once")
+
+    async def wait(supervisor: Supervisor) -> None:
+        item = stack.record.processes[0]
+        await eventually(lambda: item.num_restarts == 1 and item.state == "ready", "ready again")
+
+    await stack.run(wait)
+
+
 async def test_a_failing_process_that_stays_up_is_ready_again(stack: FakeStack) -> None:
     stack.add("worker", "crashing_thrice")
 
@@ -289,6 +302,17 @@ async def test_a_preparation_that_fails_after_a_restart_is_tried_again(stack: Fa
     await stack.run(fail_for_a_while)
 
     assert "millrace bus init: no JetStream; starting it again in 0.02 s" in stack.notes
+
+
+def test_a_process_whose_port_for_questions_is_off_is_not_asked(stack: FakeStack) -> None:
+    stack.add("worker", ping="http")
+    (instance,) = stack.instances
+    spec = replace(instance.spec, ping_port="metrics_port")
+
+    assert can_ask(instance)
+    assert not can_ask(replace(instance, spec=replace(spec, ping="")))
+    assert not can_ask(replace(instance, spec=spec, ports={**instance.ports, "metrics_port": 0}))
+    assert not can_ask(replace(instance, spec=spec))
 
 
 async def test_a_frozen_process_is_ended_and_comes_back(stack: FakeStack) -> None:
@@ -487,7 +511,7 @@ def test_only_one_stack_runs_per_home(stack: FakeStack) -> None:
     process = _start_fake_stack(stack.home, stack.journal, "bus:normal")
     try:
         with (
-            pytest.raises(Conflict, match=rf"pid {process.pid}\); stop it with `millrace down`"),
+            pytest.raises(Conflict, match=rf"pid {process.pid}\); stop it with `.*millrace down`"),
             stack_lock(stack.home),
         ):
             pass

@@ -16,6 +16,7 @@ import pytest
 from millrace.cli.service_settings import settings_class
 from millrace.cli.stack.topology import ProcessSpec, Topology, load_topology
 from millrace.config.environment import GRPC_EXPERIMENTS
+from millrace.config.loader import declared_settings
 from millrace.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -25,6 +26,14 @@ COMPOSE_ONLY = {"bus-init", "model-init"} | {
 }
 MODEL = "${MILLRACE_MODEL:-smollm2-135m-instruct}"
 WILDCARD_HOST = "0.0.0.0"
+# Two replicas cannot have the same.
+OF_ONE_REPLICA = ("advertise_address", "worker_id", "scheduler_id")
+LOGS = {"MILLRACE_LOG_LEVEL", "MILLRACE_LOG_FORMAT"}
+TELEMETRY = {"OTEL_RESOURCE_ATTRIBUTES", "OTEL_SDK_DISABLED"}
+DOWNLOAD = {
+    *("HF_TOKEN", "HF_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
+    *("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +68,11 @@ def filled(text: str, names: Mapping[str, str]) -> str:
     return re.sub(r"\{([a-z_.]+)\}", lambda match: names.get(match.group(1), match.group()), text)
 
 
+def is_passed_through(key: str, value: str | None) -> bool:
+    """True for a variable that has its value, if any, from the user of compose."""
+    return value is None or value.startswith(f"${{{key}:-")
+
+
 def test_compose_has_exactly_the_processes_of_the_topology(
     topology: Topology, compose: dict[str, Any]
 ) -> None:
@@ -81,7 +95,7 @@ def test_compose_services_get_the_settings_of_the_topology(
         found = {
             key.removeprefix(prefix).lower(): value
             for key, value in environment.items()
-            if key.startswith(prefix)
+            if key.startswith(prefix) and not is_passed_through(key, value)
         }
         assert found == wanted, spec.name
         assert environment.items() >= spec.environ.items(), spec.name
@@ -116,6 +130,47 @@ def test_compose_waits_for_what_the_topology_needs(
             assert given["bus-init"] == {"condition": "service_completed_successfully"}
 
 
+def test_compose_passes_every_other_setting_through(
+    topology: Topology, compose: dict[str, Any]
+) -> None:
+    for spec in in_compose(topology):
+        if not spec.config:
+            continue
+        environment = compose["services"][spec.name]["environment"]
+        for item in declared_settings(settings_class(spec), spec.name):
+            if item.name in (*spec.settings, *spec.ports, *OF_ONE_REPLICA, "insecure_bind"):
+                continue
+            assert item.env in environment, spec.name
+            assert is_passed_through(item.env, environment[item.env]), item.env
+        for key in environment:
+            if is_passed_through(key, environment[key]):
+                assert key in LOGS | TELEMETRY or key in {
+                    item.env for item in declared_settings(settings_class(spec), spec.name)
+                }
+
+
+def test_compose_lets_replicas_name_and_address_themselves(
+    topology: Topology, compose: dict[str, Any]
+) -> None:
+    for spec in in_compose(topology):
+        service = compose["services"][spec.name]
+        assert "container_name" not in service and "hostname" not in service, spec.name
+        for name in OF_ONE_REPLICA:
+            assert f"MILLRACE_{spec.name}_{name}".upper() not in service.get("environment", {})
+    assert "ports" not in compose["services"]["worker"]
+
+
+def test_compose_passes_tokens_and_proxies_to_the_download_alone(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        environment = service.get("environment", {})
+        found = DOWNLOAD & {key.upper() for key in environment}
+        assert found == (DOWNLOAD if name == "model-init" else set()), name
+        assert "env_file" not in service, name
+    model_init = compose["services"]["model-init"]["environment"]
+    assert all(model_init[key] is None for key in model_init if key.upper() in DOWNLOAD)
+    assert {"HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"} <= model_init.keys()
+
+
 def test_compose_prepares_the_bus_as_the_topology_does(
     topology: Topology, compose: dict[str, Any]
 ) -> None:
@@ -145,6 +200,10 @@ def test_every_setting_of_the_topology_exists(topology: Topology) -> None:
         if spec.config:
             known = settings_class(spec).__dataclass_fields__
             assert {*spec.settings, *spec.ports} <= set(known), spec.name
+
+
+def test_every_process_is_asked_whether_it_still_answers(topology: Topology) -> None:
+    assert [spec.name for spec in topology.processes if not spec.ping] == []
 
 
 def test_servers_start_first_and_the_gateway_last(topology: Topology) -> None:

@@ -227,7 +227,12 @@ async def test_text_goes_in_and_out_whatever_the_terminal_can_show(
         (["generate", "x", "--stop", b"\xc3("], b"", "--stop is not UTF-8: byte 0xc3 at position"),
         (["chat", b"\xed\xa0\x80"], b"", "the message is not UTF-8: byte 0xed at position 0"),
         (["chat", "x", "--system", b"\xf0\x9f"], b"", "--system is not UTF-8: byte 0xf0"),
-        (["chat"], b"\xff\n", "a line of standard input is not UTF-8: byte 0xff at position 0"),
+        (["chat"], b"\xff\n", "standard input is not UTF-8: byte 0xff at position 0"),
+        (
+            ["chat", "--lines"],
+            b"\xff\n",
+            "a line of standard input is not UTF-8: byte 0xff at position 0",
+        ),
     ],
 )
 async def test_bytes_that_are_no_text_are_named_by_their_place(

@@ -313,12 +313,14 @@ class Harness:
             self.records,
             DrainRate(clock=lambda: self.now_s),
         )
+        self.loses_spans = False
         self.health = Health(
             self.bus,
             self.tokenizer,
             self.cache,
             self.directory,
             lambda: self.pipeline.is_draining,
+            loses_spans=lambda: self.loses_spans,
         )
         self.edge = HttpEdge(
             self.pipeline, self.directory, self.health, self.registry, AccessLog(self.metrics)

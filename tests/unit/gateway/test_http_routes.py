@@ -252,6 +252,15 @@ async def test_degraded_without_cache_is_still_ready(gateway: Harness) -> None:
     assert (status, body["degraded"]) == (200, ["cache"])
 
 
+async def test_degraded_without_a_collector_is_still_ready(gateway: Harness) -> None:
+    gateway.loses_spans = True
+
+    status, body = await ready(gateway)
+
+    assert (status, body["degraded"]) == (200, ["collector"])
+    assert body["reasons"] == {"collector": "traces are not taken"}
+
+
 async def test_not_ready_without_nats(gateway: Harness) -> None:
     gateway.bus.is_up = False
 

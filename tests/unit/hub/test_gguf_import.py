@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 
 from millrace.core.errors import UnsupportedModel
 from millrace.hub.bfloat16 import to_bfloat16_bits
-from millrace.hub.gguf_import import convert_gguf, unpermute_rotary
+from millrace.hub.gguf_import import convert_gguf
+from millrace.hub.gguf_weights import unpermute_rotary
 
 
 def test_weights_come_back_in_checkpoint_order(
@@ -48,7 +49,7 @@ def test_config_describes_the_file(make_gguf: Callable[..., Any], tmp_path: Path
     assert config["max_position_embeddings"] == 512
     assert config["tie_word_embeddings"] is True
     generation = json.loads((tmp_path / "generation_config.json").read_text())
-    assert generation["eos_token_id"] == 2
+    assert generation["eos_token_id"] == [2, 0]
 
 
 @pytest.mark.parametrize(
@@ -116,7 +117,7 @@ def test_what_cannot_be_exact_is_refused(
 def test_damaged_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.gguf").write_bytes(b"not a model at all, but long enough")
 
-    with pytest.raises(UnsupportedModel, match="not a readable GGUF"):
+    with pytest.raises(UnsupportedModel, match="bad.gguf: not a GGUF file: it begins with"):
         convert_gguf(tmp_path / "bad.gguf", tmp_path)
 
 

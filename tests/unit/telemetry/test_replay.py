@@ -207,15 +207,17 @@ class _Terminal(io.StringIO):
 
 def test_progress_of_pip_is_one_line() -> None:
     screen = _Terminal()
-    progress = PipProgress(screen)
+    progress = PipProgress(screen, Path("install.log"))
     for line in PIP.splitlines(keepends=True):
         progress.hear(line)
     assert progress.text.startswith("downloading: 2 of 2 packages, 22 MB, 0 s, arize_phoenix")
     progress.hear("Installing collected packages: numpy, arize-phoenix\n")
+    assert progress.text == "installing 2 packages, 0 s"
+    progress.hear("Successfully installed arize-phoenix-20.26.1 numpy-2.4.6\n")
     progress.end()
 
     assert screen.getvalue().count("\n") == 1
-    assert screen.getvalue().endswith("installing 2 packages, 0 s\x1b[K\n")
+    assert screen.getvalue().endswith("installed 2 packages in 0 s (log: install.log)\x1b[K\n")
 
 
 def test_words_of_pip_are_kept_and_its_last_are_told(tmp_path: Path) -> None:

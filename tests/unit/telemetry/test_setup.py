@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from millrace.telemetry.exporter import (
+    FAILURE_LIFETIME_S,
     REST_S,
     WARNING_INTERVAL_S,
     GuardedExporter,
@@ -116,6 +117,26 @@ def test_failure_closes_the_door_for_a_while_and_counts_drops() -> None:
 
     assert inner.num_calls == 2
     assert (exporter.num_dropped, exporter.num_exported) == (7, 5)
+
+
+def test_a_failure_is_told_until_spans_arrive_again_or_it_is_long_ago() -> None:
+    now = [100.0]
+    failure, success = SpanExportResult.FAILURE, SpanExportResult.SUCCESS
+    inner = FakeExporter(failure, success, failure)
+    exporter = GuardedExporter(inner, "http://x", clock=lambda: now[0])
+
+    def is_failing_after_an_export() -> bool:
+        exporter.export(_spans(1))
+        return exporter.is_failing
+
+    assert not exporter.is_failing
+    assert is_failing_after_an_export()
+    assert is_failing_after_an_export(), "it rests: nothing new is known"
+    now[0] += REST_S
+    assert not is_failing_after_an_export()
+    assert is_failing_after_an_export()
+    now[0] += FAILURE_LIFETIME_S
+    assert not exporter.is_failing
 
 
 def test_warns_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:

@@ -295,8 +295,11 @@ def test_broken_template_refuses_conversations_alone(
 
     assert codec.encode_text("Hi <|im_end|>") == whole.encode_text("Hi <|im_end|>")
     assert not codec.has_chat_template
-    with pytest.raises(InvalidRequest, match=re.escape(reason) + ".*; send a plain prompt"):
+    with pytest.raises(
+        InvalidRequest, match=re.escape(reason) + ".*; send a plain prompt"
+    ) as refused:
         codec.encode_chat([ChatMessage("user", "Hi")])
+    assert refused.value.metadata["code"] == "no_chat_template"
     is_broken = "has no chat template" not in reason
     assert (f"{tmp_path}: {reason}" in caplog.text) == is_broken
 

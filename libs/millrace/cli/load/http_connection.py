@@ -25,6 +25,10 @@ class Connection:
     writer: asyncio.StreamWriter
 
 
+class NoReply(Unavailable):
+    """The connection ended before the first byte of a reply."""
+
+
 class Response:
     """Status, headers (lower case) and a body that is read once."""
 
@@ -89,13 +93,24 @@ class HttpEndpoint:
 
     @asynccontextmanager
     async def exchange(self, method: str, path: str, body: bytes = b"") -> AsyncIterator[Response]:
-        """Sends a request and gives the response. Raises Unavailable where nobody answers."""
-        connection = await self._connect()
+        """Sends a request and gives the response. Raises Unavailable where nobody answers.
+
+        A kept connection that ends before the first byte of the reply is replaced by a new one.
+        """
+        request = self._head(method, path, len(body)) + body
+        kept = self._take_idle()
+        connection = kept or await self._open()
         response: Response | None = None
         try:
-            connection.writer.write(self._head(method, path, len(body)) + body)
-            await connection.writer.drain()
-            response = await _read_response(connection.reader)
+            try:
+                response = await _ask(connection, request)
+            except NoReply:
+                if kept is None:
+                    raise
+                # Servers end kept connections as they like, some without a word: asked once more.
+                kept.writer.close()
+                connection = await self._open()
+                response = await _ask(connection, request)
             yield response
         except OSError as exc:
             raise Unavailable(f"the connection broke: {exc}") from exc
@@ -116,12 +131,15 @@ class HttpEndpoint:
         lines += [f"{name}: {value}" for name, value in headers.items()]
         return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
-    async def _connect(self) -> Connection:
+    def _take_idle(self) -> Connection | None:
         while self._idle:
             connection = self._idle.pop()
             if not connection.reader.at_eof() and not connection.writer.is_closing():
                 return connection
             connection.writer.close()
+        return None
+
+    async def _open(self) -> Connection:
         try:
             reader, writer = await asyncio.open_connection(
                 self._host, self._port, ssl=self._tls, limit=MAX_LINE_BYTES
@@ -132,13 +150,26 @@ class HttpEndpoint:
         return Connection(reader, writer)
 
 
-async def _read_response(reader: asyncio.StreamReader) -> Response:
+async def _ask(connection: Connection, request: bytes) -> Response:
+    """Raises NoReply if the connection ends before the first byte comes back."""
     try:
-        head = await reader.readuntil(b"\r\n\r\n")
+        connection.writer.write(request)
+        await connection.writer.drain()
+        first = await connection.reader.readexactly(1)
+    except asyncio.IncompleteReadError as exc:
+        raise NoReply("the connection closed without an answer") from exc
+    except OSError as exc:
+        raise NoReply(f"the connection broke: {exc}") from exc
+    return await _read_response(first, connection.reader)
+
+
+async def _read_response(first_byte: bytes, reader: asyncio.StreamReader) -> Response:
+    try:
+        head = first_byte + await reader.readuntil(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").rstrip().split("\r\n")
         status = int(first.split(" ")[1])
     except (asyncio.IncompleteReadError, asyncio.LimitOverrunError) as exc:
-        raise Unavailable("the connection closed without an answer") from exc
+        raise Unavailable("the connection closed within the head of the answer") from exc
     except (IndexError, ValueError) as exc:
         raise Unavailable("the answer is not HTTP") from exc
     pairs = (line.partition(":") for line in lines)

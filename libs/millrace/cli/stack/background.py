@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from millrace.cli.console import Console
 from millrace.config.home import Home
 from millrace.core.errors import Unavailable
+from millrace.core.own_command import own_command
 
 from .log_file import last_lines
 from .run_file import StackRecord, read_run_file
@@ -46,7 +47,7 @@ def start_in_background(home: Home, environ: Mapping[str, str], console: Console
         raise Unavailable(f"the stack did not start (status {process.returncode}); see {log}")
     for name in ("http", "grpc"):
         console.line(f"{name:<5} {record.endpoints[name]}")
-    console.line(f"running in the background (pid {record.pid}); `millrace down` stops it")
+    console.line(f"running in the background (pid {record.pid}); `{own_command('down')}` stops it")
     # It goes on without us: nobody waits for it here.
     process.returncode = 0
     return 0

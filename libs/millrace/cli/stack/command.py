@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 
 from millrace.core.errors import Unavailable
+from millrace.core.own_command import own_command
 
 from .parent_death import death_with_parent
 
@@ -27,7 +28,7 @@ async def run_millrace(command: tuple[str, ...], environ: Mapping[str, str]) -> 
             preexec_fn=death_with_parent(),
         )
     except OSError as exc:
-        raise Unavailable(f"millrace {' '.join(command)} cannot be started: {exc}") from exc
+        raise Unavailable(f"{own_command(' '.join(command))} cannot be started: {exc}") from exc
     try:
         output, _ = await process.communicate()
     finally:
@@ -36,4 +37,4 @@ async def run_millrace(command: tuple[str, ...], environ: Mapping[str, str]) -> 
             await process.wait()
     if process.returncode != 0:
         said = output.decode(errors="replace").strip().removeprefix("millrace: ")
-        raise Unavailable(f"millrace {' '.join(command)}: {said}")
+        raise Unavailable(f"{own_command(' '.join(command))}: {said}")

@@ -8,15 +8,19 @@ import time
 from collections.abc import Mapping
 
 from millrace.cli.console import Console
+from millrace.cli.exit_status import EXIT_CONTINUED
 from millrace.cli.http_probe import get_json
 from millrace.cli.readiness import describe_readiness
 from millrace.cli.up_config import UpConfig
+from millrace.core.own_command import own_command
 
 from .parent_death import death_with_parent
 from .stack_view import StackView
 from .supervisor import PartFailed
 
 FIRST_PROMPT = "Say hello in five words."
+# For a model that only continues texts.
+FIRST_BEGINNING = "The river mill"
 FIRST_ANSWER_TIMEOUT_S = 120
 _READY_POLL_S = 0.2
 
@@ -38,8 +42,8 @@ class FirstAnswer:
         self._view.hold()
         try:
             self._show_endpoints(time.monotonic() - began)
-            if self._config.first_answer:
-                await self._ask()
+            can_chat = await self._ask() if self._config.first_answer else True
+            self._show_next_steps(can_chat=can_chat)
             self._console.line(self._console.paint("Ctrl-C stops.", "bold"))
         finally:
             self._view.release()
@@ -63,11 +67,19 @@ class FirstAnswer:
         line(paint(f"Millrace is ready after {took_s:.1f} s.", "green"))
         line(f"  HTTP  {http}  (OpenAI routes under /v1, also /health /ready /metrics)")
         line(f"  gRPC  {self._endpoints['grpc']}  (millrace.v1.InferenceService, reflection)")
-        line("  Try   millrace chat, millrace status; README.md has curl and Python examples")
         line()
 
-    async def _ask(self) -> None:
-        """A process of its own, so that the supervisor stays small and never forks with gRPC."""
+    def _show_next_steps(self, *, can_chat: bool) -> None:
+        text = own_command("chat" if can_chat else f'generate "{FIRST_BEGINNING}"')
+        self._console.line(f"Next: {text}")
+        self._console.line(f"      {own_command('trace --last')}, {own_command('status')}")
+        self._console.line("      examples/ has curl, Python and Node")
+
+    async def _ask(self) -> bool:
+        """False if the model cannot chat, and has continued a text instead.
+
+        A process of its own, so that the supervisor stays small and never forks with gRPC.
+        """
         self._console.line(self._console.paint(f"> {FIRST_PROMPT}", "cyan"))
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -78,6 +90,7 @@ class FirstAnswer:
             "--stats",
             "--max-tokens=48",
             "--temperature=0",
+            f"--else-continue={FIRST_BEGINNING}",
             f"--address={self._endpoints['grpc']}",
             stdin=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.STDOUT,
@@ -92,6 +105,9 @@ class FirstAnswer:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-        if process.returncode != 0:
-            self._console.line("the first answer failed; `millrace doctor` looks for the reason")
+        can_chat = process.returncode != EXIT_CONTINUED
+        if process.returncode and can_chat:
+            doctor = own_command("doctor")
+            self._console.line(f"the first answer failed; `{doctor}` looks for the reason")
         self._console.line()
+        return can_chat

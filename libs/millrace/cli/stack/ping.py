@@ -18,10 +18,15 @@ _QUESTIONS = {
 }
 
 
+def can_ask(instance: Instance) -> bool:
+    """False for a process without a ping, or whose port for it is switched off."""
+    return bool(instance.spec.ping and _ping_port(instance))
+
+
 async def answers(instance: Instance, timeout_s: float) -> bool:
     """True if the process says anything at all in time."""
     spec = instance.spec
-    port = instance.ports[spec.ping_port or next(iter(instance.ports))]
+    port = _ping_port(instance)
     try:
         async with asyncio.timeout(timeout_s):
             reader, writer = await asyncio.open_connection(instance.host, port)
@@ -32,3 +37,8 @@ async def answers(instance: Instance, timeout_s: float) -> bool:
                 writer.close()
     except (OSError, TimeoutError):
         return False
+
+
+def _ping_port(instance: Instance) -> int:
+    """0 if nothing listens there by choice."""
+    return instance.ports.get(instance.spec.ping_port or next(iter(instance.ports)), 0)

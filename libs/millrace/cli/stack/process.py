@@ -83,10 +83,15 @@ class ManagedProcess:
             await asyncio.wait(
                 [ready, exited], timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
             )
-            if exited.done():
-                raise Unavailable(f"{self.name} ended with {describe_exit(exited.result())}")
+            if exited.done() and not ready.done() and self._pump is not None:
+                # It may have said so in its last words.
+                await asyncio.wait([ready, self._pump], timeout=_OUTPUT_END_S)
             if not ready.done():
-                raise Unavailable(f"{self.name} was not ready within {timeout_s:g} s")
+                raise Unavailable(
+                    f"{self.name} ended with {describe_exit(exited.result())}"
+                    if exited.done()
+                    else f"{self.name} was not ready within {timeout_s:g} s"
+                )
         finally:
             ready.cancel()
             exited.cancel()

@@ -19,10 +19,12 @@ from typing import Any
 from millrace.config.home import Home
 from millrace.config.replaced_file import replace_file
 from millrace.core.errors import Conflict, Unavailable
+from millrace.core.own_command import own_command
 
 from .process_info import is_alive, start_mark
 
 LOCK_WAIT_S = 1.0
+NO_STACK = "no stack is running; start one with `{}`"
 _LOCK_POLL_S = 0.05
 
 
@@ -96,7 +98,7 @@ def require_running_stack(home: Home) -> StackRecord:
     """As `running_stack`; raises `Unavailable` saying how to start one."""
     record = running_stack(home)
     if record is None:
-        raise Unavailable("no stack is running; start one with `millrace up`")
+        raise Unavailable(NO_STACK.format(own_command("up")))
     return record
 
 
@@ -124,7 +126,7 @@ def _lock(descriptor: int, home: Home) -> None:
             time.sleep(_LOCK_POLL_S)
     record = read_run_file(home)
     who = f"pid {record.pid}" if record else "pid unknown"
-    raise Conflict(f"a stack is already running ({who}); stop it with `millrace down`")
+    raise Conflict(f"a stack is already running ({who}); stop it with `{own_command('down')}`")
 
 
 def end_leftovers(home: Home) -> list[str]:

@@ -11,6 +11,7 @@ from millrace.core.errors import Unavailable
 
 from .liveness import Liveness
 from .log_file import START_MARK, LogFile, begin_log, last_lines
+from .ping import can_ask
 from .process import ManagedProcess, ShowLine, describe_exit
 from .restarts import RestartPolicy, Restarts
 from .run_file import StackRecord, end_leftovers, remove_run_file, write_run_file
@@ -149,7 +150,7 @@ class Supervisor:
             await asyncio.gather(liveness, return_exceptions=True)
 
     async def _end_if_stalled(self, process: ManagedProcess) -> None:
-        if not (process.instance.spec.ping and self._max_stall_s):
+        if not (self._max_stall_s and can_ask(process.instance)):
             return
         liveness = Liveness(process.instance, self._max_stall_s)
         async for is_answering in liveness.changes():
@@ -236,7 +237,7 @@ class Supervisor:
             write_run_file(self._home, self._record)
         except OSError as exc:
             if self._is_published:
-                self._note(f"cannot write the run file, so `millrace status` may be stale: {exc}")
+                self._note(f"cannot write the run file, so `status` may be stale: {exc}")
             self._is_published = False
         else:
             self._is_published = True

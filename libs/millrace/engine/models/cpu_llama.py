@@ -33,6 +33,7 @@ from millrace.engine.kv_cache import LayerShape
 
 from .base import Logits
 from .llama_spec import LlamaSpec
+from .misfits import UNTIED
 
 MATRICES = ("qkv", "o", "gate_up", "down")
 
@@ -41,7 +42,7 @@ class CpuLlama:
     """Weights and forward pass; see `Model`.
 
     `kind` names how matrices are stored: "float32", "bfloat16", "int8" or "int4". The packed file
-    lies under `cache_dir`; `report` hears of its making.
+    lies under `cache_dir`; `report` hears of its making, and of what is not as config.json says.
     """
 
     def __init__(
@@ -67,6 +68,8 @@ class CpuLlama:
 
         packed = packed_path(cache_dir, model_path, kind, kernels.path)
         self._file = open_packed(packed, write)
+        if spec.tied and not self._file.extra["is_tied"]:
+            report(UNTIED)
         self.num_parameters = int(self._file.extra["num_parameters"])
         self.weight_bytes = int(self._file.extra["weight_bytes"])
         self._padded_vocab = padded_columns(spec.vocab_size)

@@ -40,7 +40,8 @@ ATTENTION_NAME = "millrace"
 class GenericModel:
     """A transformers model behind our `Model`; computes logits only for rows that sample.
 
-    `exactness.length` is the number of tokens up to which it may be served, at most `length`.
+    `exactness.length` is the number of tokens up to which it may be served, at most `length`;
+    `is_untied` says that its head is not its embedding though config.json calls them tied.
     """
 
     def __init__(
@@ -55,7 +56,10 @@ class GenericModel:
         self.name = type(model).__name__
         if "logits_to_keep" not in inspect.signature(self._model.forward).parameters:
             raise UnsupportedModel(f"{self.name} cannot compute logits for chosen tokens only")
-        self.vocab_size = int(self._model.get_output_embeddings().weight.shape[0])
+        head = self._model.get_output_embeddings().weight
+        self.vocab_size = int(head.shape[0])
+        is_tied = bool(model._tied_weights_keys) and getattr(config, "tie_word_embeddings", False)
+        self.is_untied = is_tied and head is not self._model.get_input_embeddings().weight
         parameters = list(self._model.parameters())
         self.num_parameters = sum(parameter.numel() for parameter in parameters)
         self.weight_bytes = sum(parameter.nbytes for parameter in parameters)

@@ -33,8 +33,11 @@ OTLP_GRACE_S = 1.0
 
 async def serve(config: CollectorConfig) -> None:
     """Serve until SIGTERM or SIGINT. Raises ConfigError or Unavailable where it cannot start."""
-    if not is_loopback(config.host):
-        raise ConfigError(f"host is {config.host!r}; it must be a loopback address", field="host")
+    if not is_loopback(config.host) and not config.insecure_bind:
+        raise ConfigError(
+            f"host is {config.host!r}; it must be a loopback address, or insecure_bind be set",
+            field="host",
+        )
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -17,6 +17,9 @@ class CollectorConfig:
     """Receives spans by OTLP/HTTP on loopback and keeps those of the last requests."""
 
     host: Host = setting("127.0.0.1", help="loopback address to listen on")
+    insecure_bind: bool = setting(
+        False, help="allow a host beyond loopback: whoever reaches it can write spans"
+    )
     port: int = setting(4318, help="port to listen on", unset="a free one")
     store: Path | None = setting(
         None, help="file of the span store", unset=f"run/{STORE_FILE} in MILLRACE_HOME"
@@ -26,7 +29,7 @@ class CollectorConfig:
     forward_url: HttpUrl | None = setting(
         None,
         help="tracing UI to forward to while it is up",
-        unset="the one that `millrace trace-ui` has started for the same MILLRACE_HOME",
+        unset="the one that the verb `trace-ui` has started for the same MILLRACE_HOME",
     )
     forward_otlp: bool = setting(
         False, help="send the spans on to where the OTEL_EXPORTER_OTLP_* variables say"

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from millrace.core.errors import (
+    CODE_KEY,
     Aborted,
     ConfigError,
     DeadlineExceeded,
@@ -26,8 +27,6 @@ from millrace.wire.status import http_status_of
 from .edge import call_of
 from .near_paths import near_path
 
-# `metadata` key under which an InvalidRequest carries a more exact code than its class.
-CODE_KEY = "code"
 UNSUPPORTED_PARAMETER = "unsupported_parameter"
 
 _TYPES: dict[type[MillraceError], str] = {

@@ -15,8 +15,20 @@ from millrace.core.errors import ConfigError
 from millrace.engine.config import EngineConfig
 from millrace.engine.engine import create_engine
 from millrace.engine.kernels.cpu import build, load
-from millrace.engine.kernels.cpu.build import SOURCES, build_library, find_compiler
-from millrace.engine.kernels.cpu.instruction_paths import PATHS, choose_path, cpu_flags
+from millrace.engine.kernels.cpu.build import (
+    SOURCES,
+    build_library,
+    can_build,
+    find_compiler,
+    ship_library,
+    shipped_library,
+)
+from millrace.engine.kernels.cpu.instruction_paths import (
+    PATHS,
+    choose_path,
+    cpu_flags,
+    paths_of_machine,
+)
 from millrace.engine.kernels.cpu.library import Kernels
 from millrace.engine.kernels.cpu.load import default_cache_dir
 from tests.unit.engine.conftest import NEEDS_KERNELS
@@ -124,6 +136,61 @@ def test_folder_that_takes_no_file_is_a_clear_error(fake_compiler, tmp_path):
         build_library(BY_NAME["avx2"], tmp_path / "kernels")
 
 
+def remove_compiler(monkeypatch):
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", os.devnull)
+
+
+@pytest.fixture
+def shipping_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "SHIPPED", tmp_path / "shipped")
+    return tmp_path / "shipped"
+
+
+@pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
+def test_shipped_libraries_serve_every_path_without_a_compiler(
+    fake_compiler, shipping_place, tmp_path, monkeypatch, machine
+):
+    paths = paths_of_machine(machine)
+    shipped = [ship_library(path) for path in paths]
+    assert [ship_library(path) for path in paths] == shipped
+    assert fake_compiler() == len(paths) > 1
+
+    remove_compiler(monkeypatch)
+    assert [build_library(path, tmp_path / "kernels") for path in paths] == shipped
+    assert all(can_build(path) for path in paths)
+    assert all(
+        set(path.compiler_flags) <= set(path_.read_text().split())
+        for path, path_ in zip(paths, shipped, strict=True)
+    )
+    assert not (tmp_path / "kernels").exists()
+
+
+def test_library_shipped_with_other_sources_or_flags_is_not_used(
+    fake_compiler, shipping_place, tmp_path, monkeypatch
+):
+    path = BY_NAME["avx2"]
+    ship_library(path)
+    remove_compiler(monkeypatch)
+    other = replace(path, compiler_flags=("-mfma",))
+    assert shipped_library(other) is None and not can_build(other)
+
+    shutil.copytree(SOURCES, tmp_path / "src")
+    (tmp_path / "src" / "team.h").write_text("// changed")
+    monkeypatch.setattr(build, "SOURCES", tmp_path / "src")
+    assert shipped_library(path) is None and not can_build(path)
+    with pytest.raises(ConfigError, match=r"no C\+\+ compiler was found"):
+        build_library(path, tmp_path / "kernels")
+
+
+def test_shipping_without_a_compiler_is_refused(shipping_place, monkeypatch):
+    remove_compiler(monkeypatch)
+
+    with pytest.raises(ConfigError, match=r"no C\+\+ compiler was found"):
+        ship_library(BY_NAME["avx2"])
+    assert not shipping_place.exists()
+
+
 ALL_X86 = frozenset().union(*(path.cpu_flags for path in PATHS if path.machine == "x86_64"))
 
 
@@ -167,8 +234,7 @@ def test_flags_are_read_as_linux_writes_them(tmp_path):
 
 @pytest.fixture
 def no_compiler(monkeypatch):
-    monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setenv("PATH", os.devnull)
+    remove_compiler(monkeypatch)
 
 
 def config_for(tiny, **settings):
@@ -239,6 +305,28 @@ def test_auto_takes_the_kernels_where_they_run(tiny):
     engine = create_engine(config_for(tiny))
 
     assert type(engine._runner._backend).__name__ == "CpuAttention"
+
+
+@NEEDS_KERNELS
+def test_engine_without_a_compiler_takes_the_shipped_kernels(tiny, shipping_place, monkeypatch):
+    path = choose_path("auto")
+    assert path is not None
+    library = build._shipped_place(path)
+    library.parent.mkdir()
+    shutil.copy(build_library(path, default_cache_dir() / "kernels"), library)
+    remove_compiler(monkeypatch)
+
+    engine = create_engine(config_for(tiny))
+
+    assert type(engine._runner._backend).__name__ == "CpuAttention"
+    assert build_library(path, shipping_place) == library
+
+
+def test_every_path_of_an_architecture_is_listed_for_its_machines():
+    for spellings in (("x86_64", "AMD64"), ("aarch64", "arm64")):
+        wanted = [path for path in PATHS if path.machine == spellings[0] and not path.for_tests]
+        assert [paths_of_machine(name) for name in spellings] == [wanted, wanted]
+    assert paths_of_machine("riscv64") == []
 
 
 @pytest.mark.parametrize(

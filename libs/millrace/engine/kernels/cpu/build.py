@@ -16,6 +16,8 @@ from millrace.core.errors import ConfigError
 from .instruction_paths import InstructionPath
 
 SOURCES = Path(__file__).parent / "src"
+# Libraries that an image brings along, for machines without a compiler; empty elsewhere.
+SHIPPED = Path(__file__).parent / "built"
 COMPILE_TIMEOUT_S = 300.0
 FLAGS = (
     "-std=c++17",
@@ -36,28 +38,64 @@ def find_compiler() -> str | None:
     return next((found for name in names if (found := shutil.which(name))), None)
 
 
-def build_library(
-    path: InstructionPath, folder: Path, report: Callable[[str], None] = lambda text: None
-) -> Path:
-    """The shared library for `path` under `folder`, built where it is not there yet.
+def can_build(path: InstructionPath) -> bool:
+    """True where `build_library` finds a library for `path`, or a compiler to make one."""
+    return shipped_library(path) is not None or find_compiler() is not None
+
+
+def shipped_library(path: InstructionPath) -> Path | None:
+    """The library for `path` that was put beside these very sources, if one was."""
+    library = _shipped_place(path)
+    return library if library.is_file() else None
+
+
+def ship_library(path: InstructionPath, report: Callable[[str], None] = lambda text: None) -> Path:
+    """Builds the library for `path` into this package, whatever CPU this machine has.
 
     Raises `ConfigError` where there is no compiler or it fails; the message ends in its output.
     """
-    compiler = find_compiler()
-    if compiler is None:
-        raise ConfigError("no C++ compiler was found (c++, g++ or clang++)", field="backend")
-    library = folder / f"{path.name}-{_fingerprint(path, compiler)}.so"
+    return _built(_require_compiler(), path, _shipped_place(path), report)
+
+
+def build_library(
+    path: InstructionPath, folder: Path, report: Callable[[str], None] = lambda text: None
+) -> Path:
+    """The shared library for `path`: one that was shipped, else built under `folder`, once.
+
+    Raises `ConfigError` where there is no compiler or it fails; the message ends in its output.
+    """
+    if (shipped := shipped_library(path)) is not None:
+        return shipped
+    compiler = _require_compiler()
+    return _built(compiler, path, folder / _file_name(path, _version(compiler)), report)
+
+
+def _built(
+    compiler: str, path: InstructionPath, library: Path, report: Callable[[str], None]
+) -> Path:
     if library.is_file():
         return library
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder / "build.lock"):
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(library.parent / "build.lock"):
             if not library.is_file():
                 report(f"building the CPU kernels for {path.name}, about 10 s")
                 _compile(compiler, path, library)
     except OSError as error:
         raise ConfigError(f"cannot keep the CPU kernels: {error}", field="cache_dir") from error
     return library
+
+
+def _require_compiler() -> str:
+    compiler = find_compiler()
+    if compiler is None:
+        raise ConfigError("no C++ compiler was found (c++, g++ or clang++)", field="backend")
+    return compiler
+
+
+def _shipped_place(path: InstructionPath) -> Path:
+    # Not by the compiler, which need not be there when it is looked for.
+    return SHIPPED / _file_name(path, "")
 
 
 def _compile(compiler: str, path: InstructionPath, library: Path) -> None:
@@ -90,9 +128,8 @@ def _compile(compiler: str, path: InstructionPath, library: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _fingerprint(path: InstructionPath, compiler: str) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    version = subprocess.run(
+def _version(compiler: str) -> str:
+    return subprocess.run(
         [compiler, "--version"],
         capture_output=True,
         encoding="utf-8",
@@ -100,11 +137,15 @@ def _fingerprint(path: InstructionPath, compiler: str) -> str:
         timeout=30,
         check=False,
     ).stdout
-    for part in (version, *FLAGS, *path.compiler_flags):
+
+
+def _file_name(path: InstructionPath, compiler_version: str) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for part in (compiler_version, *FLAGS, *path.compiler_flags):
         digest.update(part.encode() + b"\0")
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())
-    return digest.hexdigest()
+    return f"{path.name}-{digest.hexdigest()}.so"
 
 
 @contextmanager

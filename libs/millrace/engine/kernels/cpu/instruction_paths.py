@@ -83,6 +83,12 @@ def missing_for_better(path: InstructionPath, flags: Set[str] | None = None) -> 
     return f" ({'; '.join(reasons)})" if reasons else ""
 
 
+def paths_of_machine(machine: str | None = None) -> list[InstructionPath]:
+    """Every path for CPUs of this machine's kind, those that its own lacks too; the best first."""
+    machine = _spelled_here(machine)
+    return [path for path in PATHS if path.machine == machine and not path.for_tests]
+
+
 def choose_path(
     asked: str, flags: Set[str] | None = None, machine: str | None = None
 ) -> InstructionPath | None:
@@ -91,8 +97,7 @@ def choose_path(
     Raises `ConfigError` for a path the machine lacks, naming what is missing.
     """
     flags = cpu_flags() if flags is None else flags
-    machine = platform.machine() if machine is None else machine
-    machine = {"arm64": "aarch64", "AMD64": "x86_64"}.get(machine, machine)
+    machine = _spelled_here(machine)
     for path in PATHS:
         fits = path.machine == machine and path.cpu_flags <= flags
         if asked == "auto" and fits and not path.for_tests:
@@ -111,3 +116,8 @@ def choose_path(
         f"instruction_path is {asked!r}; known are auto, {', '.join(PATH_NAMES)}",
         field="instruction_path",
     )
+
+
+def _spelled_here(machine: str | None) -> str:
+    machine = platform.machine() if machine is None else machine
+    return {"arm64": "aarch64", "AMD64": "x86_64"}.get(machine, machine)

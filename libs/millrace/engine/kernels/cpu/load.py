@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from millrace.core.errors import ConfigError
 from millrace.engine.machine import usable_cpus
 
-from .build import build_library, find_compiler
+from .build import build_library, can_build
 from .instruction_paths import InstructionPath, choose_path
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ def default_cache_dir() -> Path:
 
 
 def buildable_path(asked: str) -> InstructionPath | None:
-    """The path that `asked` means on this machine; None where none is or no compiler is there."""
+    """The path that `asked` means on this machine; None where none is or no library can be had."""
     path = choose_path(asked)
-    return None if find_compiler() is None else path
+    return path if path is not None and can_build(path) else None
 
 
 def load_kernels(config: EngineConfig, report: Callable[[str], None]) -> Kernels | None:

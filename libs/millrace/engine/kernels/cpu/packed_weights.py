@@ -30,7 +30,7 @@ from .library import (
     padded_columns,
 )
 
-VERSION = 4
+VERSION = 5
 ALIGNMENT = 4096
 HEADER_BYTES = 1 << 20
 
