@@ -124,6 +124,10 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "pointer for tokenizer.json": (write("tokenizer.json", LFS), "tokenizer.json is a Git LFS"),
     "broken index": (write(f"{WEIGHTS}.index.json", "{"), "cannot read .*index.json"),
     "index without files": (write(f"{WEIGHTS}.index.json", "{}"), "no weight_map"),
+    "missing tensor": (stored(without="layers.1.mlp.down_proj"), "down_proj"),
+    "wrong shape": (stored(shape=lambda name, shape: (8, 16) if "q_proj" in name else shape), "8"),
+    "left-over tensor": (config(num_hidden_layers=1), "layers.1"),
+    "untied without a head": (config(tie_word_embeddings=False), "lm_head"),
     "ids beyond the model": (to_word(32), "'beyond' the id 32"),
     "two words with an id": (to_word(31), "share the id 31"),
     "tokenizer of an unknown kind": (
