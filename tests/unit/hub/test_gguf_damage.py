@@ -440,6 +440,14 @@ def test_variant_of_an_architecture_is_refused_by_its_key(
     assert key in take(document)
 
 
+@pytest.mark.parametrize("license", ["a\nb", "\x1b[2J", "\u202egpl", "x" * 201])
+def test_licence_that_a_list_could_not_show_is_refused(take: Take, license: str) -> None:
+    document = tiny_document()
+    document.keys["general.license"] = (TEXT, license)
+
+    assert "'general.license'" in take(document)
+
+
 def test_long_lists_are_bounded(take: Take) -> None:
     document = tiny_document()
     raw = document.content()
