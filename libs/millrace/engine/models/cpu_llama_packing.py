@@ -100,7 +100,7 @@ def pack_llama(
             {
                 "num_parameters": checkpoint.num_parameters,
                 "weight_bytes": matrix_bytes + (0 if is_tied else rows.nbytes),
-                "is_tied": is_tied,
+                "is_tied": int(is_tied),
                 "intermediate": intermediate,
             }
         )

@@ -157,6 +157,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         c_int64,
         [c_void_p, c_void_p, POINTER(KvStruct), POINTER(BatchStruct), *[c_void_p] * 4],
     ),
+    "mr_model_sound_rows": (c_int64, [c_void_p, c_void_p, c_int64]),
     "mr_draw_tokens": (
         c_int64,
         [c_void_p, c_void_p, c_int64, c_int64, POINTER(DrawStruct), c_int64, c_void_p],

@@ -120,6 +120,13 @@ class Model {
     return MR_OK;
   }
 
+  int64_t sound_rows(uint8_t* is_sound, int64_t num_rows) const {
+    if (!decoder_ || num_rows != static_cast<int64_t>(decoder_->sound_rows().size()))
+      return MR_UNSUPPORTED;
+    std::copy_n(decoder_->sound_rows().data(), num_rows, is_sound);
+    return MR_OK;
+  }
+
  private:
   template <class Kind>
   std::unique_ptr<Decoder> create_for(int64_t kv_kind) const {
@@ -223,6 +230,10 @@ int64_t mr_model_run(void* model, void* team, const mr_kv* kv, const mr_batch* b
     return static_cast<Model*>(model)->run(*static_cast<Team*>(team), kv, *batch,
                                            StepOutput{wants_logits, logits, likeliest, progress});
   });
+}
+
+int64_t mr_model_sound_rows(const void* model, uint8_t* is_sound, int64_t num_rows) {
+  return guarded([&] { return static_cast<const Model*>(model)->sound_rows(is_sound, num_rows); });
 }
 
 int64_t mr_draw_tokens(void* team, const float* logits, int64_t stride, int64_t vocab,
