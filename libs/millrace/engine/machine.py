@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
 from pathlib import Path
+
+from .cgroups import UNIFIED, cgroup_folders
 
 PROC = Path("/proc")
 CGROUP = Path("/sys/fs/cgroup")
@@ -33,27 +36,40 @@ def has_gpu_driver(dev: Path = DEV) -> bool:
 
 
 def usable_cpus(proc: Path = PROC, cgroup: Path = CGROUP) -> int:
-    """CPUs this process may use: the affinity mask, cut down to the cgroup's quota; at least 1."""
+    """CPUs this process may use: the affinity mask, cut down to the quota of every cgroup above us.
+
+    A part of a CPU counts as one: it is there to be used; at least 1.
+    """
     if hasattr(os, "sched_getaffinity"):
         count = len(os.sched_getaffinity(0))
     else:
         count = os.cpu_count() or 1
-    for folder in _cgroup_folders(proc, cgroup):
-        quota, _, period = _read(folder / "cpu.max").strip().partition(" ")
-        if quota.isdigit() and period.isdigit():
+    for quota, period in _cpu_quotas(proc, cgroup):
+        # "max" and -1: none.
+        if quota.isdecimal() and period.isdecimal() and int(period) > 0:
             count = min(count, -(-int(quota) // int(period)))
     return max(1, count)
+
+
+def _cpu_quotas(proc: Path, cgroup: Path) -> Iterator[tuple[str, str]]:
+    """Microseconds of CPU time and the period that they are for, of each group above us."""
+    for folder in cgroup_folders(UNIFIED, proc, cgroup):
+        quota, _, period = _read(folder / "cpu.max").strip().partition(" ")
+        yield quota, period
+    for folder in cgroup_folders("cpu", proc, cgroup):
+        quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
+        yield quota.strip(), period.strip()
 
 
 def available_memory_bytes(proc: Path = PROC, cgroup: Path = CGROUP) -> int:
     """Memory that can still be taken without swapping, inside every cgroup limit above us."""
     available = _meminfo_available(proc)
-    for folder in _cgroup_folders(proc, cgroup):
+    for folder in cgroup_folders(UNIFIED, proc, cgroup):
         limit = _read(folder / "memory.max").strip()
         if limit.isdigit():
             used = int(_read(folder / "memory.current").strip() or 0)
             available = min(available, int(limit) - used + _reclaimable(folder))
-    for folder in _memory_folders_v1(proc, cgroup):
+    for folder in cgroup_folders("memory", proc, cgroup):
         limit = _read(folder / "memory.limit_in_bytes").strip()
         if limit.isdigit():
             used = int(_read(folder / "memory.usage_in_bytes").strip() or 0)
@@ -71,33 +87,10 @@ def _meminfo_available(proc: Path) -> int:
 
 def _reclaimable(folder: Path) -> int:
     # Page cache counts as used memory in a cgroup but is given back on demand.
-    for line in _read(folder / "memory.stat").splitlines():
-        if line.startswith(("inactive_file ", "total_inactive_file ")):
-            return int(line.split()[1])
-    return 0
-
-
-def _cgroup_folders(proc: Path, cgroup: Path) -> list[Path]:
-    """Our cgroup (version 2) and its parents; in a container the root is the container's own."""
-    path = ""
-    for line in _read(proc / "self" / "cgroup").splitlines():
-        if line.startswith("0::"):
-            path = line.removeprefix("0::").strip("/")
-    folders = [cgroup]
-    for part in path.split("/") if path else []:
-        folders.append(folders[-1] / part)
-    return folders
-
-
-def _memory_folders_v1(proc: Path, cgroup: Path) -> list[Path]:
-    """Our memory cgroup of version 1 and its parents, where the machine still has one."""
-    folders = [cgroup / "memory"]
-    for line in _read(proc / "self" / "cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if "memory" in controllers.split(","):
-            for part in Path(path.strip("/")).parts:
-                folders.append(folders[-1] / part)
-    return folders
+    lines = (line.partition(" ") for line in _read(folder / "memory.stat").splitlines())
+    found = {name: value for name, _, value in lines}
+    # Version 1 counts what lies in groups below by itself; usage has it.
+    return int(found.get("total_inactive_file") or found.get("inactive_file") or 0)
 
 
 def _read(path: Path) -> str:

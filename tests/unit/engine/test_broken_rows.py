@@ -62,21 +62,24 @@ def infinite_row(token: int) -> Callable[[Tensors], None]:
     return change
 
 
-INT8 = {"quantization": "int8", "kv_dtype": "int8", "backend": "cpu"}
+NARROW = [
+    pytest.param({"backend": "cpu", **settings}, marks=NEEDS_KERNELS)
+    for settings in (
+        {"quantization": "int8", "kv_dtype": "int8"},
+        {"quantization": "int4", "kv_dtype": "int8"},
+        {"dtype": "bfloat16", "kv_dtype": "int8"},
+    )
+]
 EVERY_ENGINE = [
     *({"name": name, "route": route, "backend": backend} for name, route, backend in ROUTES),
     *({"name": "mistral-narrow", "backend": backend} for backend in BACKENDS),
-    pytest.param({"name": "mistral", **INT8}, marks=NEEDS_KERNELS),
-    pytest.param({"name": "mistral", **INT8, "quantization": "int4"}, marks=NEEDS_KERNELS),
-    pytest.param(
-        {"name": "mistral", "backend": "cpu", "dtype": "bfloat16", "kv_dtype": "int8"},
-        marks=NEEDS_KERNELS,
-    ),
+    *NARROW,
 ]
 
 
 @pytest.mark.parametrize("settings", EVERY_ENGINE, ids=lambda given: "-".join(given.values()))
 def test_row_ends_alone_with_its_reason(engine_for, engine_of, drive, prompt, settings):
+    settings = {"name": "mistral", **settings}
     good = prompt(40)
     expected = {}
     for way, sampling in WAYS.items():
@@ -166,11 +169,15 @@ def test_row_that_draws_the_broken_token_ends_behind_it(
         ("model.layers.0.mlp.gate_proj.weight", (95, 1)),
     ],
 )
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "settings",
+    [*({"backend": backend} for backend in BACKENDS), *NARROW],
+    ids=lambda given: "-".join(given.values()),
+)
 def test_weight_that_is_not_a_number_is_never_served(
-    engine_of, drive, prompt, tensor, place, backend
+    engine_of, drive, prompt, tensor, place, settings
 ):
-    engine = engine_of("mistral", put_value(tensor, place, math.nan), backend=backend)
+    engine = engine_of("mistral", put_value(tensor, place, math.nan), **settings)
 
     for sampling in WAYS.values():
         engine.reset()

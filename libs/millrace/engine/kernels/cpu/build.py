@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,16 +37,22 @@ def find_compiler() -> str | None:
 
 
 def build_library(
-    path: InstructionPath, folder: Path, report: Callable[[str], None] = lambda text: None
+    path: InstructionPath,
+    folder: Path,
+    report: Callable[[str], None] = lambda text: None,
+    more_flags: Sequence[str] = (),
+    timeout_s: float = COMPILE_TIMEOUT_S,
 ) -> Path:
     """The shared library for `path` under `folder`, built where it is not there yet.
 
-    Raises `ConfigError` where there is no compiler or it fails; the message ends in its output.
+    `more_flags` go to the compiler last: builds for tests. Raises `ConfigError` where there is no
+    compiler or it fails; the message ends in its output.
     """
     compiler = find_compiler()
     if compiler is None:
         raise ConfigError("no C++ compiler was found (c++, g++ or clang++)", field="backend")
-    library = folder / f"{path.name}-{_fingerprint(path, compiler)}.so"
+    flags = (*FLAGS, *path.compiler_flags, *more_flags)
+    library = folder / f"{path.name}-{_fingerprint(flags, compiler)}.so"
     if library.is_file():
         return library
     try:
@@ -54,23 +60,25 @@ def build_library(
         with _locked(folder / "build.lock"):
             if not library.is_file():
                 report(f"building the CPU kernels for {path.name}, about 10 s")
-                _compile(compiler, path, library)
+                _compile(compiler, path, flags, library, timeout_s)
     except OSError as error:
         raise ConfigError(f"cannot keep the CPU kernels: {error}", field="cache_dir") from error
     return library
 
 
-def _compile(compiler: str, path: InstructionPath, library: Path) -> None:
+def _compile(
+    compiler: str, path: InstructionPath, flags: Sequence[str], library: Path, timeout_s: float
+) -> None:
     partial = library.with_suffix(f".{os.getpid()}.part")
     sources = [str(source) for source in sorted(SOURCES.glob("*.cpp"))]
-    command = [compiler, *FLAGS, *path.compiler_flags, "-o", str(partial), *sources]
+    command = [compiler, *flags, "-o", str(partial), *sources]
     try:
         done = subprocess.run(
             command,
             capture_output=True,
             encoding="utf-8",
             errors="replace",
-            timeout=COMPILE_TIMEOUT_S,
+            timeout=timeout_s,
             check=False,
         )
         if done.returncode != 0:
@@ -84,13 +92,13 @@ def _compile(compiler: str, path: InstructionPath, library: Path) -> None:
         partial.replace(library)
     except subprocess.TimeoutExpired as error:
         raise ConfigError(
-            f"compiling the CPU kernels took over {COMPILE_TIMEOUT_S:.0f} s", field="backend"
+            f"compiling the CPU kernels took over {timeout_s:.0f} s", field="backend"
         ) from error
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _fingerprint(path: InstructionPath, compiler: str) -> str:
+def _fingerprint(flags: Sequence[str], compiler: str) -> str:
     digest = hashlib.blake2b(digest_size=8)
     version = subprocess.run(
         [compiler, "--version"],
@@ -100,7 +108,7 @@ def _fingerprint(path: InstructionPath, compiler: str) -> str:
         timeout=30,
         check=False,
     ).stdout
-    for part in (version, *FLAGS, *path.compiler_flags):
+    for part in (version, *flags):
         digest.update(part.encode() + b"\0")
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())

@@ -6,6 +6,8 @@ import ctypes
 import os
 from pathlib import Path
 
+from millrace.engine.mounts import unescaped
+
 MOUNTS = Path("/proc/self/mounts")
 
 
@@ -38,15 +40,8 @@ def noexec_mount(path: Path, mounts: Path = MOUNTS) -> Path | None:
     real, found, options = os.path.realpath(path), Path("/"), ""
     for line in lines:
         fields = line.split(" ")
-        place = Path(_unescaped(fields[1]))
+        place = Path(unescaped(fields[1]))
         # The last one on a place is the one in force.
         if Path(real).is_relative_to(place) and len(place.parts) >= len(found.parts):
             found, options = place, fields[3]
     return found if "noexec" in options.split(",") else None
-
-
-def _unescaped(text: str) -> str:
-    """The kernel writes blanks, tabs, newlines and backslashes in octal."""
-    for code, character in (("040", " "), ("011", "\t"), ("012", "\n"), ("134", "\\")):
-        text = text.replace(f"\\{code}", character)
-    return text
