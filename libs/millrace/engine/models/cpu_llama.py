@@ -138,7 +138,15 @@ class CpuLlama:
             ctypes.byref(out),
         )
         self._kernels.check(code)
-        return Logits(self._logits[: len(wants), : self.vocab_size], likeliest)
+        return Logits(
+            self._logits[: len(wants), : self.vocab_size], likeliest, self._sound_rows(batch)
+        )
+
+    def _sound_rows(self, batch: Batch) -> npt.NDArray[np.bool_]:
+        is_sound: npt.NDArray[np.bool_] = np.empty(len(batch.work), dtype=np.bool_)
+        code = self._kernels.c.mr_model_sound_rows(self._model, address(is_sound), len(is_sound))
+        self._kernels.check(code)
+        return is_sound
 
 
 def _layer_struct(file: PackedFile, index: int, spec: LlamaSpec) -> LayerStruct:
