@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from millrace.core.errors import UnsupportedModel
 
-from .config_json import read_json
+from .tensor_headers import weight_files
 
 
 class Checkpoint:
@@ -32,9 +32,8 @@ class Checkpoint:
         self._folder = folder
         self._files: dict[str, Any] = {}
         self._file_of: dict[str, str] = {}
-        self._used: set[str] = set()
         for name in weight_files(folder):
-            opened = _open(folder / name)
+            opened = open_safetensors(folder / name)
             self._files[name] = opened
             self._file_of.update(dict.fromkeys(opened.keys(), name))
 
@@ -49,6 +48,15 @@ class Checkpoint:
     ) -> None:
         self._files.clear()
 
+    def has(self, name: str) -> bool:
+        """True where the checkpoint has this tensor."""
+        return name in self._file_of
+
+    def are_equal(self, one: str, other: str) -> bool:
+        """True where two tensors are the same in `dtype`; none of them counts as handed out."""
+        first, second = (self._read(name).to(self.dtype) for name in (one, other))
+        return torch.equal(first, second)
+
     def get(self, name: str) -> torch.Tensor:
         """One tensor; raises `UnsupportedModel` where the checkpoint does not have it."""
         tensor = self._read(name)
@@ -56,7 +64,7 @@ class Checkpoint:
 
     def try_get(self, name: str) -> torch.Tensor | None:
         """One tensor, or None where the checkpoint does not have it."""
-        return self.get(name) if name in self._file_of else None
+        return self.get(name) if self.has(name) else None
 
     def merged(self, names: Sequence[str]) -> torch.Tensor:
         """Several tensors, one below the other."""
@@ -65,23 +73,9 @@ class Checkpoint:
 
     def try_merged(self, names: Sequence[str]) -> torch.Tensor | None:
         """`merged`, or None where the checkpoint has not a single one of them."""
-        return self.merged(names) if any(name in self._file_of for name in names) else None
-
-    def check_all_used(self, *, but: Sequence[str] = ()) -> None:
-        """Raises `UnsupportedModel` for a tensor never asked for that does not end in `but`."""
-        left = sorted(
-            name
-            for name in self._file_of
-            if name not in self._used and not name.endswith(tuple(but))
-        )
-        if left:
-            raise UnsupportedModel(
-                f"{self._folder} has {len(left)} tensors that this model does not have, "
-                f"{left[0]!r} first"
-            )
+        return self.merged(names) if any(map(self.has, names)) else None
 
     def _read(self, name: str) -> torch.Tensor:
-        self._used.add(name)
         file = self._file_of.get(name)
         if file is None:
             raise UnsupportedModel(f"{self._folder} has no tensor {name!r}")
@@ -96,21 +90,9 @@ class Checkpoint:
         return tensor
 
 
-def _open(path: Path) -> Any:
+def open_safetensors(path: Path) -> Any:
+    """A file of tensors, each read when asked for; raises `UnsupportedModel` if it is none."""
     try:
         return safe_open(str(path), framework="pt", device="cpu")
     except (OSError, SafetensorError) as error:
         raise UnsupportedModel(f"cannot read {path}: {error}") from error
-
-
-def weight_files(folder: Path) -> list[str]:
-    """Names of the safetensors files; raises `UnsupportedModel` where there is none."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        return sorted(set(read_json(index)["weight_map"].values()))
-    names = sorted(path.name for path in folder.glob("*.safetensors"))
-    if "model.safetensors" in names:
-        return ["model.safetensors"]
-    if not names:
-        raise UnsupportedModel(f"{folder} has no *.safetensors file; other formats are not loaded")
-    return names

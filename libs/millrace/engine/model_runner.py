@@ -30,6 +30,8 @@ from .machine import available_memory_bytes, has_gpu_driver
 from .models.base import Logits, Model
 from .models.checkpoint_check import check_storage, refusals_naming
 from .models.llama_spec import LlamaSpec
+from .models.llama_tensors import check_llama_headers
+from .models.misfits import UNTIED
 from .routes import is_native, route_of
 from .tensor_headers import TensorHeader
 
@@ -197,7 +199,9 @@ class _Loader:
         """The model that config.json's content describes, and the number of positions it knows."""
         if self.route == "generic":
             return self._load_generic()
-        spec = LlamaSpec.from_config(settings)
+        with refusals_naming(self.config.model_path):
+            spec = LlamaSpec.from_config(settings)
+            check_llama_headers(spec, self.headers)
         return self._load_native(spec), spec.max_positions
 
     def _load_generic(self) -> tuple[Model, int]:
@@ -224,6 +228,8 @@ class _Loader:
                 f"{model.name} is served up to {exact.length} tokens, not {wanted}: "
                 f"beyond, {exact.reason}"
             )
+        if model.is_untied:
+            self.report(UNTIED)
         if self.kernels is not None:
             model.pack_linears(self.kernels, weight_kind(self.config), self.report)
         return model, exact.length
@@ -244,7 +250,7 @@ class _Loader:
 
         self._share_threads()
         with torch.inference_mode(), Checkpoint(folder, self.dtype, self.device) as checkpoint:
-            return LlamaModel(spec, checkpoint)
+            return LlamaModel(spec, checkpoint, self.report)
 
     def _share_threads(self) -> None:
         if self.config.device == "cpu":

@@ -19,6 +19,7 @@ from millrace.core.errors import UnsupportedModel
 from .config_json import read_json
 
 INDEX_FILE = "model.safetensors.index.json"
+_LFS_POINTER = b"version https://git-lfs"
 _MAX_HEADER_BYTES = 100 << 20
 # Element sizes in bits; sub-byte types are packed.
 DTYPE_BITS = {
@@ -62,10 +63,13 @@ def read_header_bytes(path: Path) -> bytes:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            prefix = file.read(8)
+            prefix = file.read(len(_LFS_POINTER))
+            if prefix == _LFS_POINTER:
+                raise UnsupportedModel(f"{path}: a git-lfs pointer, not the file it stands for")
             if len(prefix) < 8:
                 raise UnsupportedModel(f"{path}: {size} bytes are too few for a safetensors file")
-            (length,) = struct.unpack("<Q", prefix)
+            (length,) = struct.unpack("<Q", prefix[:8])
+            file.seek(8)
             if length > min(_MAX_HEADER_BYTES, size - 8):
                 raise UnsupportedModel(
                     f"{path}: not a complete safetensors file: header of {length} bytes "
@@ -94,11 +98,19 @@ def read_tensor_headers(path: Path) -> list[TensorHeader]:
 def tensor_headers(folder: Path) -> list[TensorHeader]:
     """The headers of all tensors that are loaded from a folder, each name once.
 
-    Raises `UnsupportedModel` for a file that is missing or damaged.
+    Raises `UnsupportedModel` for a file that is missing or damaged, and for a tensor in two files:
+    readers differ in which they take.
     """
     found: dict[str, TensorHeader] = {}
-    for name in weight_files(folder):
-        found.update((tensor.name, tensor) for tensor in read_tensor_headers(folder / name))
+    file_of: dict[str, str] = {}
+    for file in weight_files(folder):
+        for tensor in read_tensor_headers(folder / file):
+            other = file_of.setdefault(tensor.name, file)
+            if other != file:
+                raise UnsupportedModel(
+                    f"{folder}: tensor {tensor.name!r} is in both {other} and {file}"
+                )
+            found[tensor.name] = tensor
     return list(found.values())
 
 
@@ -127,8 +139,13 @@ def _indexed_files(index: Path) -> list[str]:
 
 def _parse(raw: bytes) -> tuple[list[TensorHeader], int]:
     """The tensors of a header in the order of the file, and the bytes that they take."""
+    if not raw.startswith(b"{"):
+        raise ValueError("it does not begin with {")
     header = json.loads(raw, object_pairs_hook=_unique)
-    header.pop("__metadata__", None)
+    notes = header.pop("__metadata__", None)
+    notes = {} if notes is None else notes
+    if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
+        raise ValueError("its __metadata__ is not made of texts")
     places = {name: _place(name, fields) for name, fields in header.items()}
     names = sorted(places, key=places.__getitem__)
     end = 0

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from millrace.core.sampling import SamplingSpec
 from millrace.core.step import Admission, StepPlan, StepResult
@@ -19,6 +20,7 @@ from millrace.engine.config import EngineConfig
 from millrace.engine.engine import Engine, create_engine
 from millrace.engine.kernels.cpu.build import find_compiler
 from millrace.engine.kernels.cpu.instruction_paths import choose_path
+from tests.unit.engine.damages import Tensors
 
 GREEDY = SamplingSpec(temperature=0.0)
 SIZES = {
@@ -53,10 +55,12 @@ LONGROPE = {
 LONGROPE_LENGTHS = {"original_max_position_embeddings": 32, "max_position_embeddings": 128}
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 HALF_WINDOWED = ["full_attention", "sliding_attention", "sliding_attention"]
+HAS_KERNELS = choose_path("auto") is not None and find_compiler() is not None
 NEEDS_KERNELS = pytest.mark.skipif(
-    choose_path("auto") is None or find_compiler() is None,
+    not HAS_KERNELS,
     reason="no kernels for this CPU or no C++ compiler",
 )
+BACKENDS = ["torch", *["cpu"] * HAS_KERNELS]
 KERNELS = Path(__file__).parents[3] / ".cache" / "kernels"
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"tie_word_embeddings": True}),
@@ -65,6 +69,8 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-linear": ("llama", {"rope_parameters": LINEAR_ROPE}),
     "mistral-windowed": ("mistral", {"sliding_window": 11}),
     "mistral": ("mistral", {"sliding_window": None}),
+    # Neither hidden size nor heads are whole vectors of any machine.
+    "mistral-narrow": ("mistral", {"sliding_window": None, "hidden_size": 72}),
     "qwen2": ("qwen2", {}),
     "qwen2-windowed": (
         "qwen2",
@@ -193,6 +199,26 @@ def engine_for(tiny) -> Callable[..., Engine]:
             engines[key] = create_engine(config)
         engines[key].reset()
         return engines[key]
+
+    return make
+
+
+@pytest.fixture
+def folder_of(tiny, tmp_path) -> Callable[..., Path]:
+    """A copy of a tiny checkpoint after a change of its tensors and with more files."""
+
+    folder: Path = tmp_path
+
+    def make(name: str, change: Callable[[Tensors], object] = len, **files: str) -> Path:
+        source: Path = tiny(name).path
+        tensors = load_file(source / "model.safetensors")
+        change(tensors)
+        if tensors:
+            save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_bytes((source / "config.json").read_bytes())
+        for file, content in files.items():
+            (folder / file.replace("__", ".")).write_text(content)
+        return folder
 
     return make
 

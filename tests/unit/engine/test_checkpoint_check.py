@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import random
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,35 +18,11 @@ from millrace.engine.engine import create_engine
 from millrace.engine.local import LocalGenerator, LocalRequest
 from millrace.engine.models.checkpoint_check import check_checkpoint
 from millrace.engine.models.generic_tensors import check_generic_headers, parse_config
-from millrace.engine.tensor_headers import TensorHeader, tensor_headers
+from millrace.engine.tensor_headers import tensor_headers
+from tests.unit.engine.damages import Tensors, changed_headers, put
 
-Tensors = dict[str, torch.Tensor]
 DOWN = "model.layers.1.mlp.down_proj.weight"
 NORM = "model.layers.1.input_layernorm.weight"
-
-
-@pytest.fixture
-def folder_of(tiny, tmp_path) -> Callable[..., Path]:
-    """A copy of a tiny checkpoint after a change of its tensors and with more files."""
-
-    folder: Path = tmp_path
-
-    def make(name: str, change: Callable[[Tensors], object] = len, **files: str) -> Path:
-        source: Path = tiny(name).path
-        tensors = load_file(source / "model.safetensors")
-        change(tensors)
-        if tensors:
-            save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-        (folder / "config.json").write_bytes((source / "config.json").read_bytes())
-        for file, content in files.items():
-            (folder / file.replace("__", ".")).write_text(content)
-        return folder
-
-    return make
-
-
-def put(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Callable[[Tensors], None]:
-    return lambda tensors: tensors.update({name: torch.zeros(shape, dtype=dtype)})
 
 
 def each_projection(change: Callable[[str, torch.Tensor], Tensors]) -> Callable[[Tensors], None]:
@@ -225,31 +199,6 @@ def test_any_change_of_one_tensor_is_refused(tiny, name, chance):
         with pytest.raises(UnsupportedModel):
             check_generic_headers(config, changed)
             pytest.fail(f"accepted: {what}")
-
-
-def changed_headers(
-    headers: list[TensorHeader], chance: random.Random
-) -> tuple[list[TensorHeader], str]:
-    """The headers after one change, and what it was."""
-    index = chance.randrange(len(headers))
-    header, others = headers[index], headers[:index] + headers[index + 1 :]
-    kind = chance.choice(["lost", "renamed", "more", "cut", "turned", "typed", "twice"])
-    if kind == "lost":
-        return others, f"{kind} {header}"
-    if kind == "more":
-        return [*headers, replace(header, name=f"{header.name}_g")], f"{kind} {header}"
-    if kind == "twice":
-        other = header.name.removeprefix("model.").removeprefix("transformer.")
-        return [*headers, replace(header, name=f"model.{other}.x")], f"{kind} {header}"
-    if kind == "renamed":
-        return [*others, replace(header, name=header.name[:-1])], f"{kind} {header}"
-    if kind == "typed":
-        dtype = chance.choice(["I8", "U8", "I32", "F8_E4M3", "BOOL"])
-        return [*others, replace(header, dtype=dtype)], f"{kind} {header} {dtype}"
-    shape = (header.shape[0] - 1, *header.shape[1:])
-    if kind == "turned" and len(set(header.shape)) > 1:
-        shape = header.shape[::-1]
-    return [*others, replace(header, shape=shape)], f"{kind} {header} {shape}"
 
 
 def load_tensors(folder: Path) -> Tensors:

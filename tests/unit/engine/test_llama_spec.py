@@ -30,6 +30,10 @@ CONFIGS: list[dict[str, Any]] = [
     {"model_type": "qwen3"},
     {"model_type": "llama", **SMALL},
     {"model_type": "llama", **SMALL, "num_key_value_heads": None, "tie_word_embeddings": True},
+    {"model_type": "llama", **SMALL, "attention_bias": True, "mlp_bias": True},
+    {"model_type": "mistral", **SMALL, "attention_bias": True},
+    {"model_type": "qwen2", **SMALL, "num_key_value_heads": None, "mlp_bias": True},
+    {"model_type": "qwen3", **SMALL, "num_key_value_heads": None, "attention_bias": True},
     {"model_type": "llama", **SMALL, "head_dim": 32, "rope_theta": 500000.0},
     {"model_type": "llama", **SMALL, "head_dim": None, "rope_scaling": None},
     {"model_type": "llama", **SMALL, "rope_scaling": {"type": "linear", "factor": 2.0}},
@@ -81,6 +85,7 @@ def test_every_number_is_the_one_that_transformers_reads(
         parsed.num_attention_heads,
     )
     assert spec.num_kv_heads == parsed.num_key_value_heads
+    assert spec.intermediate_size == parsed.intermediate_size
     head_dim = getattr(parsed, "head_dim", None) or parsed.hidden_size // spec.num_heads
     assert spec.head_dim == head_dim
     assert (spec.norm_eps, spec.tied) == (parsed.rms_norm_eps, parsed.tie_word_embeddings)
@@ -99,6 +104,9 @@ def test_every_number_is_the_one_that_transformers_reads(
         ({"num_hidden_layers": 2.0}, "num_hidden_layers is 2.0"),
         ({"num_attention_heads": True}, "num_attention_heads is True"),
         ({"num_key_value_heads": 3}, "does not divide 8"),
+        ({"num_hidden_layers": 10_001}, "num_hidden_layers is over 10000"),
+        ({"intermediate_size": 2**31}, "intermediate_size is over 2147483647"),
+        ({"head_dim": 7}, "head_dim is 7"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps is 'small'"),
         ({"rope_theta": 0}, "rope_theta is 0"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor is None"),

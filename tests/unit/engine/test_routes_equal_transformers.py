@@ -132,8 +132,8 @@ def test_folder_without_safetensors_is_refused(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("name", "dropped", "added", "message"),
     [
-        ("qwen3", "model.layers.1.self_attn.q_norm.weight", None, "no tensor .*q_norm"),
-        ("llama", None, "model.layers.0.self_attn.q_norm.weight", "1 tensors that this model"),
+        ("qwen3", "model.layers.1.self_attn.q_norm.weight", None, "lacks the tensor .*q_norm"),
+        ("llama", None, "model.layers.0.self_attn.q_norm.weight", "has the tensor .*q_norm"),
         ("phi3", "model.layers.1.mlp.down_proj.weight", None, "lacks the tensor .*down_proj"),
     ],
 )

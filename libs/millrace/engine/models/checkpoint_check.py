@@ -13,6 +13,9 @@ from millrace.engine.quantized import check_no_adapter, check_plain
 from millrace.engine.routes import route_of
 from millrace.engine.tensor_headers import TensorHeader, tensor_headers
 
+from .llama_spec import LlamaSpec
+from .llama_tensors import check_llama_headers
+
 
 def check_checkpoint(folder: Path) -> str:
     """The route that a worker would take, "native" or "generic".
@@ -20,16 +23,19 @@ def check_checkpoint(folder: Path) -> str:
     Raises `UnsupportedModel`, with the reason, for a folder that no worker would serve. For the
     generic route torch and transformers are imported, which takes seconds.
     """
-    route, refusal = route_of(read_config(folder))
+    config = read_config(folder)
+    route, refusal = route_of(config)
     if refusal:
         raise UnsupportedModel(refusal)
     read_generation_config(folder)
     headers = check_storage(folder)
-    if route == "generic":
-        from .generic_tensors import check_generic_headers, parse_config
+    with refusals_naming(folder):
+        if route == "generic":
+            from .generic_tensors import check_generic_headers, parse_config
 
-        with refusals_naming(folder):
             check_generic_headers(parse_config(folder), headers)
+        else:
+            check_llama_headers(LlamaSpec.from_config(config), headers)
     return route
 
 

@@ -35,6 +35,7 @@ from millrace.engine.kv_cache import LayerShape
 
 from .base import Logits
 from .llama_spec import LlamaSpec
+from .misfits import UNTIED
 
 MATRICES = ("qkv", "o", "gate_up", "down")
 
@@ -43,7 +44,7 @@ class CpuLlama:
     """Weights and forward pass; see `Model`.
 
     `kind` names how matrices are stored: "float32", "bfloat16", "int8" or "int4". The packed file
-    lies under `cache_dir`; `report` hears of its making.
+    lies under `cache_dir`; `report` hears of its making, and of what is not as config.json says.
     """
 
     def __init__(
@@ -70,6 +71,8 @@ class CpuLlama:
         self._model: int | None = None
         packed = packed_path(cache_dir, model_path, kind, kernels.path)
         self._file = open_packed(packed, write, lambda file: self._take(file, spec))
+        if spec.tied and not self._is_tied:
+            report(UNTIED)
         self._padded_vocab = padded_columns(spec.vocab_size)
         self._logits: FloatArray = np.empty((0, self._padded_vocab), dtype=np.float32)
 
@@ -82,6 +85,7 @@ class CpuLlama:
         """Gives the weights to the kernels; `ValueError` or `KeyError` if `spec` wants others."""
         self.num_parameters = file.extra["num_parameters"]
         self.weight_bytes = file.extra["weight_bytes"]
+        self._is_tied = file.extra["is_tied"] > 0
         embedding = file.array("embedding")
         layers = [_layer_struct(file, index, spec) for index in range(spec.num_layers)]
         struct = ModelStruct(
@@ -134,7 +138,15 @@ class CpuLlama:
             ctypes.byref(out),
         )
         self._kernels.check(code)
-        return Logits(self._logits[: len(wants), : self.vocab_size], likeliest)
+        return Logits(
+            self._logits[: len(wants), : self.vocab_size], likeliest, self._sound_rows(batch)
+        )
+
+    def _sound_rows(self, batch: Batch) -> npt.NDArray[np.bool_]:
+        is_sound: npt.NDArray[np.bool_] = np.empty(len(batch.work), dtype=np.bool_)
+        code = self._kernels.c.mr_model_sound_rows(self._model, address(is_sound), len(is_sound))
+        self._kernels.check(code)
+        return is_sound
 
 
 def _layer_struct(file: PackedFile, index: int, spec: LlamaSpec) -> LayerStruct:

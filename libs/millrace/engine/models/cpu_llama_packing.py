@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from millrace.core.errors import UnsupportedModel
 from millrace.engine.config import head_kind
 from millrace.engine.kernels.cpu.library import (
     KINDS,
@@ -23,6 +22,7 @@ from millrace.engine.loader import Checkpoint
 
 from .llama_spec import LlamaSpec
 from .rope import inverse_frequencies
+from .tied_head import embedding_and_head
 
 
 def pack_llama(
@@ -47,18 +47,15 @@ def pack_llama(
         matrix_bytes += matrix.num_bytes
 
     with Checkpoint(model_path, torch.float32, torch.device("cpu")) as checkpoint:
-        embedding = checkpoint.get("model.embed_tokens.weight")
-        if embedding.shape != (spec.vocab_size, spec.hidden_size):
-            raise UnsupportedModel(
-                f"embeddings have shape {tuple(embedding.shape)}, "
-                f"config.json says {(spec.vocab_size, spec.hidden_size)}"
-            )
+        embedding_name, head_name = embedding_and_head(checkpoint, spec)
+        is_tied = head_name == embedding_name
+        embedding = checkpoint.get(embedding_name)
         rows = _embedding(embedding, kind)
         writer.add("embedding", rows)
         frequencies = inverse_frequencies(spec.rope, spec.head_dim)
         writer.add("frequencies", frequencies.numpy())
         writer.add("final_norm", padded(checkpoint.get("model.norm.weight").numpy()))
-        head = embedding if spec.tied else checkpoint.get("lm_head.weight")
+        head = embedding if is_tied else checkpoint.get(head_name)
         add_matrix("head", head, kind=head_kind(kind))
         intermediate = 0
         for index in range(spec.num_layers):
@@ -99,12 +96,11 @@ def pack_llama(
                 checkpoint.try_get(f"{mlp}.down_proj.bias"),
             )
             report(f"packed layer {index + 1} of {spec.num_layers}")
-        # Older checkpoints carry the rotary frequencies, and some a copy of a tied head.
-        checkpoint.check_all_used(but=("rotary_emb.inv_freq", *(["lm_head.weight"] * spec.tied)))
         writer.finish(
             {
                 "num_parameters": checkpoint.num_parameters,
-                "weight_bytes": matrix_bytes + (0 if spec.tied else rows.nbytes),
+                "weight_bytes": matrix_bytes + (0 if is_tied else rows.nbytes),
+                "is_tied": int(is_tied),
                 "intermediate": intermediate,
             }
         )

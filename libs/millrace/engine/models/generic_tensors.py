@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging as transformers_logging
 
 from millrace.core.errors import UnsupportedModel
+from millrace.engine.loader import open_safetensors
 from millrace.engine.quantized import PLAIN_DTYPES
 from millrace.engine.tensor_headers import TensorHeader, weight_files
 
+from .misfits import IGNORED, check_dtype, check_none_lacking, check_none_left_over, misshapen
+
 # Any would do for what is asked here.
 _DTYPE = torch.bfloat16
-# Left over in many older checkpoints, which transformers allows beside each class's own list.
-_IGNORED = (r"rotary_emb\.inv_freq", r"(^|\.)position_ids$")
 
 
 def parse_config(folder: Path) -> Any:
@@ -45,17 +45,16 @@ def check_generic_headers(config: Any, headers: Iterable[TensorHeader]) -> None:
     shapes = {header.name: header for header in headers}
     plain = {name: header for name, header in shapes.items() if header.dtype in PLAIN_DTYPES}
     model, loaded = _outline(config, plain)
-    _check_shapes(loaded["mismatched_keys"])
+    for name, stored, wanted in sorted(loaded["mismatched_keys"]):
+        raise misshapen(name, stored, wanted)
     lacking = _floats_of(model, loaded["missing_keys"])
     if len(plain) < len(shapes):
         whole_model, whole = _outline(config, shapes)
-        _check_left_over(whole["unexpected_keys"])
+        check_none_left_over(whole["unexpected_keys"])
         if len(_floats_of(whole_model, whole["missing_keys"])) < len(lacking):
-            name, header = next(item for item in shapes.items() if item[0] not in plain)
-            raise UnsupportedModel(f"tensor {name!r} is stored as {header.dtype}, no plain number")
-    _check_left_over(loaded["unexpected_keys"])
-    if lacking:
-        raise UnsupportedModel(f"it lacks {_named(lacking)}")
+            check_dtype(next(header for name, header in shapes.items() if name not in plain))
+    check_none_left_over(loaded["unexpected_keys"])
+    check_none_lacking(lacking)
     _check_each_has_a_place(model, shapes.values())
 
 
@@ -78,7 +77,7 @@ def stored_tensors(folder: Path) -> Iterator[dict[str, Any]]:
     with ExitStack() as stack:
         tensors: dict[str, Any] = {}
         for name in weight_files(folder):
-            file = stack.enter_context(safe_open(str(folder / name), framework="pt"))
+            file = stack.enter_context(open_safetensors(folder / name))
             tensors.update((key, file.get_slice(key)) for key in file.keys())  # noqa: SIM118
         yield tensors
 
@@ -106,23 +105,9 @@ def _floats_of(model: Any, names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if state[name].is_floating_point())
 
 
-def _check_shapes(mismatched: Iterable[tuple[str, Any, Any]]) -> None:
-    for name, stored, wanted in sorted(mismatched):
-        raise UnsupportedModel(
-            f"tensor {name!r} has the shape {list(stored)}; config.json says {list(wanted)}"
-        )
-
-
-def _check_left_over(unexpected: Iterable[str]) -> None:
-    if names := sorted(unexpected):
-        raise UnsupportedModel(
-            f"it has {_named(names)}, which the model of its config.json does not have"
-        )
-
-
 def _check_each_has_a_place(model: Any, headers: Iterable[TensorHeader]) -> None:
     """Raises for a second name of the same tensor: transformers would take either."""
-    ignored = [*(model._keys_to_ignore_on_load_unexpected or ()), *_IGNORED]
+    ignored = [*(model._keys_to_ignore_on_load_unexpected or ()), *IGNORED]
     pattern = re.compile("|".join(f"(?:{each})" for each in ignored))
     stored = sum(header.num_elements for header in headers if not pattern.search(header.name))
     # Tied tensors are one object.
@@ -132,12 +117,6 @@ def _check_each_has_a_place(model: Any, headers: Iterable[TensorHeader]) -> None
             f"its tensors hold {stored - sum(own.values())} numbers more than its model: "
             "some stand there under two names"
         )
-
-
-def _named(names: list[str]) -> str:
-    if len(names) == 1:
-        return f"the tensor {names[0]!r}"
-    return f"{len(names)} tensors, {names[0]!r} first"
 
 
 @contextmanager

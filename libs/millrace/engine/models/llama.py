@@ -5,12 +5,12 @@ Q, K and V are one matrix, gate and up another; logits are computed only for row
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
-from millrace.core.errors import UnsupportedModel
 from millrace.engine.attention.base import AttentionStep
 from millrace.engine.batch import Batch
 from millrace.engine.kv_cache import LayerShape
@@ -19,7 +19,10 @@ from millrace.engine.tensors import to_device
 
 from .base import Logits
 from .llama_spec import LlamaSpec
+from .misfits import UNTIED
 from .rope import inverse_frequencies, rotate, rotation
+from .soundness import sound_rows
+from .tied_head import embedding_and_head
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,25 +44,23 @@ class LayerWeights:
 
 
 class LlamaModel:
-    """Weights and forward pass; see `Model`."""
+    """Weights and forward pass; see `Model`. `report` hears of what is not as config.json says."""
 
-    def __init__(self, spec: LlamaSpec, checkpoint: Checkpoint) -> None:
+    def __init__(
+        self, spec: LlamaSpec, checkpoint: Checkpoint, report: Callable[[str], None]
+    ) -> None:
         self._spec = spec
         shape = LayerShape(spec.num_kv_heads, spec.head_dim, spec.head_dim)
         self.layers = (shape,) * spec.num_layers
         self.vocab_size = spec.vocab_size
-        self._embedding = checkpoint.get("model.embed_tokens.weight")
+        embedding, head = embedding_and_head(checkpoint, spec)
+        if spec.tied and head != embedding:
+            report(UNTIED)
+        self._embedding = checkpoint.get(embedding)
         self._norm = checkpoint.get("model.norm.weight")
-        self._head = self._embedding if spec.tied else checkpoint.get("lm_head.weight")
+        self._head = self._embedding if head == embedding else checkpoint.get(head)
         self._weights = [_load_layer(checkpoint, index, spec) for index in range(spec.num_layers)]
         self._frequencies = inverse_frequencies(spec.rope, spec.head_dim).to(checkpoint.device)
-        # Older checkpoints carry the rotary frequencies, and some a copy of a tied head.
-        checkpoint.check_all_used(but=("rotary_emb.inv_freq", *(["lm_head.weight"] * spec.tied)))
-        if self._embedding.shape != (spec.vocab_size, spec.hidden_size):
-            raise UnsupportedModel(
-                f"embeddings have shape {tuple(self._embedding.shape)}, "
-                f"config.json says {(spec.vocab_size, spec.hidden_size)}"
-            )
         self.num_parameters = checkpoint.num_parameters
         self.weight_bytes = checkpoint.num_bytes
 
@@ -77,7 +78,7 @@ class LlamaModel:
             hidden = hidden + _mlp(weights, normed)
         last = hidden.index_select(0, to_device(batch.sample_indices, device))
         last = rms_norm(last, self._norm, self._spec.norm_eps)
-        return Logits(functional.linear(last, self._head))
+        return Logits(functional.linear(last, self._head), is_sound=sound_rows(hidden, batch))
 
     def _attention(
         self,

@@ -23,21 +23,28 @@ _ROPE_NUMBERS = {
 }
 # What transformers takes where config.json is silent, where the types differ.
 _DEFAULTS: Mapping[str, Mapping[str, int]] = {
-    "llama": {"vocab_size": 32_000, "max_position_embeddings": 2048},
+    "llama": {
+        "vocab_size": 32_000,
+        "intermediate_size": 11_008,
+        "max_position_embeddings": 2048,
+    },
     "mistral": {
         "vocab_size": 32_000,
+        "intermediate_size": 14_336,
         "max_position_embeddings": 131_072,
         "num_key_value_heads": 8,
         "sliding_window": 4096,
     },
     "qwen2": {
         "vocab_size": 151_936,
+        "intermediate_size": 22_016,
         "max_position_embeddings": 32_768,
         "num_key_value_heads": 32,
         "sliding_window": 4096,
     },
     "qwen3": {
         "vocab_size": 151_936,
+        "intermediate_size": 22_016,
         "max_position_embeddings": 32_768,
         "num_key_value_heads": 32,
         "head_dim": 128,
@@ -45,6 +52,10 @@ _DEFAULTS: Mapping[str, Mapping[str, int]] = {
     },
 }
 _MAX_WINDOW_LAYERS = 28
+# Far more than any model has: products of a few counts stay below 2^63, and a layer's worth of
+# anything can be made for each.
+_MOST = (1 << 31) - 1
+_MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +64,7 @@ class LlamaSpec:
 
     vocab_size: int
     hidden_size: int
+    intermediate_size: int
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -63,6 +75,9 @@ class LlamaSpec:
     windows: tuple[int | None, ...]
     tied: bool
     has_qk_norm: bool
+    has_qkv_bias: bool
+    has_o_bias: bool
+    has_mlp_bias: bool
 
     @staticmethod
     def from_config(config: Mapping[str, Any]) -> LlamaSpec:
@@ -70,28 +85,38 @@ class LlamaSpec:
         fields = _Fields(config)
         num_heads = fields.count("num_attention_heads", 32)
         hidden_size = fields.count("hidden_size", 4096)
-        num_layers = fields.count("num_hidden_layers", 32)
+        num_layers = fields.count("num_hidden_layers", 32, most=_MOST_LAYERS)
         if "head_dim" not in fields and hidden_size % num_heads:
             raise _invalid("hidden_size", f"{hidden_size}, no multiple of {num_heads} heads")
-        num_kv_heads = fields.count("num_key_value_heads", num_heads)
+        is_null = config.get("num_key_value_heads", 0) is None
+        num_kv_heads = num_heads if is_null else fields.count("num_key_value_heads", num_heads)
         if num_heads % num_kv_heads:
             raise _invalid(
                 "num_key_value_heads", f"{num_kv_heads}, which does not divide {num_heads}"
             )
+        head_dim = fields.count("head_dim", hidden_size // num_heads)
+        if head_dim % 2:
+            raise _invalid("head_dim", f"{head_dim}; positions turn pairs of numbers")
         max_positions = fields.count("max_position_embeddings")
+        model_type = config["model_type"]
+        has_attention_bias = model_type in ("llama", "qwen3") and bool(config.get("attention_bias"))
         return LlamaSpec(
             vocab_size=fields.count("vocab_size"),
             hidden_size=hidden_size,
+            intermediate_size=fields.count("intermediate_size"),
             num_layers=num_layers,
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
-            head_dim=fields.count("head_dim", hidden_size // num_heads),
+            head_dim=head_dim,
             norm_eps=fields.number("rms_norm_eps", 1e-6),
             max_positions=max_positions,
             rope=_rope(config, max_positions),
             windows=_windows(config, fields, num_layers),
             tied=bool(config.get("tie_word_embeddings", False)),
-            has_qk_norm=config["model_type"] == "qwen3",
+            has_qk_norm=model_type == "qwen3",
+            has_qkv_bias=model_type == "qwen2" or has_attention_bias,
+            has_o_bias=has_attention_bias,
+            has_mlp_bias=model_type == "llama" and bool(config.get("mlp_bias")),
         )
 
 
@@ -104,11 +129,13 @@ class _Fields:
     def __contains__(self, name: str) -> bool:
         return name in self._values
 
-    def count(self, name: str, default: int | None = None) -> int:
-        """A whole number of at least 1."""
+    def count(self, name: str, default: int | None = None, most: int = _MOST) -> int:
+        """A whole number of at least 1 and at most `most`."""
         value = self._values.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise _invalid(name, f"{value!r}, not a whole number of at least 1")
+        if value > most:
+            raise _invalid(name, f"over {most}, the most that is served")
         return value
 
     def number(self, name: str, default: float) -> float:

@@ -246,6 +246,7 @@ OTHERS = {
     "no matrix": (("matrices", "2.down"), None),
     "no size": (("extra", "intermediate"), None),
     "no count": (("extra", "num_parameters"), None),
+    "no word on its head": (("extra", "is_tied"), None),
     "another size": (("extra", "intermediate"), 160),
 }
 

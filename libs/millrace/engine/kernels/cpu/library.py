@@ -211,6 +211,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
             POINTER(OutputStruct),
         ],
     ),
+    "mr_model_sound_rows": (c_int64, [c_void_p, c_void_p, c_int64]),
     "mr_draw_tokens": (
         c_int64,
         [c_void_p, c_void_p, *[c_int64] * 3, POINTER(DrawStruct), c_int64, c_void_p],

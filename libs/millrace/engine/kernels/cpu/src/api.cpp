@@ -140,6 +140,14 @@ class Model {
     return MR_OK;
   }
 
+  int64_t sound_rows(uint8_t* is_sound, int64_t num_rows) const {
+    if (!decoder_) refuse(MR_INVALID, "the model has not run yet");
+    const auto& rows = decoder_->sound_rows();
+    expect_equal({"num_rows"}, num_rows, static_cast<int64_t>(rows.size()));
+    std::copy(rows.begin(), rows.end(), is_sound);
+    return MR_OK;
+  }
+
  private:
   template <class Kind>
   std::unique_ptr<Decoder> create_for(int64_t kv_kind) const {
@@ -276,6 +284,14 @@ int64_t mr_model_run(void* model, void* team, const mr_kv* kv, int64_t num_kv,
     check_present("batch", batch);
     check_present("out", out);
     return static_cast<Model*>(model)->run(*static_cast<Team*>(team), kv, num_kv, *batch, *out);
+  });
+}
+
+int64_t mr_model_sound_rows(const void* model, uint8_t* is_sound, int64_t num_rows) {
+  return guarded([&] {
+    check_present("model", model);
+    check_present("is_sound", is_sound);
+    return static_cast<const Model*>(model)->sound_rows(is_sound, num_rows);
   });
 }
 

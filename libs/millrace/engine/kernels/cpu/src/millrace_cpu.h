@@ -174,6 +174,10 @@ MR_API void mr_model_destroy(void* model);
 MR_API int64_t mr_model_run(void* model, void* team, const mr_kv* kv, int64_t num_kv,
                      const mr_batch* batch, const mr_output* out);
 
+// `is_sound` [rows of the last run's batch]: 0 for a row of which something is not finite that this
+// run computed. The likeliest token of a row whose logits are not finite is -1.
+MR_API int64_t mr_model_sound_rows(const void* model, uint8_t* is_sound, int64_t num_rows);
+
 // `tokens` [draws]: the token of each, or -1 where rounding could change it or logits or temperature
 // are not plain numbers. Row r of the logits begins at r * stride and has `vocab` of them.
 MR_API int64_t mr_draw_tokens(void* team, const float* logits, int64_t num_logits, int64_t stride,
