@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from typing import Any
 
@@ -18,6 +19,7 @@ from millrace.engine.kernels.cpu.library import (
     INVALID,
     UNSUPPORTED,
     Kernels,
+    address,
     floats,
     numbers,
 )
@@ -170,6 +172,32 @@ def test_calls_are_right_and_no_address_may_be_missing_and_no_size_less(native, 
                     assert "; it must be " in native.kernels().reason
                 tried += 1
     assert tried > 500
+
+
+def test_rows_that_are_sound_are_asked_for_after_a_run_and_as_many_as_it_had(native, calls):
+    args = calls["run"].args
+    kernels, model = native.kernels(), ctypes.c_void_p()
+    kernels.check(kernels.c.mr_model_create(ctypes.byref(args[0]), ctypes.byref(model)))
+    is_sound = np.full(4, 7, np.uint8)
+
+    def refusal(model: Any, rows: int | None, count: int) -> str:
+        assert kernels.c.mr_model_sound_rows(model, rows, count) == INVALID
+        return str(kernels.reason)
+
+    try:
+        assert refusal(model, address(is_sound), 0) == "the model has not run yet"
+        batch, out = (ctypes.byref(each) for each in args[4:])
+        kernels.check(kernels.c.mr_model_run(model, kernels.team, args[2], args[3], batch, out))
+        assert refusal(None, address(is_sound), 3) == "model is null; it must be an address"
+        assert refusal(model, None, 3) == "is_sound is null; it must be an address"
+        for count in (-1, 0, 2, 4, 2**62):
+            assert refusal(model, address(is_sound), count) == (
+                f"num_rows is {count}; it must be 3"
+            )
+        kernels.check(kernels.c.mr_model_sound_rows(model, address(is_sound), 3))
+    finally:
+        kernels.c.mr_model_destroy(model)
+    assert is_sound.tolist() == [1, 1, 1, 7]
 
 
 def test_heads_that_no_kernel_takes_are_said_to_be_unsupported(native, calls):

@@ -244,10 +244,10 @@ OTHERS = {
     "an embedding of fewer rows": (("arrays", "embedding", 2), [100, 64]),
     "no layer": (("arrays", "2.down.panels"), None),
     "no matrix": (("matrices", "2.down"), None),
-    "no size": (("extra", "intermediate"), None),
     "no count": (("extra", "num_parameters"), None),
     "no word of a tied head": (("extra", "is_tied"), None),
-    "another size": (("extra", "intermediate"), 160),
+    "a narrower middle": (("matrices", "1.down", 2), 32),
+    "a wider middle": (("matrices", "0.gate_up", 1), 4096),
 }
 
 
