@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from millrace.config.home import Home, millrace_home
-from millrace.core.errors import MillraceError
+from millrace.core.errors import MillraceError, UnknownModel
 from millrace.hub.add import add_model
 from millrace.hub.byte_size import format_bytes, parse_memory
-from millrace.hub.catalog import resolve_model
+from millrace.hub.catalog import looks_like_path, resolve_model
 from millrace.hub.entry import ModelEntry
 from millrace.hub.fit import check_fit
+from millrace.hub.outline import remote_entry
+from millrace.hub.progress import say
 from millrace.hub.pull import pull_model
+from millrace.hub.servable import check_entry
 
 from .console import Console
 from .model_list import list_models
@@ -130,9 +134,8 @@ def _list(args: argparse.Namespace, home: Home) -> int:
 def _fit(args: argparse.Namespace, home: Home) -> int:
     console = Console()
     memory_bytes = parse_memory(args.memory) if args.memory is not None else 0
-    report = check_fit(
-        resolve_model(args.model, home), memory_bytes, max_model_len=args.max_model_len
-    )
+    with _entry_to_fit(args.model, home) as entry:
+        report = check_fit(entry, memory_bytes, max_model_len=args.max_model_len)
     if args.json:
         console.json(report.to_json())
     else:
@@ -141,3 +144,20 @@ def _fit(args: argparse.Namespace, home: Home) -> int:
         if report.suggestion:
             console.line(report.suggestion)
     return 0 if report.fits else 1
+
+
+@contextmanager
+def _entry_to_fit(model: str, home: Home) -> Iterator[ModelEntry]:
+    """A model that can be served; one of the hub need not be here."""
+    try:
+        entry = resolve_model(model, home)
+    except UnknownModel:
+        if looks_like_path(model) or "/" not in model:
+            raise
+    else:
+        check_entry(entry, home)
+        yield entry
+        return
+    say(f"reading what the hub has of {model}; its weights are not fetched")
+    with remote_entry(model) as remote:
+        yield remote

@@ -147,6 +147,31 @@ class HubClient:
                     ) from error
                 time.sleep(delay)
 
+    def read_start(self, file: RemoteFile, commit: str, num_bytes: int) -> bytes:
+        """The first bytes of a file, or all of them if it is shorter.
+
+        Raises Unavailable where the hub stays out of reach.
+        """
+        headers = dict(self._utils.build_hf_headers())
+        headers |= {"Accept-Encoding": "identity", "Range": f"bytes=0-{max(0, num_bytes - 1)}"}
+        url = self._hub.hf_hub_url(self.repo_id, file.name, revision=commit)
+        found = bytearray()
+        with (
+            self._clear_errors(commit, file.name),
+            self._utils.get_session().stream(
+                "GET", url, headers=headers, timeout=_TIMEOUT_S
+            ) as response,
+        ):
+            if response.status_code >= 400:
+                response.read()
+            self._utils.hf_raise_for_status(response)
+            # A server may send all of the file all the same.
+            for chunk in response.iter_bytes():
+                found += chunk
+                if len(found) >= num_bytes:
+                    break
+        return bytes(found[:num_bytes])
+
     def _stream(self, file: RemoteFile, commit: str, part: Path, progress: Progress) -> None:
         have = _size(part)
         headers = dict(self._utils.build_hf_headers())
