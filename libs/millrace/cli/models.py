@@ -22,7 +22,7 @@ from millrace.hub.pull import pull_model
 from millrace.hub.servable import check_entry
 
 from .console import Console
-from .model_list import list_models
+from .model_list import list_available, list_models
 from .model_removal import clean, remove
 
 EXIT_INTERRUPTED = 130
@@ -30,7 +30,8 @@ _INTERRUPTED = {
     "pull": "interrupted; what was fetched so far is kept, the same command goes on from there",
     "add": "interrupted; nothing was added",
     "list": "interrupted",
-    "remove": "interrupted; `millrace models clean` deletes what is left",
+    "available": "interrupted",
+    "remove": "interrupted; `models clean` deletes what is left",
     "clean": "interrupted; the same command goes on from there",
     "fit": "interrupted",
 }
@@ -45,30 +46,49 @@ def add_parser(subparsers: Any) -> None:
 def _add_verbs(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="models_verb", required=True, metavar="VERB")
     pull = verbs.add_parser("pull", help="fetch a model: smollm2, or ORG/NAME from the hub")
-    pull.add_argument("model", nargs="?", default="smollm2")
-    pull.add_argument("--name", default="", help="serve it under this name")
-    pull.add_argument("--revision", default="main", help="branch, tag or commit on the hub")
     pull.add_argument(
-        "--no-wait", action="store_true", help="fail where another process is fetching it"
+        "model", nargs="?", default="smollm2", help="smollm2 or ORG/NAME (default: %(default)s)"
     )
-    add = verbs.add_parser("add", help="register a local folder, or import a .gguf file")
-    add.add_argument("path", type=Path)
-    add.add_argument("--name", default="", help="serve it under this name")
-    add.add_argument("--alias", action="append", default=[], help="a second name; repeatable")
+    pull.add_argument("--name", default="", help="serve it under this name (default: its own)")
+    pull.add_argument(
+        "--revision", default="main", help="branch, tag or commit on the hub (default: %(default)s)"
+    )
+    pull.add_argument(
+        "--no-wait",
+        action="store_true",
+        help="fail if another process is fetching it (default: wait for it)",
+    )
+    add = verbs.add_parser("add", help="register a local folder, or import a GGUF file")
+    add.add_argument("path", type=Path, help="a folder with config.json, or a GGUF file")
+    add.add_argument("--name", default="", help="serve it under this name (default: that of PATH)")
+    add.add_argument(
+        "--alias", action="append", default=[], help="a second name; repeatable (default: none)"
+    )
     listing = verbs.add_parser("list", help="show the models on this machine")
-    listing.add_argument("--json", action="store_true", help="for machines")
+    _add_json(listing)
+    available = verbs.add_parser("available", help="show some models to fetch, tested ones")
+    _add_json(available)
     remove = verbs.add_parser("remove", help="forget a model, delete its files and packed weights")
-    remove.add_argument("model", help="name or alias, see `millrace models list`")
+    remove.add_argument("model", help="name or alias, as `models list` shows it")
     remove.add_argument("--yes", action="store_true", help="do not ask")
     remove.add_argument("--force", action="store_true", help="even while it is served")
     clean = verbs.add_parser("clean", help="delete packed weights and downloads of no model in use")
     clean.add_argument("--yes", action="store_true", help="do not ask")
     clean.add_argument("--json", action="store_true", help="list only, for machines")
     fit = verbs.add_parser("fit", help="how much memory a model needs")
-    fit.add_argument("model")
-    fit.add_argument("--memory", help="such as 24GB; default: available here")
-    fit.add_argument("--max-model-len", type=int, default=0, help="longest sequence, in tokens")
-    fit.add_argument("--json", action="store_true", help="for machines")
+    fit.add_argument("model", help="name or folder, or ORG/NAME of the hub, which is not fetched")
+    fit.add_argument("--memory", help="such as 24GB (default: what is available here)")
+    fit.add_argument(
+        "--max-model-len",
+        type=int,
+        default=0,
+        help="longest sequence, in tokens (default: the model's own)",
+    )
+    _add_json(fit)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="for machines (default: for people)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
         "pull": _pull,
         "add": _add,
         "list": _list,
+        "available": _available,
         "remove": remove,
         "clean": clean,
         "fit": _fit,
@@ -129,6 +150,10 @@ def _tell_ready(entry: ModelEntry) -> None:
 
 def _list(args: argparse.Namespace, home: Home) -> int:
     return list_models(home, as_json=args.json)
+
+
+def _available(args: argparse.Namespace, home: Home) -> int:
+    return list_available(as_json=args.json)
 
 
 def _fit(args: argparse.Namespace, home: Home) -> int:

@@ -19,6 +19,7 @@ from millrace.config.environment import current_environment
 from millrace.core.errors import ConfigError, MillraceError, Unavailable, UnknownModel
 from millrace.core.secret import redacted
 
+from .available import meant_by
 from .hub_environment import require_readable_urls
 from .licence import UNKNOWN_LICENSE
 from .progress import Progress
@@ -225,7 +226,8 @@ class HubClient:
         if isinstance(error, errors.RepositoryNotFoundError):
             return UnknownModel(
                 f"{self.repo_id} is not on the hub at {self._endpoint} "
-                f"(HTTP {status}); if it is private: `hf auth login`, or HF_TOKEN=…",
+                f"(HTTP {status}); if it is private: `hf auth login`, or HF_TOKEN=…"
+                f"{meant_by(self.repo_id)}",
                 field="model",
             )
         if status == 401:

@@ -10,6 +10,7 @@ from millrace.config.home import Home
 from millrace.core.errors import ConfigError, MillraceError, UnknownModel, UnsupportedModel
 from millrace.core.own_command import own_command
 
+from .available import meant_by
 from .catalog import DEFAULT_ALIAS, DEFAULT_MODEL, check_names_free, find_manifest, looks_like_path
 from .disk_use import delete
 from .entry import ModelEntry, entry_of
@@ -58,7 +59,8 @@ def pull_model(
         raise ConfigError(f"{model} is a path; register it: {own_command(f'models add {model}')}")
     if "/" not in model:
         raise UnknownModel(
-            f"{model!r} is neither the default model ({DEFAULT_MODEL}) nor a hub id (ORG/NAME)",
+            f"{model!r} is neither the default model ({DEFAULT_MODEL}) nor a hub id (ORG/NAME)"
+            f"{meant_by(model)}; {own_command('models available')} lists some",
             field="model",
         )
     from .fetch import fetch_from_hub
