@@ -26,7 +26,7 @@ VERBS = {
     "logs": "show what the services logged",
     "generate": "continue a prompt",
     "chat": "talk with the model",
-    "models": "pull, add, list and remove models; see what fits",
+    "models": "pull, add, list and remove models; see what there is and fits",
     "trace": "show where the time of a request went",
     "trace-ui": "start a tracing UI beside the stack",
     "bench": "measure a server under load",

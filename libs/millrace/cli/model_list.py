@@ -1,14 +1,17 @@
-"""`millrace models list`: the models on this machine."""
+"""`millrace models list` and `available`: the models on this machine, and some to fetch."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from millrace.config.home import Home
 from millrace.core.errors import MillraceError
+from millrace.core.own_command import own_command
 from millrace.engine.default_sampling import default_sampling
 from millrace.engine.generation_config import read_generation_config
+from millrace.hub.available import AVAILABLE
 from millrace.hub.byte_size import format_bytes
 from millrace.hub.catalog import DEFAULT_ALIAS, folder_of, manifests, pull_command
 from millrace.hub.entry import entry_of
@@ -47,6 +50,34 @@ def list_models(home: Home, *, as_json: bool) -> int:
                 for row in rows
             ],
         )
+    return 0
+
+
+def list_available(*, as_json: bool) -> int:
+    """Shows models that can be fetched. Returns the exit status."""
+    console = Console()
+    if as_json:
+        console.json([asdict(each) for each in AVAILABLE])
+        return 0
+    console.table(
+        ("NAME", "SIZE", "LICENCE", "ROUTE", "TESTED", ""),
+        [
+            (
+                each.name,
+                format_bytes(each.size_bytes),
+                each.license + (", gated" if each.is_gated else ""),
+                each.route,
+                each.tested,
+                each.text,
+            )
+            for each in AVAILABLE
+        ],
+    )
+    console.line(
+        "SIZE: what is fetched, rounded. TESTED: weights of it, or a small model of the same kind. "
+        f"Fetch one: {own_command('models pull NAME')}; first, whether it fits: "
+        f"{own_command('models fit NAME')}"
+    )
     return 0
 
 

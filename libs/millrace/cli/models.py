@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from millrace.config.home import Home, millrace_home
-from millrace.core.errors import MillraceError
+from millrace.core.errors import MillraceError, UnknownModel
 from millrace.hub.add import add_model
 from millrace.hub.byte_size import format_bytes, parse_memory
-from millrace.hub.catalog import DEFAULT_ALIAS, resolve_model
+from millrace.hub.catalog import DEFAULT_ALIAS, looks_like_path, resolve_model
 from millrace.hub.entry import ModelEntry
 from millrace.hub.fit import check_fit
+from millrace.hub.outline import remote_entry
+from millrace.hub.progress import say
 from millrace.hub.pull import pull_model
+from millrace.hub.servable import check_entry
 
 from .console import Console
-from .model_list import list_models
+from .model_list import list_available, list_models
 from .model_removal import clean, remove
 
 EXIT_INTERRUPTED = 130
@@ -26,7 +30,8 @@ _INTERRUPTED = {
     "pull": "interrupted; what was fetched so far is kept, the same command goes on from there",
     "add": "interrupted; nothing was added",
     "list": "interrupted",
-    "remove": "interrupted; `millrace models clean` deletes what is left",
+    "available": "interrupted",
+    "remove": "interrupted; `models clean` deletes what is left",
     "clean": "interrupted; the same command goes on from there",
     "fit": "interrupted",
 }
@@ -42,42 +47,48 @@ def _add_verbs(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="models_verb", required=True, metavar="VERB")
     pull = verbs.add_parser("pull", help="fetch a model: smollm2, or ORG/NAME from the hub")
     pull.add_argument(
-        "model", nargs="?", default=DEFAULT_ALIAS, help=f"its name; default: {DEFAULT_ALIAS}"
+        "model", nargs="?", default=DEFAULT_ALIAS, help="smollm2 or ORG/NAME; default: %(default)s"
     )
     pull.add_argument("--name", default="", help="serve it under this name; default: its own")
     pull.add_argument(
-        "--revision", default="main", help="branch, tag or commit on the hub; default: main"
+        "--revision", default="main", help="branch, tag or commit on the hub; default: %(default)s"
     )
     pull.add_argument(
-        "--no-wait", action="store_true", help="fail where another process is fetching it"
+        "--no-wait",
+        action="store_true",
+        help="fail if another process is fetching it; default: wait for it",
     )
-    add = verbs.add_parser("add", help="register a local folder, or import a .gguf file")
-    add.add_argument("path", type=Path, help="of the folder or file")
+    add = verbs.add_parser("add", help="register a local folder, or import a GGUF file")
+    add.add_argument("path", type=Path, help="a folder with config.json, or a GGUF file")
+    add.add_argument("--name", default="", help="serve it under this name; default: that of PATH")
     add.add_argument(
-        "--name", default="", help="serve it under this name; default: that of the file"
-    )
-    add.add_argument(
-        "--alias", action="append", default=[], help="a second name, repeatable; default: none"
+        "--alias", action="append", default=[], help="a second name; repeatable; default: none"
     )
     listing = verbs.add_parser("list", help="show the models on this machine")
-    listing.add_argument("--json", action="store_true", help="for machines")
+    _add_json(listing)
+    available = verbs.add_parser("available", help="show some models to fetch, tested ones")
+    _add_json(available)
     remove = verbs.add_parser("remove", help="forget a model, delete its files and packed weights")
-    remove.add_argument("model", help="its name or alias")
+    remove.add_argument("model", help="name or alias, as `models list` shows it")
     remove.add_argument("--yes", action="store_true", help="do not ask")
     remove.add_argument("--force", action="store_true", help="even while it is served")
     clean = verbs.add_parser("clean", help="delete packed weights and downloads of no model in use")
     clean.add_argument("--yes", action="store_true", help="do not ask")
     clean.add_argument("--json", action="store_true", help="list only, for machines")
     fit = verbs.add_parser("fit", help="how much memory a model needs")
-    fit.add_argument("model", help="its name or alias")
-    fit.add_argument("--memory", help="such as 24GB; default: available here")
+    fit.add_argument("model", help="name or folder, or ORG/NAME of the hub, which is not fetched")
+    fit.add_argument("--memory", help="such as 24GB; default: what is available here")
     fit.add_argument(
         "--max-model-len",
         type=int,
         default=0,
         help="longest sequence, in tokens; default: the model's own",
     )
-    fit.add_argument("--json", action="store_true", help="for machines")
+    _add_json(fit)
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="for machines; default: for people")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -87,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
         "pull": _pull,
         "add": _add,
         "list": _list,
+        "available": _available,
         "remove": remove,
         "clean": clean,
         "fit": _fit,
@@ -140,12 +152,15 @@ def _list(args: argparse.Namespace, home: Home) -> int:
     return list_models(home, as_json=args.json)
 
 
+def _available(args: argparse.Namespace, home: Home) -> int:
+    return list_available(as_json=args.json)
+
+
 def _fit(args: argparse.Namespace, home: Home) -> int:
     console = Console()
     memory_bytes = parse_memory(args.memory) if args.memory is not None else 0
-    report = check_fit(
-        resolve_model(args.model, home), memory_bytes, max_model_len=args.max_model_len
-    )
+    with _entry_to_fit(args.model, home) as entry:
+        report = check_fit(entry, memory_bytes, max_model_len=args.max_model_len)
     if args.json:
         console.json(report.to_json())
     else:
@@ -154,3 +169,20 @@ def _fit(args: argparse.Namespace, home: Home) -> int:
         for note in (*report.notes(), *filter(None, [report.suggestion])):
             console.prose(note)
     return 0 if report.fits else 1
+
+
+@contextmanager
+def _entry_to_fit(model: str, home: Home) -> Iterator[ModelEntry]:
+    """A model that can be served; one of the hub need not be here."""
+    try:
+        entry = resolve_model(model, home)
+    except UnknownModel:
+        if looks_like_path(model) or "/" not in model:
+            raise
+    else:
+        check_entry(entry, home)
+        yield entry
+        return
+    say(f"reading what the hub has of {model}; its weights are not fetched")
+    with remote_entry(model) as remote:
+        yield remote

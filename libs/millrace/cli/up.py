@@ -87,11 +87,12 @@ def run(args: argparse.Namespace) -> int:
     topology = load_topology()
     require_startable(config, topology, home, environ)
     model = choose_model(config, topology, environ)
-    entry = find_or_pull(model, home)
+    check_fit = partial(require_fit, config=config, environ=environ) if config.fit_check else None
+    entry = find_or_pull(model, home, check_fit)
     if not args.in_background:
         check_entry(entry, home)
-    if config.fit_check:
-        require_fit(entry, config, environ)
+    if check_fit is not None:
+        check_fit(entry)
     prepare_weights(entry, config, environ, home)
     if args.detach:
         settings = flags_as_variables(UpConfig, "up", args)

@@ -6,21 +6,21 @@ transformers or the hub's client, or touches the network.
 
 from __future__ import annotations
 
-import difflib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from millrace.config.home import Home, millrace_home
 from millrace.core.errors import Conflict, UnknownModel
 from millrace.core.own_command import own_command
 
+from .available import available_names
 from .entry import ModelEntry, entry_of, entry_of_folder
 from .manifest import MANIFEST_NAME, Manifest, folder_name
+from .near_names import nearest_names
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_ALIAS = "smollm2"
-_MAX_NEAREST = 3
 
 
 def resolve_model(model: str, home: Home | None = None) -> ModelEntry:
@@ -78,13 +78,6 @@ def names_here(home: Home) -> list[str]:
     return sorted(name for each, _ in manifests(home) for name in (each.name, *each.aliases))
 
 
-def nearest_names(model: str, names: Iterable[str]) -> list[str]:
-    """Those that may have been meant by `model`, whatever its case, the nearest first."""
-    by_lower = {name.lower(): name for name in names}
-    near = difflib.get_close_matches(model.lower(), by_lower, _MAX_NEAREST, cutoff=0.5)
-    return [by_lower[name] for name in near]
-
-
 def check_names_free(home: Home, name: str, aliases: tuple[str, ...]) -> None:
     """Raises Conflict where one of the names belongs to a model already."""
     for wanted in (name, *aliases):
@@ -107,7 +100,7 @@ def _unknown_message(model: str, home: Home) -> str:
     if model in (DEFAULT_MODEL, DEFAULT_ALIAS):
         return f"model {model!r} is not on this machine yet; fetch it: {pull_command(model)}"
     parts = [f"model {model!r} is not on this machine"]
-    nearest = nearest_names(model, {*names_here(home), DEFAULT_MODEL, DEFAULT_ALIAS})
+    nearest = nearest_names(model, {*names_here(home), DEFAULT_MODEL, *available_names()})
     if nearest:
         parts.append(f"nearest known: {', '.join(nearest)}")
     if "/" in model:

@@ -68,16 +68,30 @@ def entry_of(manifest: Manifest, folder: Path) -> ModelEntry:
 def entry_of_folder(path: Path) -> ModelEntry:
     """The entry of a folder that nobody registered. Raises UnsupportedModel for any other."""
     check_is_model(path)
+    return entry_of_files(
+        path,
+        name=path.name,
+        revision=quick_revision(path),
+        license="unknown",
+        size_bytes=sum(file.stat().st_size for file in model_files(path)),
+    )
+
+
+def entry_of_files(
+    path: Path, *, name: str, revision: str, license: str, size_bytes: int
+) -> ModelEntry:
+    """The entry of a folder about which the rest is known. Raises UnsupportedModel without a
+    config.json."""
     config = read_config(path)
     return _entry(
         path,
         config,
         decide_route(config),
-        name=path.name,
+        name=name,
         aliases=(),
-        revision=quick_revision(path),
-        license="unknown",
-        size_bytes=sum(file.stat().st_size for file in model_files(path)),
+        revision=revision,
+        license=license,
+        size_bytes=size_bytes,
     )
 
 
@@ -142,9 +156,32 @@ def architecture_of(config: Mapping[str, Any]) -> str:
 
 
 def max_model_len_of(config: Mapping[str, Any]) -> int:
-    """The longest sequence the model was made for; 0 where config.json does not say."""
-    for source in (config, config.get("text_config") or {}):
-        for key in _LENGTH_KEYS:
-            if source.get(key):
-                return int(source[key])
-    return 0
+    """The longest sequence that is served; 0 where config.json does not say.
+
+    With longrope that is the length up to which the short factors hold: beyond, what becomes of a
+    token depends on the others of its step (engine/models/exact_length.py).
+    """
+    sources = (config, _mapping(config.get("text_config")))
+    length = next(
+        (n for source in sources for key in _LENGTH_KEYS if (n := _count(source, key))), 0
+    )
+    originals = [n for source in sources if (n := _longrope_original(source))]
+    return min([length, *originals]) if length else 0
+
+
+def _longrope_original(config: Mapping[str, Any]) -> int:
+    """Original length of a model with longrope, called "su" in older files; 0 of any other."""
+    rope = _mapping(config.get("rope_parameters") or config.get("rope_scaling"))
+    if rope.get("rope_type", rope.get("type")) not in ("longrope", "su"):
+        return 0
+    key = "original_max_position_embeddings"
+    return _count(rope, key) or _count(config, key)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _count(source: Mapping[str, Any], key: str) -> int:
+    value = source.get(key)
+    return value if type(value) is int and value > 0 else 0

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TextIO
 
 from millrace.config.home import Home
-from millrace.core.errors import ConfigError, UnsupportedModel
+from millrace.core.errors import ConfigError
 
 from .byte_size import format_bytes
 from .hub_client import HubClient, RemoteFile, RemoteRepository
 from .licence import license_of_folder
 from .manifest import (
-    MANIFEST_NAME,
     Manifest,
     ModelFile,
     check_is_model,
@@ -24,11 +23,11 @@ from .manifest import (
     model_files,
     sha256_of,
 )
+from .outline import Approve, check_outline
 from .progress import Progress, say
+from .remote_model import look_at
 from .staging import check_disk
 
-_WANTED_ENDS = (".safetensors", ".json", ".jinja")
-_WANTED_NAMES = ("tokenizer.model", "merges.txt", "vocab.txt")
 _CHUNK_BYTES = 1 << 20
 
 
@@ -40,19 +39,25 @@ def fetch_from_hub(
     name: str,
     aliases: tuple[str, ...] = (),
     revision: str = "main",
+    approve: Approve | None = None,
     stream: TextIO | None = None,
 ) -> Manifest:
     """Bring `repo_id` into `staged` and return its manifest.
 
+    `approve` sees the model before its weights are fetched; what it raises ends the pull.
+
     Raises UnknownModel (not found), ConfigError (gated, disk full, wrong hash), Unavailable (no
-    network, offline) or UnsupportedModel (no safetensors or tokenizer there).
+    network, offline) or UnsupportedModel (no safetensors or tokenizer there, or no worker would
+    serve it).
     """
     client = HubClient(repo_id)
     if client.is_offline:
         source, license, fetched = _from_cache(client, home, staged, revision, stream)
         return Manifest(name, aliases, source, license, fetched)
-    repository = client.list_files(revision)
-    files = wanted_files(repository)
+    remote = look_at(client, revision)
+    repository, files = remote.repository, remote.files
+    if not all((staged / file.name).exists() for file in files):
+        check_outline(remote, approve)
     _forget_others(staged, files)
     missing = sum(file.size_bytes - _bytes_here(staged, file) for file in files)
     check_disk(home.models, missing, f"the model {repo_id}")
@@ -63,37 +68,6 @@ def fetch_from_hub(
     check_is_model(staged)
     source = f"hub:{repo_id}@{repository.commit}"
     return Manifest(name, aliases, source, repository.license, fetched)
-
-
-def wanted_files(repository: RemoteRepository) -> tuple[RemoteFile, ...]:
-    """Weights as safetensors, settings and tokenizer, of the top folder only.
-
-    Raises UnsupportedModel where the repository has no safetensors or no tokenizer.json.
-    """
-    chosen = [
-        file
-        for file in repository.files
-        if "/" not in file.name
-        and not file.name.startswith(".")
-        and file.name != MANIFEST_NAME
-        and (file.name.endswith(_WANTED_ENDS) or file.name in _WANTED_NAMES)
-    ]
-    if any(file.name.startswith("model") and _is_weights(file) for file in chosen):
-        # Some repositories carry the same weights again in their author's own layout.
-        chosen = [f for f in chosen if f.name.startswith("model") or not _is_weights(f)]
-    names = {file.name for file in chosen}
-    if not any(_is_weights(file) for file in chosen):
-        raise UnsupportedModel(
-            f"{repository.repo_id} has no safetensors weights; pickled weights are never loaded"
-        )
-    for needed in ("config.json", "tokenizer.json"):
-        if needed not in names:
-            raise UnsupportedModel(f"{repository.repo_id} has no {needed}")
-    return tuple(sorted(chosen, key=lambda file: (file.size_bytes, file.name)))
-
-
-def _is_weights(file: RemoteFile) -> bool:
-    return file.name.endswith(".safetensors")
 
 
 def _fetch_file(

@@ -27,6 +27,8 @@ SHORT_SEQUENCE = 2048
 RUNTIME_BYTES = 380_000_000
 # The same where the kernels serve the native route, without torch and transformers.
 KERNEL_RUNTIME_BYTES = 60_000_000
+# torch without transformers, which packs them; measured likewise.
+PACKING_RUNTIME_BYTES = 150_000_000
 _BLOCK_TOKENS = 32
 _SMALLEST_LEN = 256
 _DEFAULT_LEN = 2048
@@ -220,7 +222,6 @@ def check_fit(
     is_native = entry.route == "native"
     has_kernels = _kernels_run_here() if has_kernels is None else has_kernels
     on_kernels = is_native and has_kernels
-    largest = max((tensor.num_elements for tensor in tensors), default=0)
     memory_bytes = memory_bytes or _available_memory_bytes()
     length = max_model_len or entry.max_model_len or _DEFAULT_LEN
 
@@ -233,7 +234,8 @@ def check_fit(
     def row(dtype: str, length: int) -> DtypeFit:
         return DtypeFit(
             dtype=dtype,
-            weight_bytes=shape.weight_bytes(dtype),
+            weight_bytes=shape.weight_bytes(dtype)
+            + (shape.packed_head_bytes(dtype) if has_kernels and not is_native else 0),
             activation_bytes=(
                 shape.kernel_activation_bytes if on_kernels else shape.activation_bytes
             )(
@@ -247,8 +249,7 @@ def check_fit(
             workspace_bytes_per_token=0 if on_kernels else shape.workspace_bytes_per_token(dtype),
             merged_bytes=shape.merged_bytes(dtype) if is_merged(dtype) else 0,
             loading_bytes=0 if on_kernels or is_stored_as(dtype) else stored_bytes,
-            # A matrix is read, and joined with others, in float32.
-            packing_bytes=RUNTIME_BYTES + 2 * 4 * largest if on_kernels else 0,
+            packing_bytes=PACKING_RUNTIME_BYTES + shape.packing_bytes(dtype) if on_kernels else 0,
             memory_bytes=memory_bytes // num_workers,
             max_model_len=length,
         )
@@ -280,14 +281,18 @@ def _suggestion(asked: DtypeFit, num_workers: int, row: Any) -> str:
             settings = f"--quantization {kind}, or MILLRACE_WORKER_QUANTIZATION={kind}"
             cost = ", at some cost in quality" if kind == "int4" else ""
             return f"fits with {kind[-1]}-bit weights{cost} ({settings})"
-    for dtype in dtypes:
-        length = _longest_that_fits(dtype, asked.max_model_len, row)
-        if length:
-            setting = f"MILLRACE_WORKER_MAX_MODEL_LEN={length}"
-            if dtype != asked.dtype:
-                setting = f"MILLRACE_WORKER_DTYPE={dtype} {setting}"
-            return f"fits with sequences of up to {length} tokens ({setting})"
-    least = row(dtypes[-1], _SMALLEST_LEN).needed_bytes * num_workers
+    ways = [*dtypes, *QUANTIZED[done:]]
+    lengths = {way: _longest_that_fits(way, asked.max_model_len, row) for way in ways}
+    # The cheapest way that leaves room for an ordinary text, else the one with most room.
+    useful = [way for way in ways if lengths[way] >= SHORT_SEQUENCE]
+    best = useful[0] if useful else max(ways, key=lengths.__getitem__)
+    if lengths[best]:
+        setting = f"MILLRACE_WORKER_MAX_MODEL_LEN={lengths[best]}"
+        if best != asked.dtype:
+            kind = "QUANTIZATION" if best in QUANTIZED else "DTYPE"
+            setting = f"MILLRACE_WORKER_{kind}={best} {setting}"
+        return f"fits with sequences of up to {lengths[best]} tokens ({setting})"
+    least = min(row(way, _SMALLEST_LEN).needed_bytes for way in ways) * num_workers
     workers = f" with {num_workers} workers" if num_workers > 1 else ""
     return f"no setting fits{workers}: it takes at least {format_bytes(least)} of memory"
 

@@ -19,6 +19,7 @@ from millrace.config.environment import current_environment
 from millrace.core.errors import ConfigError, MillraceError, Unavailable, UnknownModel
 from millrace.core.secret import redacted
 
+from .available import meant_by
 from .hub_environment import require_readable_urls
 from .licence import UNKNOWN_LICENSE
 from .progress import Progress
@@ -147,6 +148,31 @@ class HubClient:
                     ) from error
                 time.sleep(delay)
 
+    def read_start(self, file: RemoteFile, commit: str, num_bytes: int) -> bytes:
+        """The first bytes of a file, or all of them if it is shorter.
+
+        Raises Unavailable where the hub stays out of reach.
+        """
+        headers = dict(self._utils.build_hf_headers())
+        headers |= {"Accept-Encoding": "identity", "Range": f"bytes=0-{max(0, num_bytes - 1)}"}
+        url = self._hub.hf_hub_url(self.repo_id, file.name, revision=commit)
+        found = bytearray()
+        with (
+            self._clear_errors(commit, file.name),
+            self._utils.get_session().stream(
+                "GET", url, headers=headers, timeout=_TIMEOUT_S
+            ) as response,
+        ):
+            if response.status_code >= 400:
+                response.read()
+            self._utils.hf_raise_for_status(response)
+            # A server may send all of the file all the same.
+            for chunk in response.iter_bytes():
+                found += chunk
+                if len(found) >= num_bytes:
+                    break
+        return bytes(found[:num_bytes])
+
     def _stream(self, file: RemoteFile, commit: str, part: Path, progress: Progress) -> None:
         have = _size(part)
         headers = dict(self._utils.build_hf_headers())
@@ -200,7 +226,8 @@ class HubClient:
         if isinstance(error, errors.RepositoryNotFoundError):
             return UnknownModel(
                 f"{self.repo_id} is not on the hub at {self._endpoint} "
-                f"(HTTP {status}); if it is private: `hf auth login`, or HF_TOKEN=…",
+                f"(HTTP {status}); if it is private: `hf auth login`, or HF_TOKEN=…"
+                f"{meant_by(self.repo_id)}",
                 field="model",
             )
         if status == 401:

@@ -18,6 +18,8 @@ QUANTIZED = tuple(_MATRIX_BYTES)
 STORED_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 # The native route joins these into two matrices per layer.
 _MERGED = ("q_proj.", "k_proj.", "v_proj.", "gate_proj.", "up_proj.")
+# Of a number in the widest matrix of a layer: read, joined, put into panels in turn and packed.
+_PACKED_LAYER_BYTES = 13
 # Logits are kept raw, as float32 and once more while they are worked on.
 _LOGIT_COPIES = 3
 
@@ -48,6 +50,28 @@ class ModelShape:
         in_layers = self.num_parameters - embedding * (1 if self.is_tied else 2)
         at_the_ends = embedding * (DTYPE_BYTES[dtype] + _MATRIX_BYTES["int8"])
         return int(at_the_ends + in_layers * _MATRIX_BYTES[dtype])
+
+    def packed_head_bytes(self, dtype: str) -> int:
+        """What the generic route adds over the kernels: a tied head is packed beside the embedding.
+
+        0 for quantized kinds, whose `weight_bytes` have that copy.
+        """
+        if not self.is_tied or dtype in _MATRIX_BYTES:
+            return 0
+        return self.vocab_size * self.hidden_size * DTYPE_BYTES[dtype]
+
+    def packing_bytes(self, dtype: str) -> int:
+        """Private memory while the kernels' weights are packed, beyond that of the process.
+
+        The embedding stays in float32 beside its rows as they are stored, while first the head is
+        packed and then the layers; measured within 10 % over tied and untied models and kinds.
+        """
+        embedding = self.vocab_size * self.hidden_size
+        rows = 0 if dtype == "float32" else 2
+        head_panels = _MATRIX_BYTES["int8"] if dtype in QUANTIZED else DTYPE_BYTES[dtype]
+        at_head = embedding * (head_panels + (0 if self.is_tied else 4))
+        in_layer = 2 * self.intermediate_size * self.hidden_size * _PACKED_LAYER_BYTES
+        return int(embedding * (4 + rows) + max(at_head, in_layer))
 
     def merged_bytes(self, dtype: str) -> int:
         """The tensors that the native route copies to join them."""

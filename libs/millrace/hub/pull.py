@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import TextIO
 
 from millrace.config.home import Home
-from millrace.core.errors import ConfigError, UnknownModel, UnsupportedModel
+from millrace.core.errors import ConfigError, MillraceError, UnknownModel, UnsupportedModel
 from millrace.core.own_command import own_command
 
+from .available import meant_by
 from .catalog import DEFAULT_ALIAS, DEFAULT_MODEL, check_names_free, find_manifest, looks_like_path
 from .disk_use import delete
 from .entry import ModelEntry, entry_of
 from .manifest import Manifest, check_name, folder_name
 from .progress import say
 from .servable import check_servable, with_check
-from .staging import discard_staging, publish, pull_lock, staging_folder
+from .staging import discard_staging, forget_if_empty, publish, pull_lock, staging_folder
 
 
 def pull_model(
@@ -26,10 +27,12 @@ def pull_model(
     name: str = "",
     hub_revision: str = "main",
     wait_s: float | None = None,
+    approve: Callable[[ModelEntry], None] | None = None,
     stream: TextIO | None = None,
 ) -> ModelEntry:
     """Fetch `model` (the default model's name or alias, or a hub id) unless it is here already.
 
+    `approve` sees a model of the hub before its weights are fetched; what it raises ends the pull.
     Raises UnknownModel for what can be fetched from nowhere, and what the source raises.
     """
     if model in (DEFAULT_MODEL, DEFAULT_ALIAS):
@@ -56,7 +59,8 @@ def pull_model(
         raise ConfigError(f"{model} is a path; register it: {own_command(f'models add {model}')}")
     if "/" not in model:
         raise UnknownModel(
-            f"{model!r} is neither the default model ({DEFAULT_MODEL}) nor a hub id (ORG/NAME)",
+            f"{model!r} is neither the default model ({DEFAULT_MODEL}) nor a hub id (ORG/NAME)"
+            f"{meant_by(model)}; {own_command('models available')} lists some",
             field="model",
         )
     from .fetch import fetch_from_hub
@@ -73,6 +77,7 @@ def pull_model(
             name=served_name,
             aliases=aliases,
             revision=hub_revision,
+            approve=approve,
             stream=stream,
         ),
         aliases=aliases,
@@ -109,6 +114,9 @@ def _pull(
         except UnsupportedModel:
             # More bytes will not make it another model.
             discard_staging(home, entry_folder)
+            raise
+        except MillraceError:
+            forget_if_empty(staged)
             raise
         manifest.save(staged)
         return entry_of(manifest, publish(home, entry_folder))

@@ -9,11 +9,12 @@ from millrace.config.home import Home
 from millrace.core.errors import Conflict, UnknownModel
 from millrace.engine.served import who_serves
 
-from .catalog import DEFAULT_MODEL, find_manifest, folder_of, manifests, names_here, nearest_names
+from .catalog import DEFAULT_MODEL, find_manifest, folder_of, manifests, names_here
 from .default_model import downloads_of_default_model
 from .disk_use import bytes_under, delete
 from .manifest import Manifest, folder_name
 from .model_cache import packed_of, tokenizer_builds_of
+from .near_names import nearest_names
 from .staging import pull_lock, staged_path, trash_path
 
 

@@ -34,12 +34,23 @@ def check_servable(folder: Path, home: Home, called: str) -> str:
     called: what to call the folder in messages. Raises UnsupportedModel with the reason if no
     stack would serve it, ConfigError if that cannot be found out.
     """
+    route = check_weights(folder, called)
+    if fault := _tokenizer_fault(folder, home):
+        raise _refused(folder, called, fault)
+    return route
+
+
+def check_weights(folder: Path, called: str) -> str:
+    """The same by config.json and the headers of the weights alone."""
     answer = _ask_engine(folder)
-    refusal = answer["refusal"] or _tokenizer_fault(folder, home)
-    if refusal:
-        reason = str(refusal).removeprefix(f"{folder}: ").replace(str(folder), called)
-        raise UnsupportedModel(f"{called} cannot be served: {reason}", field="model")
+    if answer["refusal"]:
+        raise _refused(folder, called, str(answer["refusal"]))
     return str(answer["route"])
+
+
+def _refused(folder: Path, called: str, refusal: str) -> UnsupportedModel:
+    reason = refusal.removeprefix(f"{folder}: ").replace(str(folder), called)
+    return UnsupportedModel(f"{called} cannot be served: {reason}", field="model")
 
 
 def with_check(manifest: Manifest, route: str) -> Manifest:

@@ -105,6 +105,12 @@ def discard_staging(home: Home, entry_folder: str) -> None:
     shutil.rmtree(staged_path(home, entry_folder), ignore_errors=True)
 
 
+def forget_if_empty(staged: Path) -> None:
+    """A folder into which nothing was fetched is no half-built entry."""
+    with contextlib.suppress(OSError):
+        staged.rmdir()
+
+
 def publish(home: Home, entry_folder: str) -> Path:
     """Move a finished entry into the catalogue in one rename. Returns its folder."""
     staged = staged_path(home, entry_folder)

@@ -32,7 +32,7 @@ ENTRY = ModelEntry(
 def test_a_missing_model_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pulled = []
 
-    def pull(model: str, home: Home, *, stream: Any) -> ModelEntry:
+    def pull(model: str, home: Home, *, approve: Any, stream: Any) -> ModelEntry:
         pulled.append(model)
         return ENTRY
 

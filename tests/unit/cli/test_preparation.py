@@ -89,6 +89,29 @@ def test_up_ends_with_the_reason_before_anything_starts(
     assert not home.run.exists()
 
 
+@pytest.mark.parametrize(("flags", "is_asked"), [([], True), (["--no-fit-check"], False)])
+def test_a_pull_is_told_whether_the_model_must_fit(
+    home: Home,
+    entry: ModelEntry,
+    flags: list[str],
+    is_asked: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def pull(model: str, home: Home, *, approve: Any, stream: Any) -> ModelEntry:
+        if approve is not None:
+            approve(entry)
+        raise UnsupportedModel("fetched")
+
+    monkeypatch.setattr("millrace.hub.pull.pull_model", pull)
+    monkeypatch.setattr("millrace.hub.fit._available_memory_bytes", lambda: 10**6)
+    ports = ["--http-port", str(free_port()), "--grpc-port", str(free_port())]
+
+    assert run_verb(["up", *ports, *flags, "--model", "org/tiny"]) == 1
+
+    assert ("no setting fits" in capsys.readouterr().err) == is_asked
+
+
 def test_weights_that_cannot_be_packed_for_the_models_sake_end_it(
     entry: ModelEntry, home: Home, packer: Callable[[int, bytes], None]
 ) -> None:

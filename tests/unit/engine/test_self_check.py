@@ -16,6 +16,7 @@ from millrace.engine.config import EngineConfig
 from millrace.engine.engine import Engine, create_engine
 from millrace.engine.local import LocalGenerator, LocalRequest
 from millrace.engine.models import self_check
+from millrace.hub.entry import max_model_len_of, read_config
 from tests.unit.engine.conftest import NEEDS_KERNELS
 
 BACKENDS = [pytest.param("cpu", marks=NEEDS_KERNELS), "torch"]
@@ -86,6 +87,11 @@ def test_longer_than_exact_is_refused_if_it_is_asked_for(tiny):
     assert caught.value.field == "max_model_len"
 
     assert load(tiny, "phi3-longrope", max_model_len=20).info.max_model_len == 20
+
+
+@pytest.mark.parametrize("name", ["phi3-longrope", "phimoe-longrope"])
+def test_the_catalogue_knows_how_long_longrope_is_served(tiny, name):
+    assert max_model_len_of(read_config(tiny(name).path)) == BOUND
 
 
 @pytest.mark.parametrize("name", ["phi3", "gpt2", "gpt_neox", "phi3-windowed", "mixtral"])

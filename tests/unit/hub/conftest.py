@@ -47,20 +47,35 @@ class FakeHub:
 
     url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
+    # Told of files whose ends are not there.
+    sizes: dict[str, int] = field(default_factory=dict)
     cut_after: dict[str, list[int]] = field(default_factory=dict)
     gated: bool = False
     wrong_hash: bool = False
     down: bool = False
+    ignores_ranges: bool = False
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     on_download: Callable[[], None] = lambda: None
 
     def ranges_of(self, name: str) -> list[str | None]:
-        """The Range header of each download of one file."""
+        """The Range header of each download of one file, but for looks at its start."""
+        return [ranged for ranged in self._ranges(name) if not is_look(ranged)]
+
+    def looks_at(self, name: str) -> list[str | None]:
+        """The Range header of each look at the start of one file."""
+        return [ranged for ranged in self._ranges(name) if is_look(ranged)]
+
+    def _ranges(self, name: str) -> list[str | None]:
         return [
             ranged
             for method, path, ranged in self.requests
             if method == "GET" and path.endswith(f"/resolve/{COMMIT}/{name}")
         ]
+
+
+def is_look(ranged: str | None) -> bool:
+    """True for a Range that ends, as only looks at the start of a file have it."""
+    return ranged is not None and not ranged.endswith("-")
 
 
 class FakeHubHandler(BaseHTTPRequestHandler):
@@ -89,7 +104,10 @@ class FakeHubHandler(BaseHTTPRequestHandler):
     def _info(self) -> dict[str, Any]:
         siblings = []
         for name, content in self.hub.files.items():
-            sibling: dict[str, Any] = {"rfilename": name, "size": len(content)}
+            sibling: dict[str, Any] = {
+                "rfilename": name,
+                "size": self.hub.sizes.get(name, len(content)),
+            }
             blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
             sha256 = hashlib.sha256(content).hexdigest()
             if self.hub.wrong_hash:
@@ -109,17 +127,18 @@ class FakeHubHandler(BaseHTTPRequestHandler):
         if self.hub.gated and "Bearer good" not in self.headers.get("Authorization", ""):
             self._answer(401, b"", {"X-Error-Code": "GatedRepo"})
             return
-        self.hub.on_download()
         content = self.hub.files[name]
-        ranged = self.headers.get("Range")
-        start = int(ranged.removeprefix("bytes=").rstrip("-")) if ranged else 0
-        body = content[start:]
+        ranged = None if self.hub.ignores_ranges else self.headers.get("Range")
+        if not is_look(ranged):
+            self.hub.on_download()
+        start, _, end = (ranged or "bytes=0-").removeprefix("bytes=").partition("-")
+        body = content[int(start) : int(end) + 1 if end else None]
         self.send_response(206 if ranged else 200)
         self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        cuts = self.hub.cut_after.get(name)
+        cuts = None if is_look(ranged) else self.hub.cut_after.get(name)
         if cuts:
             self.wfile.write(body[: cuts.pop(0)])
             self.wfile.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from millrace.config.home import Home
 from millrace.core.errors import ConfigError, UnsupportedModel
 from millrace.hub.byte_size import format_bytes, parse_memory
 from millrace.hub.catalog import resolve_model
-from millrace.hub.entry import ModelEntry, read_config
-from millrace.hub.fit import check_fit
-from millrace.hub.model_shape import shape_of
+from millrace.hub.entry import ModelEntry, max_model_len_of, read_config
+from millrace.hub.fit import PACKING_RUNTIME_BYTES, check_fit
+from millrace.hub.model_shape import QUANTIZED, shape_of
 from millrace.hub.safetensors_file import read_tensor_headers, tensor_headers, write_safetensors
 
 GB = 10**9
@@ -226,3 +227,100 @@ def test_kernels_do_without_torch_and_copies_of_k_and_v(short: ModelEntry) -> No
     assert kernels.bytes_per_sequence(256) == 256 * kernels.kv_bytes_per_token
     assert kernels.peak_resident_bytes == kernels.needed_bytes
     assert kernels.packing_bytes > kernels.needed_bytes > torch.packing_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("vocab", "hidden", "inter", "is_tied", "kind", "measured"),
+    [
+        (50_000, 512, 1024, True, "bfloat16", 357e6),
+        (100_000, 1024, 2048, True, "bfloat16", 971e6),
+        (100_000, 1024, 2048, True, "int8", 875e6),
+        (100_000, 1024, 2048, False, "bfloat16", 1381e6),
+        (100_000, 1024, 2048, False, "int8", 1285e6),
+        (1_000, 1024, 16_384, True, "bfloat16", 592e6),
+        (1_000, 1024, 16_384, True, "int8", 586e6),
+    ],
+)
+def test_packing_memory_is_near_what_was_measured(
+    vocab: int, hidden: int, inter: int, is_tied: bool, kind: str, measured: float
+) -> None:
+    config = {
+        "vocab_size": vocab,
+        "hidden_size": hidden,
+        "intermediate_size": inter,
+        "num_attention_heads": hidden // 64,
+        "num_hidden_layers": 2,
+        "tie_word_embeddings": is_tied,
+    }
+
+    told = PACKING_RUNTIME_BYTES + shape_of(config, []).packing_bytes(kind)
+
+    assert told == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize("memory_share", [0.02, 0.1, 0.3, 0.6])
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_no_setting_fits_only_if_none_does(
+    make_model: Callable[..., Path], home: Home, memory_share: float, num_workers: int
+) -> None:
+    """Of all kinds and lengths; and what is suggested fits."""
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4}
+    folder = make_model("deep", tie_word_embeddings=False, max_position_embeddings=2**16, **sizes)
+    entry = resolve_model(str(folder), home)
+
+    def needed(kind: str, length: int) -> int:
+        quantization, dtype = (kind, "auto") if kind in QUANTIZED else ("none", kind)
+        report = check_fit(
+            entry, GB, dtype, max_model_len=length, quantization=quantization, has_kernels=True
+        )
+        return report.asked.needed_bytes
+
+    kinds = ("bfloat16", *QUANTIZED)
+    least = min(needed(kind, 256) for kind in kinds)
+    assert least < needed("bfloat16", 256)
+    span = needed("bfloat16", 2**16) - least
+    for memory in (least - 1, least + 1, least + int(span * memory_share)):
+        report = check_fit(
+            entry, memory * num_workers, "bfloat16", num_workers=num_workers, has_kernels=True
+        )
+        fits_nowhere = "no setting fits" in report.suggestion
+        assert fits_nowhere == (memory < least)
+        if not report.fits and "MILLRACE_WORKER_MAX_MODEL_LEN" in report.suggestion:
+            length = int(report.suggestion.rpartition("=")[2].rstrip(")"))
+            match = re.search(r"QUANTIZATION=(\w+)", report.suggestion)
+            assert needed(match[1] if match else "bfloat16", length) <= memory
+
+
+def test_a_tied_head_of_the_generic_route_is_counted_packed_and_as_embedding(
+    make_generic_model: Callable[..., Path], home: Home
+) -> None:
+    entry = resolve_model(str(make_generic_model("g", tie_word_embeddings=True)), home)
+
+    rows, plain = (
+        {row.dtype: row for row in check_fit(entry, GB, has_kernels=has).rows}
+        for has in (True, False)
+    )
+
+    for dtype, size in (("float32", 4), ("bfloat16", 2)):
+        assert rows[dtype].weight_bytes - plain[dtype].weight_bytes == size * 32 * 16
+    assert rows["int8"].weight_bytes == plain["int8"].weight_bytes
+
+
+@pytest.mark.parametrize(
+    ("rope", "beside", "length"),
+    [
+        ({"rope_type": "longrope", "original_max_position_embeddings": 32}, {}, 32),
+        ({"type": "su"}, {"original_max_position_embeddings": 32}, 32),
+        ({"type": "longrope", "original_max_position_embeddings": 4096}, {}, 128),
+        ({"rope_type": "yarn", "original_max_position_embeddings": 32}, {}, 128),
+        ("longrope", {}, 128),
+        (None, {"original_max_position_embeddings": 32}, 128),
+    ],
+)
+def test_the_length_of_longrope_is_the_one_that_is_served(
+    rope: object, beside: dict[str, int], length: int
+) -> None:
+    for key in ("rope_scaling", "rope_parameters"):
+        assert max_model_len_of({"max_position_embeddings": 128, key: rope} | beside) == length
+        text = {"text_config": {"max_position_embeddings": 128, key: rope} | beside}
+        assert max_model_len_of(text) == length

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from millrace.cli.service_settings import explain_service
 from millrace.cli.up_config import UpConfig
@@ -17,9 +17,12 @@ from .options import ServedModel
 from .topology import load_topology
 
 
-def find_or_pull(model: str, home: Home) -> ModelEntry:
+def find_or_pull(
+    model: str, home: Home, approve: Callable[[ModelEntry], None] | None = None
+) -> ModelEntry:
     """The model's entry; fetches it first where it is missing, with its progress on stderr.
 
+    `approve` sees a model of the hub before its weights are fetched; what it raises ends it.
     Raises what the hub raises, `UnsupportedModel` where it is refused.
     """
     if model in (DEFAULT_MODEL, DEFAULT_ALIAS):
@@ -32,7 +35,7 @@ def find_or_pull(model: str, home: Home) -> ModelEntry:
         # Imported late: a second start needs nothing of it.
         from millrace.hub.pull import pull_model
 
-        entry = pull_model(model, home, stream=sys.stderr)
+        entry = pull_model(model, home, approve=approve, stream=sys.stderr)
     if entry.route == "refused":
         raise UnsupportedModel(f"{entry.name} cannot be served: {entry.refusal}")
     return entry
