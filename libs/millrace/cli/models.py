@@ -21,7 +21,15 @@ from .console import Console
 from .model_list import list_models
 from .model_removal import clean, remove
 
-_INTERRUPTED = 130
+EXIT_INTERRUPTED = 130
+_INTERRUPTED = {
+    "pull": "interrupted; what was fetched so far is kept, the same command goes on from there",
+    "add": "interrupted; nothing was added",
+    "list": "interrupted",
+    "remove": "interrupted; `millrace models clean` deletes what is left",
+    "clean": "interrupted; the same command goes on from there",
+    "fit": "interrupted",
+}
 
 
 def add_parser(subparsers: Any) -> None:
@@ -83,7 +91,13 @@ def run(args: argparse.Namespace) -> int:
         "clean": clean,
         "fit": _fit,
     }
-    return verbs[args.models_verb](args, home)
+    try:
+        return verbs[args.models_verb](args, home)
+    except KeyboardInterrupt:
+        # The line of a bar that was being drawn ends here.
+        end = "\n" if sys.stderr.isatty() else ""
+        print(f"{end}millrace: {_INTERRUPTED[args.models_verb]}", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,9 +109,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MillraceError as error:
         print(f"error: {error.message}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted; what was fetched so far is kept", file=sys.stderr)
-        return _INTERRUPTED
 
 
 def _pull(args: argparse.Namespace, home: Home) -> int:
@@ -122,9 +133,7 @@ def _add(args: argparse.Namespace, home: Home) -> int:
 def _tell_ready(entry: ModelEntry) -> None:
     console = Console()
     names = ", ".join((entry.name, *entry.aliases))
-    console.line(f"{names}: {format_bytes(entry.size_bytes)} in {entry.path}")
-    if entry.refusal:
-        console.line(f"but it cannot be served: {entry.refusal}")
+    console.line(f"{names}: {format_bytes(entry.size_bytes)} in {entry.path}, {entry.route}")
 
 
 def _list(args: argparse.Namespace, home: Home) -> int:

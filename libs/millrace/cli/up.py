@@ -24,6 +24,7 @@ from millrace.config.loader import (
 )
 from millrace.core.errors import Conflict
 from millrace.core.own_command import own_command
+from millrace.hub.servable import check_entry
 from millrace.telemetry.log_line import log_line
 
 from .config import report_settings
@@ -87,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
     require_startable(config, topology, home, environ)
     model = choose_model(config, topology, environ)
     entry = find_or_pull(model, home)
+    if not args.in_background:
+        check_entry(entry, home)
     if config.fit_check:
         require_fit(entry, config, environ)
     prepare_weights(entry, config, environ, home)

@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from millrace.core.errors import MillraceError
+from millrace.core.errors import MillraceError, UnsupportedModel
 
 from .config import KV_DTYPES, QUANTIZATIONS, EngineConfig, resolve_config, weight_kind
 from .config_json import read_config
@@ -19,6 +19,9 @@ from .kernels.cpu.load import buildable_path, default_cache_dir
 from .kernels.cpu.packed_weights import packed_path
 from .progress_text import only_last_steps
 from .routes import is_native
+
+# Exit status if the model is the reason, whatever the machine.
+UNSERVABLE = 3
 
 
 def main() -> int:
@@ -34,9 +37,14 @@ def main() -> int:
         build_library(path, cache_dir / "kernels", print)
         if args.model is not None:
             _pack(_engine_config(args, cache_dir))
+    except UnsupportedModel as error:
+        print(error, file=sys.stderr)
+        return UNSERVABLE
     except MillraceError as error:
         print(error, file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from .quantized import declared_method
+from .quiet_transformers import quiet_transformers
 
 NATIVE_TYPES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 NATIVE_ROPE_TYPES = frozenset({"default", "linear", "llama3"})
@@ -140,7 +141,8 @@ def _refusal_by_class(config: Mapping[str, Any]) -> str:
 
     settings = {key: value for key, value in config.items() if key != "model_type"}
     try:
-        parsed = AutoConfig.for_model(model_type, **settings)
+        with quiet_transformers():
+            parsed = AutoConfig.for_model(model_type, **settings)
     # Each configuration class has its own ways of refusing values.
     except Exception as error:
         return f"{model_type}: its config.json is not valid: {error}"

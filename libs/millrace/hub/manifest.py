@@ -9,9 +9,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from millrace.core.errors import ConfigError, UnsupportedModel
+from millrace.engine.quantized import check_no_adapter
+from millrace.engine.tensor_headers import weight_files
 
 from .progress import Progress
 from .safetensors_file import read_header_bytes
@@ -34,6 +36,7 @@ _VOCABULARY_FILES = frozenset(
         "vocab.txt",
     }
 )
+_LFS_POINTER = b"version https://git-lfs"
 _MODEL_FILE_ENDS = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
 
@@ -52,7 +55,7 @@ class Manifest:
     """One entry of the catalogue.
 
     folder: an outside folder that was only registered, else "". route, refusal, route_by: see
-    route.py.
+    route.py. checked_by: what found that the model can be served, see servable.py.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Manifest:
     route: str = ""
     refusal: str = ""
     route_by: str = ""
+    checked_by: str = ""
 
     @property
     def revision(self) -> str:
@@ -92,6 +96,7 @@ class Manifest:
             "route": self.route,
             "refusal": self.refusal,
             "route_by": self.route_by,
+            "checked_by": self.checked_by,
             "files": [
                 {
                     "name": file.name,
@@ -131,6 +136,7 @@ class Manifest:
             route=str(content.get("route", "")),
             refusal=str(content.get("refusal", "")),
             route_by=str(content.get("route_by", "")),
+            checked_by=str(content.get("checked_by", "")),
             files=tuple(
                 ModelFile(
                     str(file["name"]),
@@ -187,6 +193,17 @@ def hash_files(
     )
 
 
+def hash_model(
+    folder: Path, stream: TextIO | None, *, keep_times: bool = False
+) -> tuple[ModelFile, ...]:
+    """`hash_files` of all that makes the model, with a bar on `stream`."""
+    paths = model_files(folder)
+    progress = Progress("hashing", sum(path.stat().st_size for path in paths), stream)
+    files = hash_files(paths, progress, keep_times=keep_times)
+    progress.finish()
+    return files
+
+
 def sha256_of(path: Path, progress: Progress) -> str:
     """sha256 of a file in hex, counted on `progress`."""
     digest = hashlib.sha256()
@@ -214,23 +231,44 @@ def quick_revision(folder: Path) -> str:
 
 def check_is_model(folder: Path) -> None:
     """Raises UnsupportedModel where `folder` lacks what every model folder has."""
-    names = {path.name for path in model_files(folder)}
-    weights = [name for name in names if name.endswith(".safetensors")]
+    every = {path.name for path in folder.iterdir()}
+    try:
+        check_no_adapter(every)
+    except UnsupportedModel as error:
+        raise UnsupportedModel(f"{folder}: {error.message}") from error
+    files = model_files(folder)
+    names = {path.name for path in files}
     if "config.json" not in names:
-        raise UnsupportedModel(f"{folder}: no config.json, so this is not a model folder")
-    if not weights:
+        ggufs = sorted(name for name in every if is_gguf_name(name))
+        hint = f"; import its GGUF file: millrace models add {folder / ggufs[0]}" if ggufs else ""
+        raise UnsupportedModel(f"{folder}: no config.json, so this is not a model folder{hint}")
+    if not any(name.endswith(".safetensors") for name in names):
         hint = "; .bin and .pt files are never loaded, convert them to safetensors"
         raise UnsupportedModel(f"{folder}: no *.safetensors weights{hint}")
     if not _VOCABULARY_FILES & names:
         raise UnsupportedModel(
             f"{folder}: no tokenizer.json, nor another vocabulary, so its text cannot be encoded"
         )
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        wanted = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-        missing = sorted(wanted - names)
-        if missing:
+    for path in files:
+        check_no_pointer(path)
+    wanted = weight_files(folder)
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise UnsupportedModel(
+            f"{folder}: {len(missing)} of {len(wanted)} weight files are missing, "
+            f"the first is {missing[0]}"
+        )
+
+
+def check_no_pointer(path: Path) -> None:
+    """Raises UnsupportedModel where Git LFS has left a pointer in the place of a file."""
+    with path.open("rb") as file:
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
             raise UnsupportedModel(
-                f"{folder}: {len(missing)} of {len(wanted)} weight files are missing, "
-                f"the first is {missing[0]}"
+                f"{path} is a Git LFS pointer, not the file itself; fetch it: git lfs pull"
             )
+
+
+def is_gguf_name(name: str) -> bool:
+    """True for a GGUF file by its name."""
+    return name.lower().endswith(".gguf")

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import TextIO
 
 from millrace.config.home import Home
-from millrace.core.errors import ConfigError, UnknownModel
+from millrace.core.errors import ConfigError, UnknownModel, UnsupportedModel
 from millrace.core.own_command import own_command
 
 from .catalog import DEFAULT_ALIAS, DEFAULT_MODEL, check_names_free, find_manifest, looks_like_path
-from .entry import ModelEntry, entry_of, read_config
+from .disk_use import delete
+from .entry import ModelEntry, entry_of
 from .manifest import Manifest, check_name, folder_name
 from .progress import say
-from .route import with_route
-from .staging import publish, pull_lock, staging_folder
+from .servable import check_servable, with_check
+from .staging import discard_staging, publish, pull_lock, staging_folder
 
 
 def pull_model(
@@ -32,9 +33,14 @@ def pull_model(
     Raises UnknownModel for what can be fetched from nowhere, and what the source raises.
     """
     if model in (DEFAULT_MODEL, DEFAULT_ALIAS):
-        from .default_model import build_default_model
+        from .default_model import (
+            build_default_model,
+            complete_default_model,
+            downloads_of_default_model,
+        )
 
-        return _pull(
+        complete_default_model(home)
+        entry = _pull(
             DEFAULT_MODEL,
             home,
             lambda staged: build_default_model(home, staged, stream=stream),
@@ -42,6 +48,10 @@ def pull_model(
             wait_s=wait_s,
             stream=stream,
         )
+        # Imported, it is a second copy of the same weights.
+        for path in downloads_of_default_model(home):
+            delete(path)
+        return entry
     if looks_like_path(model):
         raise ConfigError(f"{model} is a path; register it: {own_command(f'models add {model}')}")
     if "/" not in model:
@@ -93,7 +103,12 @@ def _pull(
             return entry_of(*found)
         check_names_free(home, name, aliases)
         staged = staging_folder(home, entry_folder)
-        manifest = build(staged)
-        manifest = with_route(manifest, read_config(staged))
+        try:
+            manifest = build(staged)
+            manifest = with_check(manifest, check_servable(staged, home, name))
+        except UnsupportedModel:
+            # More bytes will not make it another model.
+            discard_staging(home, entry_folder)
+            raise
         manifest.save(staged)
         return entry_of(manifest, publish(home, entry_folder))

@@ -7,7 +7,6 @@ catalogue; so the answer is stored together with the version that gave it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from importlib import metadata
 from typing import Any
 
@@ -31,12 +30,6 @@ def decide_route(config: Mapping[str, Any]) -> tuple[str, str]:
         return route_of(config)
     except ModuleNotFoundError as error:
         return "refused", f"{error.name} is not installed: pip install 'millrace[engine]'"
-
-
-def with_route(manifest: Manifest, config: Mapping[str, Any]) -> Manifest:
-    """`manifest` with the route of `config` written down."""
-    route, refusal = decide_route(config)
-    return replace(manifest, route=route, refusal=refusal, route_by=decided_by())
 
 
 def remembered_route(manifest: Manifest, config: Mapping[str, Any]) -> tuple[str, str]:

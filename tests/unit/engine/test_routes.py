@@ -112,3 +112,14 @@ def test_native_route_is_decided_without_torch():
     )
 
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_nothing_that_transformers_says_of_a_config_reaches_the_terminal(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    rope = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 64, "odd": 3}
+    sizes = {"vocab_size": 32, "hidden_size": 16, "num_attention_heads": 4}
+    odd = {"bos_token_id": 1000, "pad_token_id": -7, "max_position_embeddings": 4096}
+
+    assert route_of({"model_type": "gpt_neox", "rope_parameters": rope} | sizes | odd)[0]
+    assert capfd.readouterr() == ("", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -175,23 +176,76 @@ def fake_hub(
     server.server_close()
 
 
+def tiny_shapes(content: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every tensor of the model that a config.json describes, by name."""
+    if content["model_type"] == "gpt_neox":
+        return gpt_neox_shapes(content)
+    hidden, inter = content["hidden_size"], content["intermediate_size"]
+    heads = content["num_attention_heads"] * content["head_dim"]
+    kv_heads = content["num_key_value_heads"] * content["head_dim"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (content["vocab_size"], hidden),
+        "model.norm.weight": (hidden,),
+    }
+    if not content["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (content["vocab_size"], hidden)
+    for layer in range(content["num_hidden_layers"]):
+        prefix = f"model.layers.{layer}"
+        shapes[f"{prefix}.input_layernorm.weight"] = (hidden,)
+        shapes[f"{prefix}.post_attention_layernorm.weight"] = (hidden,)
+        shapes[f"{prefix}.self_attn.q_proj.weight"] = (heads, hidden)
+        shapes[f"{prefix}.self_attn.k_proj.weight"] = (kv_heads, hidden)
+        shapes[f"{prefix}.self_attn.v_proj.weight"] = (kv_heads, hidden)
+        shapes[f"{prefix}.self_attn.o_proj.weight"] = (hidden, heads)
+        shapes[f"{prefix}.mlp.gate_proj.weight"] = (inter, hidden)
+        shapes[f"{prefix}.mlp.up_proj.weight"] = (inter, hidden)
+        shapes[f"{prefix}.mlp.down_proj.weight"] = (hidden, inter)
+    return shapes
+
+
+def gpt_neox_shapes(content: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """The same of a GPT-NeoX, which takes the generic route."""
+    hidden, inter, vocab = (
+        content[name] for name in ("hidden_size", "intermediate_size", "vocab_size")
+    )
+    shapes: dict[str, tuple[int, ...]] = {"gpt_neox.embed_in.weight": (vocab, hidden)}
+    biased: dict[str, tuple[int, ...]] = {"gpt_neox.final_layer_norm": (hidden,)}
+    for layer in range(content["num_hidden_layers"]):
+        prefix = f"gpt_neox.layers.{layer}"
+        biased[f"{prefix}.input_layernorm"] = (hidden,)
+        biased[f"{prefix}.post_attention_layernorm"] = (hidden,)
+        biased[f"{prefix}.attention.query_key_value"] = (3 * hidden, hidden)
+        biased[f"{prefix}.attention.dense"] = (hidden, hidden)
+        biased[f"{prefix}.mlp.dense_h_to_4h"] = (inter, hidden)
+        biased[f"{prefix}.mlp.dense_4h_to_h"] = (hidden, inter)
+    for name, shape in biased.items():
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, shape[:1]
+    if not content["tie_word_embeddings"]:
+        shapes["embed_out.weight"] = (vocab, hidden)
+    return shapes
+
+
 def write_tiny_model(folder: Path, *, seed: int = 0, **config: Any) -> Path:
-    """A model folder with small random bf16 weights under Llama's names."""
+    """A model folder with small random bf16 weights and a tokenizer of a few words."""
     folder.mkdir(parents=True, exist_ok=True)
     content = TINY_CONFIG | config
     (folder / "config.json").write_text(json.dumps(content))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 2}))
-    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0"}))
-    (folder / "tokenizer_config.json").write_text("{}")
-    hidden, inter = content["hidden_size"], content["intermediate_size"]
-    shapes = {"model.embed_tokens.weight": (content["vocab_size"], hidden)}
-    for layer in range(content["num_hidden_layers"]):
-        shapes[f"model.layers.{layer}.mlp.up_proj.weight"] = (inter, hidden)
+    words = {f"w{number}": number for number in range(content["vocab_size"])}
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [],
+        "model": {"type": "WordLevel", "vocab": words, "unk_token": "w0"},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    shapes = tiny_shapes(content)
     rng = np.random.default_rng(seed)
     write_safetensors(
         folder / "model.safetensors",
         [(name, "BF16", shape) for name, shape in shapes.items()],
-        [rng.bytes(2 * rows * columns) for rows, columns in shapes.values()],
+        [rng.bytes(2 * math.prod(shape)) for shape in shapes.values()],
     )
     return folder
 
@@ -199,6 +253,17 @@ def write_tiny_model(folder: Path, *, seed: int = 0, **config: Any) -> Path:
 @pytest.fixture
 def tiny_model(tmp_path: Path) -> Path:
     return write_tiny_model(tmp_path / "tiny")
+
+
+@pytest.fixture
+def make_generic_model(make_model: Callable[..., Path]) -> Callable[..., Path]:
+    """The same of a model that only transformers knows."""
+    return lambda name, **config: make_model(
+        name,
+        **{"model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"]}
+        | {"tie_word_embeddings": False}
+        | config,
+    )
 
 
 @pytest.fixture

@@ -130,15 +130,17 @@ def test_missing_shard_is_refused(tiny_model: Path, home: Home) -> None:
         add_model(tiny_model, home)
 
 
-def test_refused_architecture_is_listed_with_its_reason(
+def test_refused_architecture_of_an_older_home_is_listed_with_its_reason(
     home: Home, make_model: Callable[..., Path]
 ) -> None:
-    folder = make_model("m", model_type="mamba", architectures=["MambaForCausalLM"])
+    folder = make_model("m")
+    add_model(folder, home)
+    saved = Manifest.load(home.models / "m")
+    replace(saved, route="refused", refusal="mamba: why", checked_by="").save(home.models / "m")
 
-    entry = add_model(folder, home)
+    entry = resolve_model("m", home)
 
-    assert entry.route == "refused"
-    assert "mamba" in entry.refusal
+    assert (entry.route, entry.refusal) == ("refused", "mamba: why")
 
 
 def test_remove_keeps_a_folder_that_was_only_added(tiny_model: Path, home: Home) -> None:
@@ -208,8 +210,8 @@ def test_resolving_is_quick_and_imports_no_library(tiny_model: Path, home: Home)
     assert not {"torch", "transformers", "huggingface_hub", "numpy"} & set(modules)
 
 
-def test_generic_route_is_remembered(home: Home, make_model: Callable[..., Path]) -> None:
-    folder = make_model("g", model_type="gpt_neox", architectures=["GPTNeoXForCausalLM"])
+def test_generic_route_is_remembered(home: Home, make_generic_model: Callable[..., Path]) -> None:
+    folder = make_generic_model("g")
     add_model(folder, home)
     saved = Manifest.load(home.models / "g")
     replace(saved, route="refused", refusal="written down").save(home.models / "g")
@@ -221,9 +223,9 @@ def test_generic_route_is_remembered(home: Home, make_model: Callable[..., Path]
 
 
 def test_route_is_decided_again_for_another_transformers(
-    home: Home, make_model: Callable[..., Path]
+    home: Home, make_generic_model: Callable[..., Path]
 ) -> None:
-    folder = make_model("g", model_type="gpt_neox", architectures=["GPTNeoXForCausalLM"])
+    folder = make_generic_model("g")
     add_model(folder, home)
     saved = Manifest.load(home.models / "g")
     replace(saved, route="refused", route_by="transformers 0").save(home.models / "g")

@@ -9,7 +9,8 @@ from millrace.cli.service_settings import explain_service
 from millrace.cli.up_config import UpConfig
 from millrace.config.home import Home
 from millrace.core.errors import UnknownModel, UnsupportedModel
-from millrace.hub.catalog import looks_like_path, resolve_model
+from millrace.hub.catalog import DEFAULT_ALIAS, DEFAULT_MODEL, looks_like_path, resolve_model
+from millrace.hub.default_model import complete_default_model
 from millrace.hub.entry import ModelEntry
 
 from .options import ServedModel
@@ -21,6 +22,8 @@ def find_or_pull(model: str, home: Home) -> ModelEntry:
 
     Raises what the hub raises, `UnsupportedModel` where it is refused.
     """
+    if model in (DEFAULT_MODEL, DEFAULT_ALIAS):
+        complete_default_model(home)
     try:
         entry = resolve_model(model, home)
     except UnknownModel:

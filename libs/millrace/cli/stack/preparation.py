@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
 
 from millrace.cli.up_config import UpConfig
 from millrace.config.home import Home
-from millrace.engine.prepare import lacks_weights
+from millrace.core.errors import UnsupportedModel
+from millrace.engine.prepare import UNSERVABLE, lacks_weights
 from millrace.hub.entry import ModelEntry
 
 from .engine_settings import engine_settings
@@ -19,7 +21,8 @@ def prepare_weights(
 ) -> None:
     """Makes them here, where the user sees the progress; the worker then only maps them.
 
-    A failure is left to the worker, which meets it again and tells it with its settings.
+    Raises `UnsupportedModel` if the model turns out to be one that no worker can serve. What the
+    machine fails at is left to the worker, which may have another way.
     """
     settings = engine_settings(entry.path, entry.name, config, environ, home)
     if not lacks_weights(settings):
@@ -27,4 +30,16 @@ def prepare_weights(
     command = [sys.executable, "-m", "millrace.engine.prepare", "--model", str(entry.path)]
     command += ["--dtype", settings.dtype, "--quantization", settings.quantization]
     command += ["--instruction-path", settings.instruction_path, "--cache-dir", str(home.cache)]
-    subprocess.run(command, check=False, env=dict(environ))
+    result = subprocess.run(command, check=False, env=dict(environ), stderr=subprocess.PIPE)
+    said = result.stderr.decode(errors="replace").strip()
+    if result.returncode == UNSERVABLE:
+        raise UnsupportedModel(f"{entry.name} cannot be served: {said}", field="model")
+    if result.returncode < 0:
+        ended_by = signal.Signals(-result.returncode).name
+        raise UnsupportedModel(
+            f"{entry.name} cannot be served: packing its weights was ended with {ended_by}; "
+            "is there memory for it?",
+            field="model",
+        )
+    if said:
+        print(said, file=sys.stderr)

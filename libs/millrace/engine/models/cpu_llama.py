@@ -71,10 +71,8 @@ class CpuLlama:
         self._model: int | None = None
         packed = packed_path(cache_dir, model_path, kind, kernels.path)
         self._file = open_packed(packed, write, lambda file: self._take(file, spec))
-        if spec.tied and not self._file.extra["is_tied"]:
+        if self._is_untied:
             report(UNTIED)
-        self.num_parameters = self._file.extra["num_parameters"]
-        self.weight_bytes = self._file.extra["weight_bytes"]
         self._padded_vocab = padded_columns(spec.vocab_size)
         self._logits: FloatArray = np.empty((0, self._padded_vocab), dtype=np.float32)
 
@@ -85,6 +83,9 @@ class CpuLlama:
 
     def _take(self, file: PackedFile, spec: LlamaSpec) -> None:
         """Gives the weights to the kernels; `ValueError` or `KeyError` if `spec` wants others."""
+        self.num_parameters = file.extra["num_parameters"]
+        self.weight_bytes = file.extra["weight_bytes"]
+        self._is_untied = spec.tied and not file.extra["is_tied"]
         embedding = file.array("embedding")
         layers = [_layer_struct(file, index, spec) for index in range(spec.num_layers)]
         struct = ModelStruct(

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-from transformers.utils import logging as transformers_logging
 
 from millrace.core.errors import UnsupportedModel
 from millrace.engine.loader import open_safetensors
 from millrace.engine.quantized import PLAIN_DTYPES
+from millrace.engine.quiet_transformers import quiet_transformers
 from millrace.engine.tensor_headers import TensorHeader, weight_files
 
 from .misfits import IGNORED, check_dtype, check_none_lacking, check_none_left_over, misshapen
@@ -31,7 +31,10 @@ _DTYPE = torch.bfloat16
 def parse_config(folder: Path) -> Any:
     """config.json as transformers reads it; raises `UnsupportedModel` if it does not."""
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with quiet_transformers():
+            return AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
     # Each configuration class has its own ways of refusing values.
     except Exception as error:
         raise UnsupportedModel(f"{folder / 'config.json'} is not valid: {error}") from error
@@ -64,7 +67,7 @@ def load_generic(config: Any, tensors: Mapping[str, Any], **how: Any) -> tuple[A
     Given no folder, transformers reads no other file, no adapter and no code of a checkpoint.
     """
     kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    with _quiet_transformers():
+    with quiet_transformers():
         loaded: tuple[Any, dict[str, Any]] = kind.from_pretrained(
             None, config=config, state_dict=dict(tensors), output_loading_info=True, **how
         )
@@ -117,18 +120,3 @@ def _check_each_has_a_place(model: Any, headers: Iterable[TensorHeader]) -> None
             f"its tensors hold {stored - sum(own.values())} numbers more than its model: "
             "some stand there under two names"
         )
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Keeps transformers from drawing on the terminal and from warning of what is checked here."""
-    switch: Any = transformers_logging
-    was_on, verbosity = switch.is_progress_bar_enabled(), switch.get_verbosity()
-    switch.disable_progress_bar()
-    switch.set_verbosity_error()
-    try:
-        yield
-    finally:
-        switch.set_verbosity(verbosity)
-        if was_on:
-            switch.enable_progress_bar()
