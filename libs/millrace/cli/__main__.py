@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import errno
 import importlib
 import os
@@ -102,6 +101,8 @@ def run_verb(arguments: Sequence[str]) -> int:
     """Runs one verb and returns its exit status; errors become one line on stderr."""
     name = arguments[0]
     if name not in VERBS:
+        import difflib
+
         nearest = difflib.get_close_matches(name, VERBS, n=1, cutoff=0.0)[0]
         return _fail(f"unknown verb {name}; did you mean {nearest}?", EXIT_USAGE)
     try:

@@ -1,11 +1,14 @@
-"""How the `millrace` command is typed here, for every hint that names one."""
+"""How the `millrace` command is typed here, for every hint that names one.
+
+Without pathlib, whose import would be a tenth of what `millrace --help` takes.
+"""
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import sys
-from pathlib import Path
 
 NAME = "millrace"
 
@@ -23,36 +26,36 @@ def _program() -> str:
     script = _script()
     if script is None:
         # Never installed as a script, as in a source tree on PYTHONPATH.
-        return f"{shlex.quote(_shown(Path(sys.executable)))} -m millrace.cli"
+        return f"{shlex.quote(_shown(sys.executable))} -m millrace.cli"
     found = shutil.which(NAME)
-    if found is not None and _is_same(Path(found), script):
+    if found is not None and _is_same(found, script):
         return NAME
     return shlex.quote(_shown(script))
 
 
-def _script() -> Path | None:
+def _script() -> str | None:
     """The script that was started, else the one beside the interpreter: services have no other."""
-    started = Path(sys.argv[0] if sys.argv else "")
-    beside = Path(sys.executable).parent / NAME
-    candidates = [started, beside] if started.name == NAME else [beside]
-    return next((path.absolute() for path in candidates if path.is_file()), None)
+    started = sys.argv[0] if sys.argv else ""
+    beside = os.path.join(os.path.dirname(sys.executable), NAME)
+    candidates = [started, beside] if os.path.basename(started) == NAME else [beside]
+    return next((os.path.abspath(path) for path in candidates if os.path.isfile(path)), None)
 
 
-def _is_same(one: Path, other: Path) -> bool:
+def _is_same(one: str, other: str) -> bool:
     try:
-        return one.samefile(other)
+        return os.path.samefile(one, other)
     except OSError:
         return False
 
 
-def _shown(path: Path) -> str:
+def _shown(path: str) -> str:
     """Below the working directory as a path from there, which is what one types."""
     try:
-        here = Path.cwd()
+        here = os.path.join(os.getcwd(), "")
     except OSError:
-        return str(path)
-    if not path.is_relative_to(here):
-        return str(path)
-    near = str(path.relative_to(here))
+        return path
+    if not path.startswith(here):
+        return path
+    near = path.removeprefix(here)
     # A bare name would be looked for on the PATH.
-    return near if "/" in near else f"./{near}"
+    return near if os.sep in near else os.path.join(os.curdir, near)

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from millrace.core.errors import ConfigError, UnsupportedModel
+from millrace.core.own_command import own_command
 from millrace.engine.quantized import check_no_adapter
-from millrace.engine.tensor_headers import weight_files
+from millrace.engine.tensor_headers import LFS_POINTER, weight_files
 
 from .progress import Progress
 from .safetensors_file import read_header_bytes
@@ -36,7 +37,6 @@ _VOCABULARY_FILES = frozenset(
         "vocab.txt",
     }
 )
-_LFS_POINTER = b"version https://git-lfs"
 _MODEL_FILE_ENDS = (".safetensors", ".json", ".jinja", ".model", ".txt")
 
 
@@ -240,7 +240,9 @@ def check_is_model(folder: Path) -> None:
     names = {path.name for path in files}
     if "config.json" not in names:
         ggufs = sorted(name for name in every if is_gguf_name(name))
-        hint = f"; import its GGUF file: millrace models add {folder / ggufs[0]}" if ggufs else ""
+        hint = ""
+        if ggufs:
+            hint = f"; import its GGUF file: {own_command(f'models add {folder / ggufs[0]}')}"
         raise UnsupportedModel(f"{folder}: no config.json, so this is not a model folder{hint}")
     if not any(name.endswith(".safetensors") for name in names):
         hint = "; .bin and .pt files are never loaded, convert them to safetensors"
@@ -263,7 +265,7 @@ def check_is_model(folder: Path) -> None:
 def check_no_pointer(path: Path) -> None:
     """Raises UnsupportedModel where Git LFS has left a pointer in the place of a file."""
     with path.open("rb") as file:
-        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
             raise UnsupportedModel(
                 f"{path} is a Git LFS pointer, not the file itself; fetch it: git lfs pull"
             )

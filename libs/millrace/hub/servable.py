@@ -82,7 +82,7 @@ def check_entry(entry: ModelEntry, home: Home) -> None:
 
 def _checked_by() -> str:
     """What an answer depends on besides the folder."""
-    return f"millrace {metadata.version('millrace')}, {decided_by()}"
+    return f"{metadata.version('millrace')}, {decided_by()}"
 
 
 def _ask_engine(folder: Path) -> dict[str, Any]:
