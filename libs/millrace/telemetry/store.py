@@ -97,12 +97,16 @@ class TraceStore:
     def find(self, prefix: str) -> RequestSummary:
         """The one request whose request id or trace id begins with `prefix`.
 
+        It may stand as in a reply: `chatcmpl-…`, or a whole traceresponse.
+
         Raises InvalidRequest where it is too short or fits several, RequestNotFound where none.
         """
-        prefix = prefix.strip().lower()
-        if len(prefix) < MIN_PREFIX_CHARS or not set(prefix) <= ID_DIGITS:
+        given = prefix
+        parts = prefix.strip().lower().split("-")
+        prefix = max((part for part in parts if set(part) <= ID_DIGITS), key=len, default="")
+        if len(prefix) < MIN_PREFIX_CHARS:
             raise InvalidRequest(
-                f"{prefix!r} is no id: at least {MIN_PREFIX_CHARS} hex digits are needed",
+                f"{given!r} is no id: at least {MIN_PREFIX_CHARS} hex digits are needed",
                 field="id",
             )
         end = prefix + "g"

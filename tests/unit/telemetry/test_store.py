@@ -46,8 +46,11 @@ def test_request_is_found_by_request_id_trace_id_and_prefix(path: Path) -> None:
 
     with closing(TraceStore(path)) as store:
         request_id = store.latest(1)[0].request_id
-        for wanted in (request_id, request_id[:8], spans[0].trace_id, request_id[:8].upper()):
-            assert store.find(wanted).span_id == spans[0].span_id
+        trace_id, span_id = spans[0].trace_id, spans[0].span_id
+        as_told = (f"chatcmpl-{request_id}", f"cmpl-{request_id}", f"00-{trace_id}-{span_id}-03")
+        prefixes = (request_id, request_id[:8], trace_id, request_id[:8].upper())
+        for wanted in (*prefixes, *as_told, f"chatcmpl-{request_id[:8]}"):
+            assert store.find(wanted).span_id == span_id
 
 
 def test_prefix_that_fits_several_is_refused(path: Path) -> None:
