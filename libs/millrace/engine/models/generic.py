@@ -62,8 +62,9 @@ class GenericModel:
         is_tied = bool(model._tied_weights_keys) and getattr(config, "tie_word_embeddings", False)
         self.is_untied = is_tied and head is not self._model.get_input_embeddings().weight
         self._hidden: torch.Tensor | None = None
-        if self._model.base_model is not self._model:
-            self._model.base_model.register_forward_hook(self._note_hidden)
+        base = self._model.base_model
+        if base is not self._model:
+            base.get_decoder().register_forward_hook(self._note_hidden)
         parameters = list(self._model.parameters())
         self.num_parameters = sum(parameter.numel() for parameter in parameters)
         self.weight_bytes = sum(parameter.nbytes for parameter in parameters)
