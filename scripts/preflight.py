@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 MIN_PYTHON = (3, 11)
 GB = 10**9
-# The stack with the default model; downloading and converting the model takes less.
+# The stack with the default model has 0.8 GB of its own, at its first start and later.
 MIN_MEMORY_BYTES = 2 * GB
 # Settings of pip by which it takes packages from elsewhere, and the place that is no elsewhere.
 PIP_PLACES = ("index-url", "extra-index-url", "find-links")
@@ -45,7 +45,7 @@ CUDA = TorchBuild("CUDA build", "about 3 GB", 10 * GB)
 
 DOWNLOADS = """\
 To be downloaded, once:
-  Python packages        about 150 MB
+  Python packages        about 100 MB
   torch                  {torch}
   default model          about 93 MB     (at the first start)\
 """

@@ -3,7 +3,7 @@
 Starts a stack of its own, or measures a running one (--url, --grpc-address), of which only the
 clients' side can be seen. The machine's rates of the same moment stand beside every figure: on a
 CPU they are what decides. A run takes about five minutes, `--quick` under one. Tables go to the
-terminal; the report as JSON, and plots of throughput and latency, into bench-results/.
+terminal and, as report.md, into bench-results/, with JSON and plots of throughput and latency.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from millrace.cli.console import Console
 from millrace.engine.config import QUANTIZATIONS
 from millrace.engine.kernels.cpu.library import Kernels
 from millrace.engine.machine import usable_cpus
 from millrace.hub.catalog import resolve_model
 
+from .about import describe_run
 from .attention import measure_attention
 from .engine import measure_engine
 from .kernels_here import kernels_here
@@ -27,7 +29,7 @@ from .machine import MachineProbe, one_core_tflops
 from .model_shapes import ModelShapes
 from .plots import write_plots
 from .progress import show_progress
-from .report import print_report
+from .report import report_sheet
 from .scale import FULL, QUICK, Scale
 from .stack import StackFlags, measure_own_stack, measure_running_stack
 from .telemetry import telemetry_cost
@@ -52,9 +54,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         report |= measure_own_stack(flags, scale)
     if arguments.telemetry_pairs:
         report["telemetry"] = telemetry_cost(arguments.telemetry_pairs, arguments.dtype)
-    print_report(report)
     default = RESULTS / "quick" if arguments.quick else RESULTS
-    _write(report, arguments.output_dir or default)
+    _write(name_served_model(report), arguments.output_dir or default)
+
+
+def name_served_model(report: dict[str, Any]) -> dict[str, Any]:
+    """The report; if a stack was measured, it is of the model that answered there."""
+    if report.get("loads"):
+        report["about"]["model"] = report["loads"][0]["model"]
+    return report
 
 
 def _measure_machine_and_engine(parts: Sequence[str], scale: Scale) -> dict[str, Any]:
@@ -62,7 +70,8 @@ def _measure_machine_and_engine(parts: Sequence[str], scale: Scale) -> dict[str,
     kernels = kernels_here(model)
     show_progress("machine: read bandwidth and multiply rate")
     probe = MachineProbe(kernels)
-    report: dict[str, Any] = {"machine": _machine(probe, kernels, model)}
+    report: dict[str, Any] = {"about": describe_run(MODEL)}
+    report |= {"machine": _machine(probe, kernels, model)}
     if kernels is None:
         show_progress("kernels and engine are left out: no C++ kernels here")
         return report
@@ -95,7 +104,14 @@ def _write(report: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "bench.json"
     path.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-    names = ", ".join(str(written) for written in [path, *write_plots(report, folder)])
+    sheet = report_sheet(report)
+    sheet.show(Console())
+    tables = folder / "report.md"
+    plots = write_plots(report, folder)
+    for plot in plots:
+        sheet.text(f"![{plot.stem}]({plot.name})")
+    tables.write_text(sheet.markdown(), "utf-8")
+    names = ", ".join(str(written) for written in [tables, path, *plots])
     print(f"\nWritten: {names}")
 
 
@@ -116,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--quick", action="store_true", help="a smoke test; its figures are rough")
     parser.add_argument(
-        "--output-dir", type=Path, help="for JSON and plots; bench-results by default"
+        "--output-dir", type=Path, help="for tables, JSON and plots; bench-results by default"
     )
     parser.add_argument("--url", default="", help="HTTP address of a running stack")
     parser.add_argument("--grpc-address", default="", help="its gRPC address, host:port")

@@ -15,8 +15,10 @@ from millrace.engine.kernels.cpu.library import (
     TILE_TOKENS,
     AttentionStruct,
     BatchStruct,
+    HeadsStruct,
     Kernels,
-    address,
+    floats,
+    numbers,
 )
 from millrace.engine.kernels.cpu.tile_cache import TileCache
 from millrace.engine.kv_cache import LayerShape
@@ -150,14 +152,16 @@ class AttentionCall:
             num_samples=0,
             table_width=table.shape[1],
             tiles_per_block=1,
-            positions=address(self._positions),
-            cu_seqlens_q=address(self._starts),
-            context_lens=address(self._contexts),
-            block_tables=address(self._table),
+            positions=numbers(self._positions),
+            cu_seqlens_q=numbers(self._starts),
+            context_lens=numbers(self._contexts),
+            block_tables=numbers(self._table),
         )
-        arrays = [array.ctypes.data for array in (*new, self._out)]
-        structs = (cache.structs[0], how, self._batch)
-        self._arguments = (kernels.team, *map(ctypes.byref, structs), *arrays)
+        self._heads = HeadsStruct(
+            *map(floats, new), out=self._out.ctypes.data, num_out=self._out.size
+        )
+        structs = (cache.structs[0], how, self._batch, self._heads)
+        self._arguments = (kernels.team, *map(ctypes.byref, structs))
 
     def run(self) -> None:
         """One call."""

@@ -18,6 +18,7 @@ from millrace.engine.batch import Work, build_batch
 from millrace.engine.config import EngineConfig
 from millrace.engine.kernels.cpu.library import TILE_TOKENS, Kernels
 from millrace.engine.model_runner import ModelRunner
+from millrace.engine.progress_text import only_last_steps
 from millrace.engine.row import RowTable
 
 from .case import Case
@@ -135,7 +136,7 @@ class LoadedModel:
                 max_model_len=self._longest,
                 **variant.settings,  # type: ignore[arg-type]
             ),
-            show_progress,
+            only_last_steps(show_progress),
         )
         self._ids = np.random.default_rng(0).integers(0, self._runner.info.vocab_size, 1 << 14)
         self._fill()

@@ -68,7 +68,9 @@ class Copies:
         self.num_bytes = matrix.num_bytes
         self._room, starts = _copy(matrix)
         structs = [
-            MatrixStruct(panels=start, bias=None, kind=matrix.kind, columns=columns, k=k)
+            MatrixStruct(
+                panels=start, bytes=matrix.num_bytes, kind=matrix.kind, columns=columns, k=k
+            )
             for start in starts
         ]
         self._references = [ctypes.byref(struct) for struct in structs]
@@ -77,7 +79,7 @@ class Copies:
         """Median over rounds of the time of one product."""
         x = self._rng.standard_normal((num_rows, self._k)).astype(np.float32)
         out = np.empty((num_rows, padded_columns(self._columns)), dtype=np.float32)
-        ways = (x.ctypes.data, num_rows, out.ctypes.data)
+        ways = (x.ctypes.data, x.size, num_rows, out.ctypes.data, out.size)
         turn = itertools.cycle(self._references)
         kernels, team = self._kernels, self._kernels.team
 

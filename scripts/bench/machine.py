@@ -120,7 +120,13 @@ def _multiply_call(
 
     def call(packed: Any = packed) -> None:
         code = kernels.c.mr_multiply(
-            kernels.team, ctypes.byref(struct), x.ctypes.data, len(x), out.ctypes.data
+            kernels.team,
+            ctypes.byref(struct),
+            x.ctypes.data,
+            x.size,
+            len(x),
+            out.ctypes.data,
+            out.size,
         )
         kernels.check(code)
 

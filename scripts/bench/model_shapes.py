@@ -54,13 +54,13 @@ class ModelShapes:
 
     def weight_bytes(self, kernels: Kernels, kind: str) -> int:
         """What a step reads of the weights: all matrices as packed, scales included."""
-        panel_bytes = kernels.c.mr_panel_bytes
+        panel_bytes = kernels.panel_bytes
         layer = sum(panel_bytes(KINDS[kind], *shape) for shape in self.layer.values())
         return int(self.num_layers * layer + panel_bytes(KINDS[head_kind(kind)], *self.head))
 
     def kv_bytes(self, kernels: Kernels, kind: str, num_tokens: int) -> float:
         """K/V of so many tokens in one layer, as the cache keeps it."""
-        tile = kernels.c.mr_tile_bytes(KINDS[kind], self.head_dim, self.head_dim)
+        tile = kernels.tile_bytes(KINDS[kind], self.head_dim, self.head_dim)
         return float(num_tokens * self.num_kv_heads * tile / TILE_TOKENS)
 
     def attention_flops(self, num_seen: int) -> float:

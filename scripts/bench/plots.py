@@ -6,20 +6,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from .about import one_line
 from .svg import Axis, Points, line_plot, linear_axis, log_axis, points_axis
 
 WIRES = {"grpc": "gRPC", "http": "HTTP"}
-LATENCIES = {"TTFT p50": "ttft_ms_p50", "ITL p50": "itl_ms_p50", "ITL p99": "itl_ms_p99"}
+LATENCIES = {
+    "TTFT p50": "ttft_ms_p50",
+    "TTFT p99": "ttft_ms_p99",
+    "ITL p50": "itl_ms_p50",
+    "ITL p99": "itl_ms_p99",
+}
 
 
 def write_plots(report: dict[str, Any], folder: Path) -> list[Path]:
     """One SVG for each part of the report that is there."""
     plots: dict[str, str] = {}
+    note = one_line(report["about"])
     if report.get("loads"):
-        plots["throughput"] = throughput_plot(report["loads"])
-        plots["latency"] = latency_plot(report["loads"])
+        plots["throughput"] = throughput_plot(report["loads"], note)
+        plots["latency"] = latency_plot(report["loads"], note)
     if report.get("engine"):
-        plots["engine"] = engine_plot(report["engine"])
+        plots["engine"] = engine_plot(report["engine"], note)
     written = []
     for name, text in plots.items():
         path = folder / f"{name}.svg"
@@ -28,16 +35,16 @@ def write_plots(report: dict[str, Any], folder: Path) -> list[Path]:
     return written
 
 
-def throughput_plot(loads: Sequence[dict[str, Any]]) -> str:
+def throughput_plot(loads: Sequence[dict[str, Any]], note: str = "") -> str:
     """Output tokens per second against streams."""
     lines = {
         label: _points(loads, "protocol", wire, "tokens_per_s") for wire, label in WIRES.items()
     }
     y = linear_axis("output tokens per second", _values(lines))
-    return line_plot("Full stack: throughput against load", _streams(loads), y, lines)
+    return line_plot("Full stack: throughput against load", _streams(loads), y, lines, note)
 
 
-def latency_plot(loads: Sequence[dict[str, Any]]) -> str:
+def latency_plot(loads: Sequence[dict[str, Any]], note: str = "") -> str:
     """Time to first token and between tokens against streams."""
     lines = {
         f"{name}, {label}": _points(loads, "protocol", wire, key)
@@ -45,10 +52,10 @@ def latency_plot(loads: Sequence[dict[str, Any]]) -> str:
         for wire, label in WIRES.items()
     }
     y = log_axis("milliseconds", _values(lines))
-    return line_plot("Full stack: latency against load", _streams(loads), y, lines)
+    return line_plot("Full stack: latency against load", _streams(loads), y, lines, note)
 
 
-def engine_plot(figures: Sequence[dict[str, Any]]) -> str:
+def engine_plot(figures: Sequence[dict[str, Any]], note: str = "") -> str:
     """Decoded tokens per second against rows, at the context that has most rows measured."""
     decodes = [row for row in figures if row["what"] == "decode"]
     contexts = [row["context"] for row in decodes]
@@ -58,7 +65,7 @@ def engine_plot(figures: Sequence[dict[str, Any]]) -> str:
     lines = {name: _points(chosen, "weights", name, "tokens_per_s", "rows") for name in names}
     x = points_axis("rows that decode together", [row["rows"] for row in chosen])
     y = linear_axis("tokens per second", _values(lines))
-    return line_plot(f"Engine alone: decoding with {context} tokens of context", x, y, lines)
+    return line_plot(f"Engine alone: decoding with {context} tokens of context", x, y, lines, note)
 
 
 def _points(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .tables import print_table, show
+from .tables import Sheet, show
 
 SPEED = {
     "gb_per_s": "GB/s",
@@ -74,25 +74,34 @@ MEMORY = {
 OVERHEAD_AIM_MS = 5
 
 
-def print_report(report: dict[str, Any]) -> None:
+def report_sheet(report: dict[str, Any]) -> Sheet:
     """Everything that was measured; see docs/performance.md for the words."""
-    _print_machine(report["machine"])
+    sheet = Sheet()
+    _about(sheet, report["about"])
+    _machine(sheet, report["machine"])
     for key, caption, columns in (
         ("linears", "Kernels, linear layers: one call, weights from memory.", LINEAR),
         ("attention", "Kernels, paged attention: one layer's call, K/V from memory.", ATTENTION),
         ("engine", "Engine: the model alone, one step, Python included.", ENGINE),
     ):
         if key in report:
-            print_table(f"{caption} {LIMIT_WORDS}", columns, report[key])
+            sheet.table(f"{caption} {LIMIT_WORDS}", columns, report[key])
     if "loads" in report:
         caption = "Full stack: each stream sends its next request when the last is answered."
-        print_table(f"{caption} Batch: rows per decode step.", LOADS, report["loads"])
+        sheet.table(f"{caption} Batch: rows per decode step.", LOADS, report["loads"])
     if "overhead_ms" in report:
-        _print_overhead(report["overhead_ms"], report["hops_ms"])
+        _overhead(sheet, report["overhead_ms"], report["hops_ms"])
     if "memory_mb" in report:
-        _print_processes(report)
+        _processes(sheet, report)
     if "telemetry" in report:
-        _print_telemetry(report["telemetry"])
+        _telemetry(sheet, report["telemetry"])
+    return sheet
+
+
+def _about(sheet: Sheet, about: dict[str, Any]) -> None:
+    sheet.text(f"# {about['model']} on {about['cpu']}")
+    rows = [{"what": name, "value": value} for name, value in about.items()]
+    sheet.table("What was measured, where and when.", {"what": "what", "value": "value"}, rows)
 
 
 LIMIT_WORDS = (
@@ -101,29 +110,29 @@ LIMIT_WORDS = (
 )
 
 
-def _print_machine(machine: dict[str, Any]) -> None:
-    print(
+def _machine(sheet: Sheet, machine: dict[str, Any]) -> None:
+    sheet.text(
         f"Machine of the minute: {machine['cores']} cores, instruction path {machine['path']}, "
         f"reads {machine['read_gb_per_s']} GB/s."
     )
     rows = [{"way": way, "tflops": rate} for way, rate in machine["multiply_tflops"].items()]
     caption = "Multiply rate of a product that stays in the caches; the best one is the limit."
-    print_table(caption, {"way": "by", "tflops": "TFLOP/s"}, rows)
+    sheet.table(caption, {"way": "by", "tflops": "TFLOP/s"}, rows)
 
 
-def _print_overhead(overheads: dict[str, Any], hops: dict[str, float]) -> None:
+def _overhead(sheet: Sheet, overheads: dict[str, Any], hops: dict[str, float]) -> None:
     rows = [{"wire": wire, **figures} for wire, figures in overheads.items()]
     caption = "One stream: the client's TTFT, and what of it is not the prefill step (medians)."
-    print_table(f"{caption} Aim: {OVERHEAD_AIM_MS} ms.", OVERHEAD, rows)
+    sheet.table(f"{caption} Aim: {OVERHEAD_AIM_MS} ms.", OVERHEAD, rows)
     caption = "One stream over gRPC: every hop on the way (medians)."
-    print_table(
+    sheet.table(
         caption, {"hop": "hop", "ms": "ms"}, [{"hop": hop, "ms": ms} for hop, ms in hops.items()]
     )
 
 
-def _print_processes(report: dict[str, Any]) -> None:
+def _processes(sheet: Sheet, report: dict[str, Any]) -> None:
     starts = ", ".join(f"{name} {seconds} s" for name, seconds in report["start_up_s"].items())
-    print(
+    sheet.text(
         f"\nStart-up until the stack answers: {starts}. The first builds kernels and packs weights."
     )
     idle = report["idle_cpu_percent"]
@@ -133,9 +142,9 @@ def _print_processes(report: dict[str, Any]) -> None:
     ]
     total = {key: _total(rows, key) for key in MEMORY if key != "process"}
     caption = "Processes after the load. Private: shared with no other process."
-    print_table(caption, MEMORY, [*rows, {"process": "all", **total}])
+    sheet.table(caption, MEMORY, [*rows, {"process": "all", **total}])
     if report.get("two_workers_mb"):
-        _print_second_worker(report["two_workers_mb"])
+        _second_worker(sheet, report["two_workers_mb"])
 
 
 def _total(rows: list[dict[str, Any]], key: str) -> float:
@@ -143,23 +152,23 @@ def _total(rows: list[dict[str, Any]], key: str) -> float:
     return round(total, 1)
 
 
-def _print_second_worker(memory: dict[str, dict[str, Any]]) -> None:
+def _second_worker(sheet: Sheet, memory: dict[str, dict[str, Any]]) -> None:
     workers = {name: figures for name, figures in memory.items() if name.startswith("worker")}
     rows = [{"process": name, **figures} for name, figures in workers.items()]
     columns = {key: head for key, head in MEMORY.items() if key != "idle"}
-    print_table("Two workers side by side, started and idle: weights are one file.", columns, rows)
+    sheet.table("Two workers side by side, started and idle: weights are one file.", columns, rows)
     last = rows[-1]
     if last.get("weights"):
         own, weights = last["weights_private"], last["weights"]
-        print(
+        sheet.text(
             f"The second worker adds {show(last['private'])} MB of its own, "
             f"{100 * last['private'] / weights:.0f} % of the size of the weights; "
             f"of the weights themselves {own} MB, {100 * own / weights:.1f} %."
         )
 
 
-def _print_telemetry(cost: dict[str, Any]) -> None:
-    print(
+def _telemetry(sheet: Sheet, cost: dict[str, Any]) -> None:
+    sheet.text(
         f"\nTelemetry at 32 streams: {cost['cost_percent']} % of tokens/s "
         f"(pairs {cost['cost_percent_pairs']}), {cost['cpu_cost_percent']} % of CPU time "
         f"(pairs {cost['cpu_cost_percent_pairs']})"
@@ -170,4 +179,4 @@ def _print_telemetry(cost: dict[str, Any]) -> None:
         cells = {name: side["cpu_ms_per_token"].get(process) for name, side in sides.items()}
         rows.append({"what": process, **cells})
     columns = {"what": "CPU ms per token", "with": "with", "without": "without"}
-    print_table("What telemetry costs, two stacks taking turns.", columns, rows)
+    sheet.table("What telemetry costs, two stacks taking turns.", columns, rows)

@@ -58,9 +58,14 @@ def points_axis(label: str, values: Sequence[float]) -> Axis:
     return Axis(label, ticks[0], ticks[-1], ticks, is_log=True)
 
 
-def line_plot(title: str, x: Axis, y: Axis, lines: Mapping[str, Points]) -> str:
-    """A whole SVG document. Lines that share their name up to a comma share a colour."""
-    body = [_text(LEFT, 24, title, "start", 16), *_grid(x, y)]
+def line_plot(title: str, x: Axis, y: Axis, lines: Mapping[str, Points], note: str = "") -> str:
+    """A whole SVG document, `note` in small letters below its title.
+
+    Lines that share their name up to a comma share a colour.
+    """
+    body = [_text(LEFT, 22, title, "start", 16), *_grid(x, y)]
+    if note:
+        body.append(_text(LEFT, 38, note, "start", 9))
     families: list[str] = []
     dashes: dict[str, int] = {}
     for index, (name, points) in enumerate(lines.items()):

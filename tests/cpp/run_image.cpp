@@ -33,11 +33,11 @@ T* at(int64_t address) {
 }
 
 int64_t run_model(const std::vector<int64_t>& a) {
-  void* model = mr_model_create(at<mr_model>(a[0]));
-  if (model == nullptr) return MR_UNSUPPORTED;
-  const int64_t result =
-      mr_model_run(model, at<void>(a[1]), at<mr_kv>(a[2]), at<mr_batch>(a[3]), at<uint8_t>(a[4]),
-                   at<float>(a[5]), at<int64_t>(a[6]), at<int64_t>(a[7]));
+  void* model = nullptr;
+  const int64_t refused = mr_model_create(at<mr_model>(a[0]), &model);
+  if (refused != MR_OK) return refused;
+  const int64_t result = mr_model_run(model, at<void>(a[1]), at<mr_kv>(a[2]), a[3],
+                                      at<mr_batch>(a[4]), at<mr_output>(a[5]));
   mr_model_destroy(model);
   return result;
 }
@@ -45,19 +45,18 @@ int64_t run_model(const std::vector<int64_t>& a) {
 int64_t call(const std::string& function, const std::vector<int64_t>& a) {
   if (function == "mr_tile_bytes") return mr_tile_bytes(a[0], a[1], a[2]);
   if (function == "mr_panel_bytes") return mr_panel_bytes(a[0], a[1], a[2]);
-  if (function == "mr_pack") {
-    mr_pack(a[0], at<float>(a[1]), a[2], a[3], at<void>(a[4]));
-    return MR_OK;
-  }
+  if (function == "mr_pack")
+    return mr_pack(a[0], at<float>(a[1]), a[2], a[3], a[4], at<void>(a[5]), a[6]);
   if (function == "mr_multiply")
-    return mr_multiply(at<void>(a[0]), at<mr_matrix>(a[1]), at<float>(a[2]), a[3], at<float>(a[4]));
+    return mr_multiply(at<void>(a[0]), at<mr_matrix>(a[1]), at<float>(a[2]), a[3], a[4],
+                       at<float>(a[5]), a[6]);
   if (function == "mr_attend")
     return mr_attend(at<void>(a[0]), at<mr_kv>(a[1]), at<mr_attention>(a[2]), at<mr_batch>(a[3]),
-                     at<float>(a[4]), at<float>(a[5]), at<float>(a[6]), at<float>(a[7]));
+                     at<mr_heads>(a[4]));
   if (function == "mr_model_run") return run_model(a);
   if (function == "mr_draw_tokens")
-    return mr_draw_tokens(at<void>(a[0]), at<float>(a[1]), a[2], a[3], at<mr_draw>(a[4]), a[5],
-                          at<int64_t>(a[6]));
+    return mr_draw_tokens(at<void>(a[0]), at<float>(a[1]), a[2], a[3], a[4], at<mr_draw>(a[5]),
+                          a[6], at<int64_t>(a[7]));
   std::fprintf(stderr, "no function %s\n", function.c_str());
   std::exit(2);
 }
@@ -67,7 +66,11 @@ int64_t call(const std::string& function, const std::vector<int64_t>& a) {
 int main() {
   std::string function(read_number(), '\0');
   read_bytes(function.data(), function.size());
-  void* team = mr_team_create(read_number());
+  void* team = nullptr;
+  if (mr_team_create(read_number(), &team) != MR_OK) {
+    std::fprintf(stderr, "no team: %s\n", mr_reason());
+    return 2;
+  }
   std::vector<std::vector<char>> buffers(read_number());
   for (std::vector<char>& buffer : buffers) {
     buffer.resize(read_number());

@@ -9,6 +9,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 from typing import NoReturn
 
 from millrace.config.environment import current_environment, poll_where_events_are_taken
@@ -21,7 +22,7 @@ from .streams import give_up, prepare_streams
 VERBS = {
     "up": "start the whole stack here and keep it running",
     "down": "stop the running stack",
-    "status": "show the processes of the running stack",
+    "status": "show processes and load of the running stack",
     "logs": "show what the services logged",
     "generate": "continue a prompt",
     "chat": "talk with the model",
@@ -105,9 +106,7 @@ def run_verb(arguments: Sequence[str]) -> int:
         return _fail(f"unknown verb {name}; did you mean {nearest}?", EXIT_USAGE)
     try:
         verb = importlib.import_module(f"millrace.cli.{name.replace('-', '_')}")
-        parser = CommandParser(prog="millrace", allow_abbrev=False)
-        verb.add_parser(parser.add_subparsers(dest="verb", metavar="verb"))
-        return int(verb.run(parser.parse_args(arguments)))
+        return int(verb.run(verb_parser(name, verb).parse_args(arguments)))
     except MillraceError as exc:
         return _failed(exc, exc.message)
     except OSError as exc:
@@ -118,6 +117,17 @@ def run_verb(arguments: Sequence[str]) -> int:
         return EXIT_INTERRUPTED
     except Exception as exc:
         return _failed(exc, _defect_message(exc, name))
+
+
+def verb_parser(name: str, verb: ModuleType) -> CommandParser:
+    """The parser of a command line with one verb, whose module is `verb`."""
+    from .examples import add_examples
+
+    parser = CommandParser(prog="millrace", allow_abbrev=False)
+    verbs = parser.add_subparsers(dest="verb", metavar="verb")
+    verb.add_parser(verbs)
+    add_examples(verbs.choices[name], name)
+    return parser
 
 
 def _failed(exc: Exception, message: str) -> int:

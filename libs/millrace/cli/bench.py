@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from millrace.core.errors import ConfigError
 
 from .console import Console
-from .count import positive_count
+from .count import positive_count, positive_number
 from .exit_status import EXIT_FAILURE, EXIT_INTERRUPTED
 
 if TYPE_CHECKING:
@@ -31,34 +31,81 @@ def add_parser(subparsers: Any) -> None:
     where = parser.add_argument_group("server")
     where.add_argument("--url", help="any OpenAI-compatible server; default: the running stack")
     where.add_argument("--address", help="host:port of a gateway's gRPC; default: the stack's")
-    where.add_argument("--protocol", choices=("grpc", "http"), help="default: http with --url")
-    where.add_argument("--endpoint", choices=("completions", "chat"), default="completions")
-    where.add_argument("--model", default="", help="default: the server's own, or its first")
-    where.add_argument("--api-key-env", help="variable that holds the server's key")
+    where.add_argument(
+        "--protocol", choices=("grpc", "http"), help="default: http with --url, else grpc"
+    )
+    where.add_argument(
+        "--endpoint",
+        choices=("completions", "chat"),
+        default="completions",
+        help="route of HTTP; default: completions",
+    )
+    where.add_argument(
+        "--model", default="", help="served name; default: the server's own, or its first"
+    )
+    where.add_argument(
+        "--api-key-env", help="variable that holds the server's key; default: no key"
+    )
     load = parser.add_argument_group("load")
-    load.add_argument("--concurrency", type=positive_count, help="closed loop: streams at once")
-    load.add_argument("--rate", type=_positive, help="open loop: requests/s, inf sends all at once")
     load.add_argument(
-        "--burstiness", type=_positive, default=1.0, help="1: Poisson; less: burstier"
-    )
-    load.add_argument("--burst", type=positive_count, default=1, help="requests that come together")
-    load.add_argument("--trace", type=Path, help="JSON lines in Mooncake's format")
-    load.add_argument(
-        "--speed", type=_positive, default=1.0, help="of the trace; 2 halves its time"
+        "--concurrency",
+        type=positive_count,
+        help=f"closed loop: streams at once; default: {DEFAULT_CONCURRENCY}",
     )
     load.add_argument(
-        "--requests", type=positive_count, help="most to send; default 64, or a trace"
+        "--rate",
+        type=positive_number,
+        help="open loop: requests/s, inf sends all at once; default: closed loop",
     )
-    load.add_argument("--duration", type=_positive, default=600.0, help="most seconds for all")
-    load.add_argument("--timeout", type=_positive, default=600.0, help="most seconds for one")
-    load.add_argument("--warmup", type=int, default=2, help="requests before, not counted")
     load.add_argument(
-        "--input-tokens", type=_spread, default=(128, 128), help="128, or 30-700 for a spread"
+        "--burstiness",
+        type=positive_number,
+        default=1.0,
+        help="of arrivals: less is burstier; default: 1, Poisson",
     )
-    load.add_argument("--output-tokens", type=positive_count, default=64)
+    load.add_argument(
+        "--burst", type=positive_count, default=1, help="requests that come together; default: 1"
+    )
+    load.add_argument(
+        "--trace", type=Path, help="JSON lines in Mooncake's format; default: no trace"
+    )
+    load.add_argument(
+        "--speed",
+        type=positive_number,
+        default=1.0,
+        help="of the trace, 2 halves its time; default: 1",
+    )
+    load.add_argument(
+        "--requests",
+        type=positive_count,
+        help=f"most to send; default: {DEFAULT_REQUESTS}, or the whole trace",
+    )
+    load.add_argument(
+        "--duration", type=positive_number, default=600.0, help="most seconds for all; default: 600"
+    )
+    load.add_argument(
+        "--timeout", type=positive_number, default=600.0, help="most seconds for one; default: 600"
+    )
+    load.add_argument(
+        "--warmup", type=int, default=2, help="requests before, not counted; default: 2"
+    )
+    load.add_argument(
+        "--input-tokens",
+        type=_spread,
+        default=(128, 128),
+        help="of a prompt, 30-700 for a spread; default: 128",
+    )
+    load.add_argument(
+        "--output-tokens", type=positive_count, default=64, help="of an answer; default: 64"
+    )
     load.add_argument("--natural-stop", action="store_true", help="let answers end by themselves")
-    load.add_argument("--seed", type=int, help="same seed: same prompts, same arrivals")
-    parser.add_argument("--slo", help="what makes an answer good, ms: ttft=500,tpot=50,e2e=5000")
+    load.add_argument(
+        "--seed", type=int, help="same seed: same prompts, same arrivals; default: drawn"
+    )
+    parser.add_argument(
+        "--slo",
+        help="what makes an answer good, ms: ttft=500,tpot=50,e2e=5000; default: not judged",
+    )
     parser.add_argument("--json", action="store_true", help="for machines")
 
 
@@ -79,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         console.json(figures)
     else:
-        console.line(f"{workload.about}, seed {workload.seed}")
+        console.prose(f"{workload.about}, seed {workload.seed}")
         show_load(console, figures, slo)
     if load.was_interrupted:
         return EXIT_INTERRUPTED
@@ -186,17 +233,6 @@ def _api_key(variable: str | None) -> str:
     if not key:
         raise ConfigError(f"{variable} is not set", field="api_key_env")
     return key
-
-
-def _positive(text: str) -> float:
-    """The number. Raises argparse's error, which names the flag, for anything else."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not number > 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number greater than 0")
-    return number
 
 
 def _spread(text: str) -> tuple[int, int]:

@@ -30,7 +30,12 @@ def add_parser(subparsers: Any) -> None:
         "every user of the machine.",
     )
     init.add_argument("--url", dest="nats_url", help=argparse.SUPPRESS)
-    init.add_argument("--model", action="append", default=[], help="served name; may be repeated")
+    init.add_argument(
+        "--model",
+        action="append",
+        default=[],
+        help="served name, may be repeated; default: that of the running stack",
+    )
     add_flags(init, BusConfig, "bus")
 
 

@@ -19,8 +19,10 @@ from .console import Console
 from .conversation import Conversation
 from .exit_status import EXIT_CONTINUED
 from .sampling_flags import add_sampling_flags, sampling_of
-from .streams import argument_text, read_text
+from .streams import argument_text, read_text, tell_if_waiting
 
+QUIET_S = 2.0
+WAITING = "reading standard input to its end; `< /dev/null` gives none"
 GREETING = '/help lists the commands, """ begins several lines, Ctrl-C stops an answer, /bye leaves'
 
 
@@ -76,6 +78,8 @@ def _message(args: argparse.Namespace) -> str:
     """The argument, and behind it what comes from a pipe or file. Raises `InvalidRequest`."""
     parts = [] if args.message is None else [argument_text(args.message, "the message")]
     if not sys.stdin.isatty():
+        # Whoever starts the command without a terminal may have left a pipe open by mistake.
+        tell_if_waiting(QUIET_S, WAITING)
         parts.append(read_text("standard input").strip("\n"))
     message = "\n\n".join(part for part in parts if part.strip())
     if not message:

@@ -93,7 +93,7 @@ def _show(rest: str, conversation: Conversation) -> list[str]:
     return [
         f"model: {conversation.model or 'the one that is served'}, at {conversation.address}",
         f"instructions: {conversation.system or 'none'}",
-        f"turns: {len(conversation.turns)}",
+        f"messages so far: {len(conversation.turns)}",
         *_drawn(conversation),
     ]
 

@@ -30,7 +30,11 @@ def add_parser(subparsers: Any) -> None:
     actions = parser.add_subparsers(dest="action", required=True)
     show = actions.add_parser("show", help="show settings with value and origin")
     show.add_argument("service", nargs="?", help="up, bus or a service; default: all")
-    show.add_argument("--config", metavar="FILE", help="settings file to read")
+    show.add_argument(
+        "--config",
+        metavar="FILE",
+        help="settings file to read; default: config.toml in MILLRACE_HOME",
+    )
     show.add_argument("--running", action="store_true", help="what the running stack got")
     show.add_argument("--json", action="store_true", help="for machines")
     init = actions.add_parser("init", help="write a settings file with everything commented out")
@@ -126,9 +130,9 @@ def _show(console: Console, name: str, settings: list[Report]) -> None:
     prefix = settings[0]["variable"].removesuffix(settings[0]["name"].upper())
     console.line(console.paint(f"[{name}]", "bold") + f"  variables {prefix}<SETTING>")
     for item in settings:
-        console.line(f"{item['name']:<24} {_shown(item)}  [{item['origin']}]")
+        console.prose(f"{_shown(item)}  [{item['origin']}]", indent=f"{item['name']:<24} ")
         choices = f" (one of {', '.join(item['choices'])})" if item["choices"] else ""
-        console.line(console.paint(f"    {item['help']}{choices}", "grey"))
+        console.prose(f"{item['help']}{choices}", indent="    ", colour="grey")
     console.line()
 
 

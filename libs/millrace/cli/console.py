@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
 from millrace.config.environment import current_environment
+from millrace.core.table import table_lines
 
 from .streams import is_utf8
+
+UNKNOWN_WIDTH = 80
+MIN_PROSE_WIDTH = 30
+CUT_MARK = "…"
 
 COLOURS = {
     "red": "31",
@@ -31,6 +38,7 @@ class Console:
     ) -> None:
         environ = current_environment() if environ is None else environ
         self._stream = sys.stdout if stream is None else stream
+        self._environ = environ
         is_plain = bool(environ.get("NO_COLOR")) or environ.get("TERM") == "dumb"
         self.has_colours = self._stream.isatty() and not is_plain
 
@@ -52,12 +60,50 @@ class Console:
         """Writes one JSON document; escaped if the stream lacks letters, so that it stays JSON."""
         self.line(as_json(document, self._stream, indent=2))
 
-    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Writes rows under a header, columns as wide as they need to be."""
-        widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-        for index, row in enumerate((header, *rows)):
-            text = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-            self.line(self.paint(text.rstrip(), "bold") if index == 0 else text.rstrip())
+    @property
+    def width(self) -> int | None:
+        """Columns of the terminal, COLUMNS before what it says itself; None if it is none."""
+        if not self._stream.isatty():
+            return None
+        given = self._environ.get("COLUMNS", "")
+        if given.isdecimal() and int(given):
+            return int(given)
+        try:
+            return os.get_terminal_size(self._stream.fileno()).columns or UNKNOWN_WIDTH
+        except (OSError, ValueError):
+            return UNKNOWN_WIDTH
+
+    def table(
+        self,
+        header: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        *,
+        right: Sequence[str] = (),
+    ) -> None:
+        """Writes rows under a header, fitted to the terminal; `right` names columns of numbers."""
+        mark = CUT_MARK if is_utf8(self._stream) else "..."
+        lines = table_lines(header, rows, self.width, right=right, cut_mark=mark)
+        for index, text in enumerate(lines):
+            self.line(self.paint(text, "bold") if index == 0 else text)
+
+    def prose(
+        self, text: str, *, indent: str = "", colour: str = "", indent_colour: str = ""
+    ) -> None:
+        """Writes a text, on a terminal over as many lines as it needs, behind `indent`."""
+        lines = [indent + text]
+        if self.width is not None:
+            lines = textwrap.wrap(
+                text,
+                max(self.width, MIN_PROSE_WIDTH),
+                initial_indent=indent,
+                subsequent_indent=" " * len(indent),
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        if indent_colour:
+            lines[0] = self.paint(indent, indent_colour) + lines[0].removeprefix(indent)
+        for line in lines:
+            self.line(self.paint(line, colour) if colour else line)
 
 
 def as_json(document: Any, stream: IO[str], indent: int | None = None) -> str:

@@ -10,6 +10,7 @@ from millrace.config.environment import current_environment
 from .checkup import Finding, examine
 from .console import Console
 
+ADVICE_INDENT = " " * 6
 COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
 
@@ -27,9 +28,10 @@ def run(args: argparse.Namespace) -> int:
         console.json([_report(item) for item in findings])
     else:
         for item in findings:
-            console.line(f"{console.paint(item.level.ljust(4), COLOURS[item.level])}  {item.text}")
+            level = item.level.ljust(len(ADVICE_INDENT))
+            console.prose(item.text, indent=level, indent_colour=COLOURS[item.level])
             if item.advice:
-                console.line(f"      {item.advice}")
+                console.prose(item.advice, indent=ADVICE_INDENT)
     return 1 if any(item.level == "fail" for item in findings) else 0
 
 

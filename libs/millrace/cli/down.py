@@ -22,7 +22,9 @@ _POLL_S = 0.1
 def add_parser(subparsers: Any) -> None:
     """Adds the verb."""
     parser = subparsers.add_parser("down", help="stop the running stack")
-    parser.add_argument("--timeout-s", type=float, default=90.0, help="default 90")
+    parser.add_argument(
+        "--timeout-s", type=float, default=90.0, help="longest wait for its end; default: 90"
+    )
     parser.add_argument("--force", action="store_true", help="kill what does not stop in time")
 
 

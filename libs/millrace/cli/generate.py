@@ -24,7 +24,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("prompt", help="text to continue; - reads stdin")
     parser.add_argument("--local", action="store_true", help="run the engine here, no services")
     parser.add_argument(
-        "--dtype", choices=("auto", "float32", "bfloat16"), default="auto", help="with --local"
+        "--dtype",
+        choices=("auto", "float32", "bfloat16"),
+        default="auto",
+        help="number type with --local; default: auto",
     )
     parser.add_argument("--stats", action="store_true", help="show counts, speed and trace id")
     parser.add_argument("--json", action="store_true", help="the whole answer at its end")

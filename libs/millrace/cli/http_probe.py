@@ -10,6 +10,15 @@ from typing import Any
 
 def get_json(url: str, *, timeout_s: float = 2.0) -> tuple[int, Any]:
     """Status and document; (0, None) where nobody answers, document None where it is no JSON."""
+    status, text = get_text(url, timeout_s=timeout_s)
+    try:
+        return status, json.loads(text)
+    except ValueError:
+        return status, None
+
+
+def get_text(url: str, *, timeout_s: float = 2.0) -> tuple[int, str]:
+    """Status and body; (0, "") where nobody answers."""
     parts = urllib.parse.urlsplit(url)
     connection = http.client.HTTPConnection(parts.netloc, timeout=timeout_s)
     try:
@@ -17,10 +26,7 @@ def get_json(url: str, *, timeout_s: float = 2.0) -> tuple[int, Any]:
         response = connection.getresponse()
         body = response.read()
     except (OSError, http.client.HTTPException):
-        return 0, None
+        return 0, ""
     finally:
         connection.close()
-    try:
-        return response.status, json.loads(body)
-    except ValueError:
-        return response.status, None
+    return response.status, body.decode(errors="replace")

@@ -31,9 +31,9 @@ def run(args: argparse.Namespace) -> int:
     if args.all_paths:
         return _ship(console)
     finding = check_kernels(millrace_home(), current_environment(), report=console.line)
-    console.line(finding.text)
+    console.prose(finding.text)
     if finding.advice:
-        console.line(finding.advice)
+        console.prose(finding.advice)
     return 0
 
 

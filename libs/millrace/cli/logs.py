@@ -33,10 +33,10 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 def add_parser(subparsers: Any) -> None:
     """Adds the verb."""
     parser = subparsers.add_parser("logs", help="show what the services logged")
-    parser.add_argument("service", nargs="?", help="one process only, such as worker or worker-2")
+    parser.add_argument("service", nargs="?", help="one process, such as worker-2; default: all")
     parser.add_argument("-f", "--follow", action="store_true", help="go on with new lines")
     parser.add_argument(
-        "-n", "--lines", type=positive_count, default=50, help="of each; default 50"
+        "-n", "--lines", type=positive_count, default=50, help="how many of each; default: 50"
     )
     parser.add_argument(
         "--since",

@@ -13,7 +13,7 @@ from millrace.config.home import Home, millrace_home
 from millrace.core.errors import MillraceError, UnknownModel
 from millrace.hub.add import add_model
 from millrace.hub.byte_size import format_bytes, parse_memory
-from millrace.hub.catalog import looks_like_path, resolve_model
+from millrace.hub.catalog import DEFAULT_ALIAS, looks_like_path, resolve_model
 from millrace.hub.entry import ModelEntry
 from millrace.hub.fit import check_fit
 from millrace.hub.outline import remote_entry
@@ -47,22 +47,22 @@ def _add_verbs(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(dest="models_verb", required=True, metavar="VERB")
     pull = verbs.add_parser("pull", help="fetch a model: smollm2, or ORG/NAME from the hub")
     pull.add_argument(
-        "model", nargs="?", default="smollm2", help="smollm2 or ORG/NAME (default: %(default)s)"
+        "model", nargs="?", default=DEFAULT_ALIAS, help="smollm2 or ORG/NAME; default: %(default)s"
     )
-    pull.add_argument("--name", default="", help="serve it under this name (default: its own)")
+    pull.add_argument("--name", default="", help="serve it under this name; default: its own")
     pull.add_argument(
-        "--revision", default="main", help="branch, tag or commit on the hub (default: %(default)s)"
+        "--revision", default="main", help="branch, tag or commit on the hub; default: %(default)s"
     )
     pull.add_argument(
         "--no-wait",
         action="store_true",
-        help="fail if another process is fetching it (default: wait for it)",
+        help="fail if another process is fetching it; default: wait for it",
     )
     add = verbs.add_parser("add", help="register a local folder, or import a GGUF file")
     add.add_argument("path", type=Path, help="a folder with config.json, or a GGUF file")
-    add.add_argument("--name", default="", help="serve it under this name (default: that of PATH)")
+    add.add_argument("--name", default="", help="serve it under this name; default: that of PATH")
     add.add_argument(
-        "--alias", action="append", default=[], help="a second name; repeatable (default: none)"
+        "--alias", action="append", default=[], help="a second name; repeatable; default: none"
     )
     listing = verbs.add_parser("list", help="show the models on this machine")
     _add_json(listing)
@@ -77,18 +77,18 @@ def _add_verbs(parser: argparse.ArgumentParser) -> None:
     clean.add_argument("--json", action="store_true", help="list only, for machines")
     fit = verbs.add_parser("fit", help="how much memory a model needs")
     fit.add_argument("model", help="name or folder, or ORG/NAME of the hub, which is not fetched")
-    fit.add_argument("--memory", help="such as 24GB (default: what is available here)")
+    fit.add_argument("--memory", help="such as 24GB; default: what is available here")
     fit.add_argument(
         "--max-model-len",
         type=int,
         default=0,
-        help="longest sequence, in tokens (default: the model's own)",
+        help="longest sequence, in tokens; default: the model's own",
     )
     _add_json(fit)
 
 
 def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="for machines (default: for people)")
+    parser.add_argument("--json", action="store_true", help="for machines; default: for people")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -164,10 +164,10 @@ def _fit(args: argparse.Namespace, home: Home) -> int:
     if args.json:
         console.json(report.to_json())
     else:
-        for line in report.lines():
-            console.line(line)
-        if report.suggestion:
-            console.line(report.suggestion)
+        console.line(report.title)
+        console.table(report.header, report.cells(), right=report.header[1:])
+        for note in (*report.notes(), *filter(None, [report.suggestion])):
+            console.prose(note)
     return 0 if report.fits else 1
 
 

@@ -120,7 +120,7 @@ class PipProgress:
     def _show(self) -> None:
         every_s = _REDRAW_S if self._stream.isatty() else _LINE_EVERY_S
         with self._lock:
-            if time.monotonic() - self._shown_s >= every_s:
+            if not self._num_installed and time.monotonic() - self._shown_s >= every_s:
                 self._write(is_last=False)
 
     def _write(self, *, is_last: bool) -> None:

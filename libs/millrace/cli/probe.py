@@ -17,7 +17,7 @@ def add_parser(subparsers: Any) -> None:
     """Adds the verb."""
     parser = subparsers.add_parser("probe", help="check the health of one address")
     parser.add_argument("url", help="grpc://host:port, http://host:port/path or tcp://host:port")
-    parser.add_argument("--timeout-s", type=float, default=3.0, help="default 3")
+    parser.add_argument("--timeout-s", type=float, default=3.0, help="longest wait; default: 3")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import io
 import os
+import select
 import sys
 from typing import IO
 
@@ -40,6 +41,17 @@ def is_utf8(stream: IO[str]) -> bool:
     """True if every letter can be written there; also for a stream in memory."""
     encoding = getattr(stream, "encoding", None)
     return not encoding or codecs.lookup(encoding).name == "utf-8"
+
+
+def tell_if_waiting(seconds: float, note: str) -> None:
+    """Writes `note` to stderr if nothing comes on stdin for so long, not even its end."""
+    try:
+        ready, _, _ = select.select([sys.stdin], [], [], seconds)
+    except (OSError, ValueError):
+        # A test's stream, or a file of a kind that is always ready.
+        return
+    if not ready:
+        print(note, file=sys.stderr, flush=True)
 
 
 def read_text(what: str) -> str:

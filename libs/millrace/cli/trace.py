@@ -47,19 +47,23 @@ def add_parser(subparsers: Any) -> None:
     """Adds the command to the command line."""
     parser = subparsers.add_parser("trace", help="show where the time of a request went")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("id", nargs="?", help="request id or trace id, or its first 6 digits or more")
+    what.add_argument(
+        "id",
+        nargs="?",
+        help="of a request or trace, or its first 6 digits or more; default: --last",
+    )
     what.add_argument(
         "--slowest",
         nargs="?",
         type=positive_count,
         const=DEFAULT_SLOWEST,
         metavar="N",
-        help=f"list the N slowest requests (default {DEFAULT_SLOWEST})",
+        help=f"list the N slowest requests; default: {DEFAULT_SLOWEST}",
     )
     what.add_argument(
         "--last",
         action="store_true",
-        help="the request that ended last, or that of a `generate` just before (default)",
+        help="the request that ended last, or that of a `generate` just before; the default",
     )
     what.add_argument("--follow", action="store_true", help="one line per request as they end")
     parser.add_argument("--json", action="store_true", help="for machines")

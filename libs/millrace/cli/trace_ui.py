@@ -65,7 +65,9 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "trace-ui", help="install and start a tracing UI (Arize Phoenix) on loopback"
     )
-    parser.add_argument("--port", type=int, default=DEFAULT_PORT, help="port (default 6006)")
+    parser.add_argument(
+        "--port", type=int, default=DEFAULT_PORT, help=f"where it listens; default: {DEFAULT_PORT}"
+    )
     parser.add_argument("--stop", action="store_true", help="stop the one that runs")
     parser.add_argument("--yes", action="store_true", help="install without asking")
     parser.add_argument("--install-only", action="store_true", help="install and do not start")

@@ -19,6 +19,7 @@ from millrace.config.loader import (
     add_flags,
     check_variables,
     config_from_flags,
+    declared_settings,
     flags_as_variables,
 )
 from millrace.core.errors import Conflict
@@ -28,7 +29,7 @@ from millrace.telemetry.log_line import log_line
 
 from .config import report_settings
 from .console import Console
-from .service_settings import explain_service
+from .service_settings import explain_service, find_settings
 from .stack.background import start_in_background
 from .stack.command import run_millrace
 from .stack.first_answer import FirstAnswer
@@ -59,7 +60,14 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--detach", action="store_true", help="return when the stack is ready")
     parser.add_argument("--in-background", action="store_true", help=argparse.SUPPRESS)
-    add_flags(parser, UpConfig, "up")
+    add_flags(parser, UpConfig, "up", inherited=_inherited_default)
+
+
+def _inherited_default(path: str) -> str:
+    """What holds if neither `up` nor the service is told: the default of `worker.model`."""
+    table, _, name = path.partition(".")
+    declared = declared_settings(find_settings(load_topology(), table), table)
+    return next(item.text for item in declared if item.name == name)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import difflib
 import sys
+import textwrap
 import tomllib
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,12 +23,12 @@ from typing import Any, NoReturn, TypeVar
 from millrace.core.errors import ConfigError
 
 from .environment import current_environment
+from .help_format import HelpFormatter
 from .home import millrace_home
 from .service_links import without_service_links
 from .values import (
     format_value,
     is_secret,
-    none_word,
     parse_text,
     parse_toml,
     split_optional,
@@ -47,6 +48,8 @@ SHARED_VARIABLES = (
 # Until 0.1 the settings file was called so.
 FORMER_FILE = "millrace.toml"
 _METADATA_KEY = "millrace.setting"
+
+HELP_WIDTH = 79
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,11 +196,20 @@ def flags_as_variables(
     return {name: text for name, text in given.items() if text is not None}
 
 
-def add_flags(parser: argparse.ArgumentParser, cls: type[Any], service: str) -> None:
-    """Adds `--config` and a flag per setting, and the table of them as the parser's help."""
+def add_flags(
+    parser: argparse.ArgumentParser,
+    cls: type[Any],
+    service: str,
+    *,
+    inherited: Callable[[str], str] | None = None,
+) -> None:
+    """Adds `--config` and a flag per setting, and the table of them as the parser's help.
+
+    `inherited` gives the default of a setting of another table, such as `worker.model`.
+    """
     settings = _settings(cls, service)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = _help_table(settings)
+    parser.formatter_class = HelpFormatter
+    parser.epilog = _help_table(settings, inherited)
     parser.add_argument("--config", default=None, help=argparse.SUPPRESS)
     for item in settings:
         base, _ = split_optional(item.hint)
@@ -355,22 +367,43 @@ def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {kind} {name}{hint}"
 
 
-def _help_table(settings: Sequence[_Setting]) -> str:
-    lines = ["settings (flag, variable, default):"]
+def _help_table(settings: Sequence[_Setting], inherited: Callable[[str], str] | None = None) -> str:
+    lines = ["settings, each with its default and its variable:"]
     for item in settings:
-        default = "required" if item.default is MISSING else format_value(item.default) or '""'
-        unit = f" {item.doc.unit}" if item.doc.unit else ""
-        notes = [f"one of {', '.join(item.doc.choices)}"] if item.doc.choices else []
-        notes += [f"{none_word(item.hint)}: {item.doc.unset}"] if item.doc.unset else []
-        notes += [f"else {item.doc.inherits}"] if item.doc.inherits else []
+        choices = f" One of {', '.join(item.doc.choices)}." if item.doc.choices else ""
         is_switch = split_optional(item.hint)[0] is bool
         flag = item.flag.replace("--", "--[no-]", 1) if is_switch else item.flag
-        lines.append(f"  {flag:<28} {item.env:<44} {default}{unit}")
-        noted = f" ({'; '.join(notes)})" if notes else ""
-        lines.append(f"      {item.doc.help}{noted}")
-    lines.append("  --config FILE                MILLRACE_CONFIG")
-    lines.append("      TOML file with a table per service.")
-    return "\n".join(lines).replace("%", "%%")
+        text = f"{item.doc.help.rstrip('.')}.{choices} {item.env}"
+        lines += _wrapped(f"  {flag:<26} ", _default_text(item, inherited))
+        lines += _wrapped("      ", text[0].upper() + text[1:])
+    lines += ["  --config FILE              config.toml in MILLRACE_HOME"]
+    lines += ["      TOML file with a table per service. MILLRACE_CONFIG"]
+    return "\n".join(lines)
+
+
+def _wrapped(indent: str, text: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        HELP_WIDTH,
+        initial_indent=indent,
+        subsequent_indent=" " * len(indent),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _default_text(item: _Setting, inherited: Callable[[str], str] | None) -> str:
+    """What holds without the setting, never just "none"."""
+    if item.default is MISSING:
+        return "required"
+    if item.default in (None, "", 0) and not isinstance(item.default, bool):
+        if item.doc.inherits:
+            value = f"{inherited(item.doc.inherits)} " if inherited else ""
+            return f"{value}({item.doc.inherits})"
+        if item.doc.unset:
+            return item.doc.unset
+    unit = f" {item.doc.unit}" if item.doc.unit else ""
+    return (format_value(item.default) or '""') + unit
 
 
 def check_variables(environ: Mapping[str, str] | None = None) -> None:

@@ -103,6 +103,14 @@ class RowToken:
 
 
 @dataclass(frozen=True, slots=True)
+class RowError:
+    """A row has ended without a token, alone; `reason` is for its client."""
+
+    row: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class StepProgress:
     """A step is under way; `count` rises with every layer computed."""
 
@@ -111,7 +119,11 @@ class StepProgress:
 
 @dataclass(slots=True)
 class StepResult:
-    """What one step did. `starved_rows` were live but had no block for their next token."""
+    """What one step did. `starved_rows` were live but had no block for their next token.
+
+    `failed_rows` took part in a step that failed as a whole, for `failure`; `row_errors` are rows
+    that ended by themselves in a step that did not.
+    """
 
     step_id: int
     plan_id: int
@@ -119,9 +131,16 @@ class StepResult:
     starved_rows: list[int] = field(default_factory=list)
     failed_rows: list[int] = field(default_factory=list)
     failure: str = ""
+    row_errors: list[RowError] = field(default_factory=list)
     num_tokens: int = 0
     num_decode_rows: int = 0
     started_unix_ns: int = 0
     step_ns: int = 0
     forward_ns: int = 0
     sample_ns: int = 0
+
+    @property
+    def why_no_token(self) -> str:
+        """Of a step that should have brought one."""
+        reasons = [self.failure, *(error.reason for error in self.row_errors), "no token came"]
+        return next(filter(None, reasons))

@@ -6,16 +6,18 @@ import time
 from collections.abc import Sequence
 
 from millrace.core.model import ModelInfo
-from millrace.core.step import Fork, PlanRefused, RowToken, StepPlan, StepResult
+from millrace.core.step import Fork, PlanRefused, RowError, RowToken, StepPlan, StepResult
 
 from .attention.base import Progress
-from .batch import Work, build_batch
+from .batch import Batch, Work, build_batch
 from .config import EngineConfig
 from .model_runner import ModelRunner, Report
 from .models.base import Logits
-from .plan_check import check_plan
+from .plan_check import check_plan, foreign_tokens
 from .row import Row, RowTable
-from .sampler import Sampled, Sampler
+from .sampler import NO_TOKEN, Sampled, Sampler
+
+NOT_FINITE = "the model's output is not finite"
 
 
 def create_engine(config: EngineConfig, report: Report = lambda text: None) -> Engine:
@@ -68,18 +70,25 @@ class Engine:
         then on nobody knows which rows there are, and only `reset` helps.
         """
         check_plan(plan, self._rows, self.num_blocks, self.block_size)
+        foreign = foreign_tokens(plan, self.info.vocab_size)
         try:
             self._apply(plan)
         except Exception as exc:
             raise PlanRefused(f"plan {plan.plan_id} was applied by half: {exc!r}") from exc
+        for error in foreign:
+            self._rows.end(error.row)
         chunks = dict(plan.chunks)
         work = []
         for row in self._rows:
+            if not row.is_live:
+                continue
             if row.index in chunks:
                 work.append(Work(row, chunks[row.index]))
             elif row.is_decoding and row.index not in self._held:
                 work.append(Work(row, 1))
-        return self._step(work)
+        result = self._step(work)
+        result.row_errors += foreign
+        return result
 
     def run_lease_step(self) -> StepResult | None:
         """One more decode step of the unheld, unsynchronised rows; None where no row can run."""
@@ -156,7 +165,15 @@ class Engine:
         # Everything that can fail is behind us: only now do rows move on.
         for item in work:
             item.row.num_computed_tokens += item.num_tokens
-        tokens = [_take(row, drawn) for row, drawn in zip(drawing, sampled, strict=True)]
+        unsound = _unsound(batch, logits, drawing, sampled)
+        tokens = [
+            _take(row, drawn)
+            for row, drawn in zip(drawing, sampled, strict=True)
+            if row.index not in unsound
+        ]
+        for index in unsound:
+            self._rows.end(index)
+        result.row_errors = [RowError(index, NOT_FINITE) for index in sorted(unsound)]
         result.tokens = sorted(tokens, key=lambda token: token.row)
         result.forward_ns = forward_end_ns - start_ns
         result.sample_ns = time.perf_counter_ns() - forward_end_ns
@@ -166,6 +183,18 @@ class Engine:
             return []
         likeliest = None if logits.likeliest is None else logits.likeliest.tolist()
         return self._sampler.sample(logits.values, [row.sample for row in rows], likeliest)
+
+
+def _unsound(
+    batch: Batch, logits: Logits, drawing: Sequence[Row], sampled: Sequence[Sampled]
+) -> set[int]:
+    """The numbers of rows whose results are not finite."""
+    drawn = zip(drawing, sampled, strict=True)
+    unsound = {row.index for row, sample in drawn if sample.token_id == NO_TOKEN}
+    if logits.is_sound is not None and not logits.is_sound.all():
+        rows = zip(batch.work, logits.is_sound.tolist(), strict=True)
+        unsound.update(item.row.index for item, is_sound in rows if not is_sound)
+    return unsound
 
 
 def _take(row: Row, drawn: Sampled) -> RowToken:

@@ -64,7 +64,8 @@ class LocalGenerator:
     ) -> list[LocalOutput]:
         """Runs all requests to their end; `on_token(index of the request, token)` as they come.
 
-        Raises `ContextLengthExceeded` for a request that can never fit.
+        Raises `ContextLengthExceeded` for a request that can never fit, `InternalError` where one
+        cannot be computed.
         """
         for request in requests:
             self._check(request)
@@ -74,10 +75,12 @@ class LocalGenerator:
         seats: dict[int, _Seat] = {}
         free_blocks = list(range(self._engine.num_blocks))
         finished: list[int] = []
-        while waiting or len(seats) > len(finished):
-            plan = self._plan(finished, waiting, seats, free_blocks)
-            finished = self._apply(plan, seats, outputs, on_token)
-        self._engine.reset()
+        try:
+            while waiting or len(seats) > len(finished):
+                plan = self._plan(finished, waiting, seats, free_blocks)
+                finished = self._apply(plan, seats, outputs, on_token)
+        finally:
+            self._engine.reset()
         return outputs
 
     def _check(self, request: LocalRequest) -> None:
@@ -147,6 +150,8 @@ class LocalGenerator:
     ) -> list[int]:
         """Runs the plan; returns the rows that ended in it."""
         result = self._engine.execute(plan)
+        for error in result.row_errors:
+            raise InternalError(error.reason)
         if not result.num_tokens:
             raise InternalError(f"plan {plan.plan_id} moved no row")
         for token in result.tokens:

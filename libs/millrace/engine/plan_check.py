@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from millrace.core.step import Admission, PlanRefused, StepPlan
+from millrace.core.step import Admission, PlanRefused, RowError, StepPlan
 
 from .row import RowTable
 
@@ -31,6 +31,24 @@ def check_plan(plan: StepPlan, rows: RowTable, num_blocks: int, block_size: int)
         blocks.append(block)
     _check_blocks(plan, blocks, num_blocks)
     _check_chunks(plan, rows, admitted, {fork.to_row: fork.from_row for fork in plan.forks})
+
+
+def foreign_tokens(plan: StepPlan, vocab_size: int) -> list[RowError]:
+    """The admissions that name a token which the model does not have, each by its row.
+
+    Such a row ends alone: the plan can be applied, only that row cannot be computed.
+    """
+    return [
+        RowError(admission.row, f"there is no token {token_id}; there are 0 to {vocab_size - 1}")
+        for admission in plan.admissions
+        if (token_id := _foreign_token(admission.token_ids, vocab_size)) is not None
+    ]
+
+
+def _foreign_token(token_ids: Sequence[int], vocab_size: int) -> int | None:
+    if min(token_ids) >= 0 and max(token_ids) < vocab_size:
+        return None
+    return next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
 
 
 def _take(plan: StepPlan, row: int, taken: set[int], num_seats: int) -> None:

@@ -17,6 +17,7 @@ from .kernels.cpu.build import build_library, can_build
 from .kernels.cpu.instruction_paths import choose_path
 from .kernels.cpu.load import buildable_path, default_cache_dir
 from .kernels.cpu.packed_weights import packed_path
+from .progress_text import only_last_steps
 from .routes import is_native
 
 # Exit status if the model is the reason, whatever the machine.
@@ -74,7 +75,7 @@ def _pack(config: EngineConfig) -> None:
     def report(text: str) -> None:
         print(f"\r\x1b[K{text}" if is_tty else text, end="" if is_tty else "\n", flush=True)
 
-    ModelRunner.load(config, report)
+    ModelRunner.load(config, report if is_tty else only_last_steps(report))
     if is_tty:
         print()
 

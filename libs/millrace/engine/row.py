@@ -136,6 +136,12 @@ class RowTable:
         if row is not None:
             self._add_blocks(row, (block,))
 
+    def end(self, index: int) -> None:
+        """Has a row be idle from now on, without a token."""
+        row = self.rows[index]
+        if row is not None:
+            row.finish = FinishReason.ERROR
+
     def release(self, index: int) -> None:
         """Frees a seat."""
         self.rows[index] = None

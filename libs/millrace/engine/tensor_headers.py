@@ -19,7 +19,8 @@ from millrace.core.errors import UnsupportedModel
 from .config_json import read_json
 
 INDEX_FILE = "model.safetensors.index.json"
-_LFS_POINTER = b"version https://git-lfs"
+# How the stand-in begins that Git LFS leaves where a large file was not fetched.
+LFS_POINTER = b"version https://git-lfs"
 _MAX_HEADER_BYTES = 100 << 20
 # Element sizes in bits; sub-byte types are packed.
 DTYPE_BITS = {
@@ -63,8 +64,8 @@ def read_header_bytes(path: Path) -> bytes:
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            prefix = file.read(len(_LFS_POINTER))
-            if prefix == _LFS_POINTER:
+            prefix = file.read(len(LFS_POINTER))
+            if prefix == LFS_POINTER:
                 raise UnsupportedModel(f"{path}: a git-lfs pointer, not the file it stands for")
             if len(prefix) < 8:
                 raise UnsupportedModel(f"{path}: {size} bytes are too few for a safetensors file")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from millrace.core.errors import ConfigError
+from millrace.core.table import table_lines
 
 from .byte_size import format_bytes
 from .entry import ModelEntry, read_config
@@ -122,51 +123,59 @@ class FitReport:
             "dtypes": [_row_json(row) for row in self.rows],
         }
 
-    def lines(self) -> list[str]:
-        """The table for people."""
+    @property
+    def title(self) -> str:
+        """Which model, in how much memory."""
         share = f", {self.num_workers} workers" if self.num_workers > 1 else ""
+        return f"{self.model} in {format_bytes(self.memory_bytes)}{share}"
+
+    @property
+    def header(self) -> tuple[str, ...]:
+        """Of the table for people."""
         full, short = str(self.max_model_len), str(SHORT_SEQUENCE)
-        header = (
+        return (
             "dtype",
             "weights",
-            "activations",
-            "runtime",
+            "work",
             "KV/token",
             "needed",
             "peak",
             full,
             short,
         )
-        cells = [header]
-        for row in self.rows:
-            cells.append(
-                (
-                    row.dtype,
-                    format_bytes(row.weight_bytes),
-                    format_bytes(row.activation_bytes),
-                    format_bytes(row.runtime_bytes),
-                    format_bytes(row.kv_bytes_per_token),
-                    format_bytes(row.needed_bytes),
-                    format_bytes(row.peak_resident_bytes),
-                    str(row.num_sequences(self.max_model_len)),
-                    str(row.num_sequences(SHORT_SEQUENCE)),
-                )
-            )
-        widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
-        table = [
-            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-            for line in cells
-        ]
-        title = f"{self.model} in {format_bytes(self.memory_bytes)}{share}"
+
+    def lines(self) -> list[str]:
+        """Everything for people, but the suggestion."""
+        table = table_lines(self.header, self.cells(), right=self.header[1:])
+        return [self.title, *table, *self.notes()]
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """A line of the table for each number type."""
         return [
-            title,
-            *table,
-            f"needed: memory with one sequence of {self.max_model_len} tokens; peak: with pages of "
-            "the file too, which the system can drop",
+            (
+                row.dtype,
+                format_bytes(row.weight_bytes),
+                format_bytes(row.activation_bytes + row.runtime_bytes),
+                format_bytes(row.kv_bytes_per_token),
+                format_bytes(row.needed_bytes),
+                format_bytes(row.peak_resident_bytes),
+                str(row.num_sequences(self.max_model_len)),
+                str(row.num_sequences(SHORT_SEQUENCE)),
+            )
+            for row in self.rows
+        ]
+
+    def notes(self) -> list[str]:
+        """What the columns mean, and what comes before."""
+        packing = self.asked.packing_bytes
+        return [
+            "work: activations and the runtime's own; needed: memory with one sequence of "
+            f"{self.max_model_len} tokens; peak: with pages of the file too, which the system can "
+            "drop",
             f"{self.max_model_len}, {SHORT_SEQUENCE}: sequences of so many tokens at once",
             *(
-                [f"packing the weights, once and before: {format_bytes(self.asked.packing_bytes)}"]
-                if self.asked.packing_bytes
+                [f"packing the weights, once and before: {format_bytes(packing)}"]
+                if packing
                 else []
             ),
         ]

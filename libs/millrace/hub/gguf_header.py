@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from millrace.core.errors import UnsupportedModel
+from millrace.engine.tensor_headers import LFS_POINTER
 
 _MAGIC = b"GGUF"
-_LFS_POINTER = b"version https://git-lfs"
 _VERSIONS = (2, 3)
 _TEXT, _LIST = 8, 9
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q"} | {
@@ -192,10 +192,10 @@ class GgufHeader:
 
 
 def _check_start(path: Path, start: bytes, size: int) -> None:
-    if start.startswith(_LFS_POINTER):
+    if start.startswith(LFS_POINTER):
         raise UnsupportedModel(
-            f"{path}: a Git LFS pointer of {size} bytes, not the file itself; fetch that with "
-            "`git lfs pull`"
+            f"{path}: a git-lfs pointer of {size} bytes, not the file it stands for; fetch that "
+            "with `git lfs pull`"
         )
     if len(start) < _START_BYTES:
         raise UnsupportedModel(f"{path}: {size} bytes are too few for a GGUF file")

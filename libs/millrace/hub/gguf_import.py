@@ -17,6 +17,9 @@ from .gguf_vocabulary import Vocabulary
 from .gguf_weights import check_types, write_weights
 from .progress import say
 
+_VOCABULARY_FILE = "tokenizer.json"
+_MAX_LICENSE_CHARS = 200
+
 
 def convert_gguf(source: Path, destination: Path, *, stream: TextIO | None = None) -> str:
     """Write the model of `source` into the existing folder `destination`.
@@ -35,7 +38,7 @@ def convert_gguf(source: Path, destination: Path, *, stream: TextIO | None = Non
     tensor_names = {tensor.name for part in parts for tensor in part.tensors}
     architecture = check_importable(metadata, tensor_names)
     check_tokenizer(metadata, architecture)
-    license = metadata.try_text("general.license") or ""
+    license = _license(metadata)
     vocabulary = Vocabulary(metadata)
     config = config_json(metadata, architecture, len(vocabulary.tokens), tensor_names)
     tensors = tensors_of(parts, config)
@@ -43,7 +46,7 @@ def convert_gguf(source: Path, destination: Path, *, stream: TextIO | None = Non
     files = {
         "config.json": config,
         "generation_config.json": generation_config_json(metadata, vocabulary),
-        "tokenizer.json": tokenizer_json(metadata, vocabulary),
+        _VOCABULARY_FILE: tokenizer_json(metadata, vocabulary),
         "tokenizer_config.json": tokenizer_config_json(
             metadata, vocabulary, config["max_position_embeddings"]
         ),
@@ -60,10 +63,20 @@ def convert_gguf(source: Path, destination: Path, *, stream: TextIO | None = Non
     return license
 
 
+def _license(metadata: GgufMetadata) -> str:
+    """It is shown in lists, so that it must be short and harmless to a terminal."""
+    license = metadata.try_text("general.license") or ""
+    if len(license) > _MAX_LICENSE_CHARS or not license.isprintable():
+        raise metadata.wrong("general.license", "no name of a licence")
+    return license
+
+
 def _tell(message: str, stream: TextIO | None) -> None:
     if stream is not None:
         say(message, stream)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    # A vocabulary is read by programs only, and to indent it takes seconds.
+    indent = None if path.name == _VOCABULARY_FILE else 2
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=indent) + "\n", "utf-8")

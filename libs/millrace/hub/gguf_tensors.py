@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from millrace.core.errors import ConfigError
+from millrace.engine.models.llama_spec import LlamaSpec
+from millrace.engine.models.llama_tensors import EMBEDDING, HEAD, llama_tensors
 
 from .gguf_header import GgufHeader, GgufTensorEntry, shown
 from .gguf_metadata import GgufMetadata
@@ -16,6 +19,26 @@ if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
 
 Shape = tuple[int, ...]
+# Names in a checkpoint → names in a GGUF file.
+_TOP_LEVEL = {
+    EMBEDDING: "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    HEAD: "output.weight",
+}
+_IN_LAYER = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_LAYER_NAME = re.compile(r"model\.layers\.(?P<layer>\d+)\.(?P<part>[a-z_.]+)\.(?P<end>weight|bias)")
 _DEFAULT_ALIGNMENT = 32
 _MAX_ALIGNMENT = 1 << 16
 
@@ -55,48 +78,21 @@ def tensors_of(parts: Sequence[GgufHeader], config: Mapping[str, Any]) -> list[G
 
 def _needed(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, Shape, int]]]:
     """GGUF names with (name in a checkpoint, shape, head_rows)."""
-    hidden, inter = config["hidden_size"], config["intermediate_size"]
-    head_dim = config["head_dim"]
-    queries, keys = (
-        config[count] * head_dim for count in ("num_attention_heads", "num_key_value_heads")
-    )
     # llama.cpp interleaves the halves for this architecture only.
-    rotated = head_dim if config["model_type"] == "llama" else 0
-    yield "token_embd.weight", ("model.embed_tokens.weight", (config["vocab_size"], hidden), 0)
-    yield "output_norm.weight", ("model.norm.weight", (hidden,), 0)
-    if not config["tie_word_embeddings"]:
-        yield "output.weight", ("lm_head.weight", (config["vocab_size"], hidden), 0)
-    is_qwen2 = config["model_type"] == "qwen2"
-    has_qkv_bias, has_o_bias = is_qwen2 or config["attention_bias"], config["attention_bias"]
-    matrices = (
-        ("attn_q", "self_attn.q_proj", (queries, hidden), has_qkv_bias, rotated),
-        ("attn_k", "self_attn.k_proj", (keys, hidden), has_qkv_bias, rotated),
-        ("attn_v", "self_attn.v_proj", (keys, hidden), has_qkv_bias, 0),
-        ("attn_output", "self_attn.o_proj", (hidden, queries), has_o_bias, 0),
-        ("ffn_gate", "mlp.gate_proj", (inter, hidden), config["mlp_bias"], 0),
-        ("ffn_up", "mlp.up_proj", (inter, hidden), config["mlp_bias"], 0),
-        ("ffn_down", "mlp.down_proj", (hidden, inter), config["mlp_bias"], 0),
-    )
-    norms = [
-        ("attn_norm", "input_layernorm", hidden),
-        ("ffn_norm", "post_attention_layernorm", hidden),
-    ]
-    if config["model_type"] == "qwen3":
-        norms += [
-            ("attn_q_norm", "self_attn.q_norm", head_dim),
-            ("attn_k_norm", "self_attn.k_norm", head_dim),
-        ]
-    for layer in range(config["num_hidden_layers"]):
-        for name, own_name, size in norms:
-            yield (
-                f"blk.{layer}.{name}.weight",
-                (f"model.layers.{layer}.{own_name}.weight", (size,), 0),
-            )
-        for name, own_name, shape, has_bias, head_rows in matrices:
-            own_name = f"model.layers.{layer}.{own_name}"
-            yield f"blk.{layer}.{name}.weight", (f"{own_name}.weight", shape, head_rows)
-            if has_bias:
-                yield f"blk.{layer}.{name}.bias", (f"{own_name}.bias", shape[:1], head_rows)
+    is_rotated = config["model_type"] == "llama"
+    for name, sides in llama_tensors(LlamaSpec.from_config(config)).items():
+        if name != HEAD or not config["tie_word_embeddings"]:
+            is_query_or_key = ".q_proj." in name or ".k_proj." in name
+            head_rows = config["head_dim"] if is_rotated and is_query_or_key else 0
+            shape = tuple(side.size for side in sides)
+            yield _gguf_name(name), (name, shape, head_rows)
+
+
+def _gguf_name(name: str) -> str:
+    match = _LAYER_NAME.fullmatch(name)
+    if match is None:
+        return _TOP_LEVEL[name]
+    return f"blk.{match['layer']}.{_IN_LAYER[match['part']]}.{match['end']}"
 
 
 def _located(

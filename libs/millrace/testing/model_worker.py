@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from millrace.core.model import ModelInfo
 from millrace.core.request import QueuedRequest
 from millrace.core.sampling import SamplingSpec
-from millrace.core.step import Admission, Fork, RowToken, StepPlan, StepResult
+from millrace.core.step import Admission, Fork, RowError, RowToken, StepPlan, StepResult
 from millrace.core.tokens import FinishReason, TokenLogprobs
 
 # Room for every id of the small tokenizers, of which few are sampled: some are the stop token.
 VOCAB_SIZE = 640
 NUM_SAMPLED_IDS = 97
+BROKEN = "this row cannot be computed"
 _MODULUS = (1 << 61) - 1
 _MULTIPLIER = 1_000_003
 _MIX = 0x9E3779B97F4A7C15
@@ -52,7 +53,8 @@ class ModelWorker:
     """Has the methods of the engine. `step_ns` of its results follows a fixed linear model of time.
 
     A row whose prompt contains `poison_token_id` fails in the step that would sample its first
-    token.
+    token; one whose tokens contain `broken_token_id` ends alone, in the step that computes it, and
+    leaves K/V that is nobody's.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class ModelWorker:
         max_model_len: int = 256,
         name: str = "model-worker",
         poison_token_id: int | None = None,
+        broken_token_id: int | None = None,
         base_ns: int = 5_000_000,
         token_ns: int = 100_000,
     ) -> None:
@@ -81,6 +84,7 @@ class ModelWorker:
         self.progress = 0
         self.most_tokens_in_a_step = 0
         self._poison_token_id = poison_token_id
+        self._broken_token_id = broken_token_id
         self._base_ns = base_ns
         self._token_ns = token_ns
         self._plan: StepPlan | None = None
@@ -219,14 +223,24 @@ class ModelWorker:
                 )
             if state.is_ended:
                 continue
+            begin = state.num_computed
             self._compute(state, end)
             result.num_tokens += num_tokens
-            if end == state.num_tokens and self._is_poisoned(state.admission):
+            if self._broken_token_id in state.admission.token_ids[begin:end]:
+                state.is_ended = True
+                self._spoil(state, begin)
+                result.row_errors.append(RowError(row, BROKEN))
+            elif end == state.num_tokens and self._is_poisoned(state.admission):
                 state.is_ended = True
                 result.failed_rows.append(row)
                 result.failure = "poisoned prompt"
             elif end == state.num_tokens:
                 self._sample(row, state, result)
+
+    def _spoil(self, state: _Row, begin: int) -> None:
+        for position in range(begin, state.num_computed):
+            block = state.blocks[position // self.block_size]
+            self._slots[block * self.block_size + position % self.block_size] = -1
 
     def _is_poisoned(self, admission: Admission) -> bool:
         return self._poison_token_id in admission.token_ids[: admission.num_prompt_tokens]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from millrace.core.step import Admission, Fork, RowToken, StepPlan, StepResult
+from millrace.core.step import Admission, Fork, RowError, RowToken, StepPlan, StepResult
 from millrace.core.tokens import FinishReason
 from millrace.internal.v1 import worker_pb2
 
@@ -110,6 +110,8 @@ def step_result_to_proto(result: StepResult) -> worker_pb2.StepResult:
         starved_rows=result.starved_rows,
         failed_rows=result.failed_rows,
         failure=result.failure,
+        broken_rows=[error.row for error in result.row_errors],
+        broken_reasons=[error.reason for error in result.row_errors],
         num_tokens=result.num_tokens,
         num_decode_rows=result.num_decode_rows,
         started_unix_ns=result.started_unix_ns,
@@ -133,6 +135,7 @@ def step_result_from_proto(message: worker_pb2.StepResult) -> StepResult:
         starved_rows=list(message.starved_rows),
         failed_rows=list(message.failed_rows),
         failure=message.failure,
+        row_errors=list(map(RowError, message.broken_rows, message.broken_reasons)),
         num_tokens=message.num_tokens,
         num_decode_rows=message.num_decode_rows,
         started_unix_ns=message.started_unix_ns,

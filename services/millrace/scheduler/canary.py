@@ -91,8 +91,7 @@ class Canaries:
             return
         if result.plan_id == seat.admitted_in:
             if not any(token.row_epoch == CANARY_ROW_EPOCH for token in result.tokens):
-                reason = result.failure or "no token came"
-                raise InternalError(f"worker {worker_id} cannot generate: {reason}")
+                raise InternalError(f"worker {worker_id} cannot generate: {result.why_no_token}")
             self.is_proven = seat.has_sung = True
         elif result.plan_id == seat.released_in:
             self._blocks.free([seat.block])

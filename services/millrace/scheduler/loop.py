@@ -130,6 +130,9 @@ class StepLoop:
         self.dispatch()
 
     def _apply(self, worker: WorkerLink, result: StepResult) -> StepOutcome:
+        for error in result.row_errors:
+            told = {"worker_id": worker.worker_id}
+            _log.error("a row has ended: %s", error.reason, extra=told)
         outcome = self._scheduler.apply(worker.worker_id, result, time.time_ns())
         if not outcome.is_canary:
             self._frames.send_outcome(outcome, worker.worker_id)

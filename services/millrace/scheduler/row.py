@@ -18,7 +18,8 @@ class Row:
     `blocks`. `first_step` counts the worker's steps issued before the plan in which the row first
     sampled, `first_plan` is that plan.
     `num_held` counts the plans on their way that hold the row; such plans have no lease.
-    `has_failed` from a failed step on: chunks behind it compute something else than was planned.
+    `has_failed` from a step on that failed, as a whole or for this row: chunks behind it compute
+    something else than was planned.
     """
 
     row: int

@@ -16,7 +16,7 @@ from millrace.core.dead_letter import DeadLetter
 from millrace.core.errors import Conflict, ContextLengthExceeded, InternalError
 from millrace.core.loss import Loss
 from millrace.core.request import QueuedRequest
-from millrace.core.step import RowToken, StepPlan, StepResult
+from millrace.core.step import RowError, RowToken, StepPlan, StepResult
 from millrace.core.tokens import FinishReason, Scheduled, TokenDelta
 
 from .admission import AdmissionTurn, Verdict
@@ -234,6 +234,8 @@ class Scheduler:
                 self._accept(worker, row, token, outcome)
         if result.failed_rows:
             self._fail_rows(worker, step, result, outcome)
+        for error in result.row_errors:
+            self._break_row(worker, error, outcome)
         for row in step.released:
             if row.sequence.status is SequenceStatus.PREEMPTED:
                 self._queue_again(row.sequence)
@@ -381,6 +383,14 @@ class Scheduler:
             return
         requests = {id(row.sequence.request): row.sequence.request for row in rows}
         self._blame(list(requests.values()), Fault.FAILED_STEP, result.failure, outcome)
+
+    def _break_row(self, worker: WorkerMirror, error: RowError, outcome: StepOutcome) -> None:
+        """Ends the request of a row that no worker can compute."""
+        row = worker.occupant(error.row)
+        if row is not None and row.sequence.status is not SequenceStatus.FINISHED:
+            request = row.sequence.request
+            outcome.failed.append((request.request_id, InternalError(error.reason)))
+            self._end(request)
 
     def _blame(
         self, requests: list[LiveRequest], fault: Fault, detail: str, outcome: StepOutcome

@@ -318,7 +318,8 @@ class WorkerMirror:
         )
 
     def _mark_failed(self, result: StepResult) -> None:
-        for row_number in result.failed_rows:
+        broken = (error.row for error in result.row_errors)
+        for row_number in (*result.failed_rows, *broken):
             if (row := self.occupant(row_number)) is not None:
                 row.has_failed = True
 

@@ -18,6 +18,7 @@ from millrace.core.errors import Unavailable
 from millrace.core.membership import WorkerRegistration
 from millrace.engine.config import EngineConfig
 from millrace.engine.engine import Engine, create_engine
+from millrace.engine.progress_text import only_last_steps
 from millrace.hub.catalog import resolve_model
 from millrace.internal.v1 import worker_pb2_grpc
 from millrace.rpc.advertised import advertised_address
@@ -84,7 +85,7 @@ def load_engine(config: WorkerConfig) -> Engine:
             instruction_path=config.instruction_path,
             cache_dir=millrace_home().cache,
         ),
-        _log.info,
+        only_last_steps(_log.info),
     )
     warm_up(engine)
     return engine

@@ -15,5 +15,5 @@ def warm_up(engine: StepEngine) -> None:
     except Exception as exc:
         raise InternalError(f"the model cannot generate: {type(exc).__name__}: {exc}") from exc
     if [token.row_epoch for token in result.tokens] != [CANARY_ROW_EPOCH]:
-        raise InternalError(f"the model cannot generate: {result.failure or 'no token came'}")
+        raise InternalError(f"the model cannot generate: {result.why_no_token}")
     engine.reset()

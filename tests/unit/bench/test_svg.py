@@ -75,7 +75,12 @@ def test_lines_of_one_family_share_a_colour_and_differ_in_dashes() -> None:
 
 
 def load(protocol: str, streams: int, tokens_per_s: float) -> dict[str, object]:
-    times = {"ttft_ms_p50": 80.0 * streams, "itl_ms_p50": 12.0, "itl_ms_p99": 40.0}
+    times = {
+        "ttft_ms_p50": 80.0 * streams,
+        "ttft_ms_p99": 80.0 * streams,
+        "itl_ms_p50": 12.0,
+        "itl_ms_p99": 40.0,
+    }
     return {"protocol": protocol, "streams": streams, "tokens_per_s": tokens_per_s, **times}
 
 
@@ -83,8 +88,8 @@ def test_report_becomes_plots_with_a_line_for_each_wire_and_kind_of_weights() ->
     loads = [load(wire, streams, 40.0 * streams) for wire in ("grpc", "http") for streams in (1, 8)]
     assert len(spots(throughput_plot(loads))) == 4
     latency = latency_plot(loads)
-    assert len(spots(latency)) == 12
-    for name in ("TTFT p50, gRPC", "ITL p99, HTTP"):
+    assert len(spots(latency)) == 16
+    for name in ("TTFT p50, gRPC", "TTFT p99, HTTP", "ITL p99, HTTP"):
         assert re.search(f">{name}<", latency)
     decode = {"what": "decode", "weights": "int8", "context": 300}
     steps = [{**decode, "rows": rows, "tokens_per_s": 100.0 * rows} for rows in (1, 8, 32)]

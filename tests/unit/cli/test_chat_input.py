@@ -65,6 +65,17 @@ async def test_a_pipe_comes_behind_the_message_or_is_the_message(
     assert gateway[0].chats == [[f"user: {said}"]]
 
 
+async def test_a_pipe_that_was_left_open_is_told(gateway: tuple[FakeGateway, str]) -> None:
+    process = await start_millrace("chat", "Summarize", "--address", gateway[1])
+    assert process.stderr is not None
+    told = await asyncio.wait_for(process.stderr.readline(), TIMEOUT_S)
+    out, _ = await asyncio.wait_for(process.communicate(b"late"), TIMEOUT_S)
+
+    assert told.startswith(b"reading standard input")
+    assert (process.returncode, out) == (0, b"1 turns\n")
+    assert gateway[0].chats == [["user: Summarize\n\nlate"]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "stdin", "error"),
     [

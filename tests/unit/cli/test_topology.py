@@ -29,7 +29,11 @@ WILDCARD_HOST = "0.0.0.0"
 # Two replicas cannot have the same.
 OF_ONE_REPLICA = ("advertise_address", "worker_id", "scheduler_id")
 LOGS = {"MILLRACE_LOG_LEVEL", "MILLRACE_LOG_FORMAT"}
-TELEMETRY = {"OTEL_RESOURCE_ATTRIBUTES", "OTEL_SDK_DISABLED"}
+TELEMETRY = {
+    *("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_HEADERS", "OTEL_TRACES_EXPORTER"),
+    *("OTEL_TRACES_SAMPLER", "OTEL_TRACES_SAMPLER_ARG"),
+    *("OTEL_RESOURCE_ATTRIBUTES", "OTEL_SDK_DISABLED"),
+}
 DOWNLOAD = {
     *("HF_TOKEN", "HF_ENDPOINT", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"),
     *("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL"),
@@ -142,11 +146,10 @@ def test_compose_passes_every_other_setting_through(
                 continue
             assert item.env in environment, spec.name
             assert is_passed_through(item.env, environment[item.env]), item.env
-        for key in environment:
-            if is_passed_through(key, environment[key]):
-                assert key in LOGS | TELEMETRY or key in {
-                    item.env for item in declared_settings(settings_class(spec), spec.name)
-                }
+        assert environment.keys() >= LOGS | TELEMETRY, spec.name
+        own = {item.env for item in declared_settings(settings_class(spec), spec.name)}
+        passed = {key for key, value in environment.items() if is_passed_through(key, value)}
+        assert passed <= LOGS | TELEMETRY | own, spec.name
 
 
 def test_compose_lets_replicas_name_and_address_themselves(

@@ -49,7 +49,10 @@ def test_services_are_told_where_the_others_are() -> None:
     assert gateway["MILLRACE_GATEWAY_NATS_URL"] == f"nats://{found['nats'].address}"
     assert gateway["MILLRACE_GATEWAY_HTTP_PORT"] == "18080"
     worker = found["worker"]
-    assert worker.environ["MILLRACE_WORKER_ADVERTISE_ADDRESS"] == worker.address
+    bound = f"{worker.environ['MILLRACE_WORKER_HOST']}:{worker.environ['MILLRACE_WORKER_PORT']}"
+    # Which it tells of itself, unless the user knows better.
+    assert bound == worker.address
+    assert "MILLRACE_WORKER_ADVERTISE_ADDRESS" not in worker.environ
     assert worker.environ["MILLRACE_WORKER_MODEL"] == "/models/tiny"
     assert found["scheduler"].environ["MILLRACE_SCHEDULER_MODEL"] == "tiny"
 

@@ -69,6 +69,8 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-linear": ("llama", {"rope_parameters": LINEAR_ROPE}),
     "mistral-windowed": ("mistral", {"sliding_window": 11}),
     "mistral": ("mistral", {"sliding_window": None}),
+    # Neither hidden size nor heads are whole vectors of any machine.
+    "mistral-narrow": ("mistral", {"sliding_window": None, "hidden_size": 72}),
     "qwen2": ("qwen2", {}),
     "qwen2-windowed": (
         "qwen2",

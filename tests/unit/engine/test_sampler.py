@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from millrace.core.sampling import SamplingSpec
-from millrace.engine.sampler import Sampler, SampleRow, gumbel, truncation
+from millrace.engine.sampler import NO_TOKEN, Sampler, SampleRow, gumbel, truncation
+from millrace.engine.sampler.sampler import argmax_on_device
 
 CPU = torch.device("cpu")
 GREEDY = SamplingSpec(temperature=0.0)
@@ -235,10 +236,61 @@ def test_impossible_tokens_are_never_drawn() -> None:
         assert drawn == {20, 150}
 
 
-@pytest.mark.parametrize("spec", [GREEDY, SamplingSpec(), SamplingSpec(top_p=0.5, top_logprobs=2)])
-def test_row_without_finite_logits_still_ends(spec: SamplingSpec) -> None:
-    assert token_of(torch.full((64,), -math.inf), row_of(spec)) == 0
-    assert token_of(torch.full((64,), math.nan), row_of(spec)) == 0
+EVERY_WAY = [
+    GREEDY,
+    SamplingSpec(),
+    SamplingSpec(temperature=0.0, top_logprobs=3),
+    SamplingSpec(top_p=0.5, top_logprobs=2),
+    SamplingSpec(top_k=5),
+    SamplingSpec(min_p=0.1),
+    SamplingSpec(repetition_penalty=1.2),
+    SamplingSpec(temperature=0.0, logit_bias=((7, -100.0), (40, 100.0))),
+    SamplingSpec(temperature=0.0, min_tokens=9),
+]
+
+
+@pytest.mark.parametrize("spec", EVERY_WAY)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", ["torch", "numpy"])
+def test_row_that_is_not_finite_has_no_token_and_the_others_have_theirs(
+    spec: SamplingSpec, dtype: torch.dtype, form: str
+) -> None:
+    torch.manual_seed(11)
+    whole = torch.randn(8, 64).to(dtype)
+    broken = whole.clone()
+    broken[1, 7] = math.nan
+    broken[2] = math.nan
+    broken[4, 63] = math.inf
+    broken[5] = -math.inf
+    broken[6, 3] = -math.inf
+    whole[6, 3] = -math.inf
+    rows = [row_of(spec, [7, 9], stop_token_ids=(7,)) for _ in range(8)]
+
+    def tokens(logits: torch.Tensor) -> list[int]:
+        given = logits.float().numpy() if form == "numpy" else logits
+        return [sampled.token_id for sampled in Sampler(64).sample(given, rows)]
+
+    found, expected = tokens(broken), tokens(whole)
+    if spec is GREEDY and form == "torch":
+        assert argmax_on_device(broken) == found
+    assert [found[i] for i in (1, 2, 4, 5)] == [NO_TOKEN] * 4
+    assert [found[i] for i in (0, 3, 6, 7)] == [expected[i] for i in (0, 3, 6, 7)]
+    assert NO_TOKEN not in expected
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        SamplingSpec(temperature=0.0, repetition_penalty=1e-45),
+        SamplingSpec(repetition_penalty=1e-45),
+        SamplingSpec(temperature=1e-320),
+        SamplingSpec(temperature=0.0, min_tokens=9),
+    ],
+)
+def test_what_edits_make_infinite_is_legal(spec: SamplingSpec) -> None:
+    stop = tuple(range(64)) if spec.min_tokens else ()
+
+    assert token_of(torch.ones(64), row_of(spec, [5], stop_token_ids=stop)) >= 0
 
 
 @pytest.mark.parametrize("temperature", [1e-320, 1e-30, 1e-5])

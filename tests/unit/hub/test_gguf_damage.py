@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import random
 import shutil
@@ -18,6 +19,7 @@ from millrace.engine.config import EngineConfig
 from millrace.engine.engine import create_engine
 from millrace.engine.local import LocalGenerator, LocalRequest
 from millrace.engine.models.checkpoint_check import check_checkpoint
+from millrace.hub import gguf_import
 from millrace.hub.add import add_model
 from millrace.hub.gguf_import import convert_gguf
 from millrace.tokenizer.codec import load_codec
@@ -199,6 +201,20 @@ def test_damaged_headers_are_refused_or_harmless(take: Take) -> None:
         take(damaged(content, len(document.header()), rng))
 
 
+def test_keys_that_are_strange_together_are_refused_or_harmless(take: Take) -> None:
+    print(f"MILLRACE_TEST_SEED={SEED}")
+    rng = random.Random(SEED)
+    for _ in range(EXAMPLES):
+        architecture = rng.choice(("llama", "qwen3"))
+        document = document_of(architecture)
+        for key in rng.sample(sorted(document.keys), rng.randint(2, 4)):
+            values = [*OTHER_TYPES, *extremes_of(document.keys[key][0])]
+            document.keys[key] = rng.choice(values)
+            if rng.random() < 0.2:
+                del document.keys[key]
+        take(document)
+
+
 def damaged(content: bytes, header_bytes: int, rng: random.Random) -> bytes:
     """A file with a few faults in its header, small numbers and lengths as likely as others."""
     changed = bytearray(content)
@@ -239,9 +255,9 @@ def test_file_that_is_cut_anywhere_is_refused(take: Take) -> None:
         (b"<!DOCTYPE html><html><body>404 Not Found</body></html>", "begins with b'<!DO'"),
         (
             b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 397808192\n",
-            "a Git LFS pointer of 74 bytes",
+            "a git-lfs pointer of 74 bytes",
         ),
-        (b"version https://git-lfs", "a Git LFS pointer"),
+        (b"version https://git-lfs", "a git-lfs pointer"),
         (document_of("llama").content().replace(b"GGUF\3\0\0\0", b"GGUF\1\0\0\0"), "version 1;"),
         (document_of("llama").content().replace(b"GGUF\3\0\0\0", b"GGUF\4\0\0\0"), "version 4;"),
         (
@@ -284,7 +300,7 @@ def test_missing_tensors_are_counted(take: Take) -> None:
     document = tiny_document()
     document.tensors = [t for t in document.tensors if not t.name.startswith("blk.1.")]
 
-    assert "GGUF tensor 'blk.1.attn_norm.weight' and 8 more are missing" in take(document)
+    assert "GGUF tensor 'blk.1.attn_q.weight' and 8 more are missing" in take(document)
 
 
 @pytest.mark.parametrize(
@@ -424,6 +440,14 @@ def test_variant_of_an_architecture_is_refused_by_its_key(
     assert key in take(document)
 
 
+@pytest.mark.parametrize("license", ["a\nb", "\x1b[2J", "\u202egpl", "x" * 201])
+def test_licence_that_a_list_could_not_show_is_refused(take: Take, license: str) -> None:
+    document = tiny_document()
+    document.keys["general.license"] = (TEXT, license)
+
+    assert "'general.license'" in take(document)
+
+
 def test_long_lists_are_bounded(take: Take) -> None:
     document = tiny_document()
     raw = document.content()
@@ -456,6 +480,28 @@ def test_refused_file_leaves_nothing_behind(tmp_path: Path, number: int) -> None
     with pytest.raises(UnsupportedModel, match="strange.gguf: "):
         add_model(path, home)
 
+    assert not [
+        file for file in home.models.rglob("*") if file.is_file() and file.suffix != ".lock"
+    ]
+
+
+@pytest.mark.parametrize("place", ["tokenizer_json", "write_weights", "say"])
+def test_interrupted_import_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    calls = []
+
+    def interrupt(*args: object, **more: object) -> None:
+        calls.append(args)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gguf_import, place, interrupt)
+    path, home = tiny_document().write(tmp_path / "strange.gguf"), Home(tmp_path / "home")
+
+    with pytest.raises(KeyboardInterrupt):
+        add_model(path, home, stream=io.StringIO())
+
+    assert calls
     assert not [
         file for file in home.models.rglob("*") if file.is_file() and file.suffix != ".lock"
     ]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from millrace.core.errors import UnsupportedModel
 from millrace.hub.bfloat16 import to_bfloat16_bits
 from millrace.hub.gguf_import import convert_gguf
 from millrace.hub.gguf_weights import unpermute_rotary
+from tests.unit.hub.gguf_document import LIST, TEXT, tiny_document
 
 
 def test_weights_come_back_in_checkpoint_order(
@@ -112,6 +116,41 @@ def test_what_cannot_be_exact_is_refused(
 
     with pytest.raises(UnsupportedModel, match=reason):
         convert_gguf(source.path, tmp_path)
+
+
+def test_what_is_done_is_told_from_the_beginning(
+    make_gguf: Callable[..., Any], tmp_path: Path
+) -> None:
+    told = io.StringIO()
+
+    convert_gguf(make_gguf().path, tmp_path, stream=told)
+
+    lines = told.getvalue().splitlines()
+    assert lines[0] == "reading the header of llama-smollm.gguf"
+    assert lines[1] == "llama, 261 tokens, 11 tensors in 172.4 kB"
+    assert lines[-1].startswith("converting weights: done")
+
+
+def test_refusal_does_not_wait_for_the_vocabulary(tmp_path: Path) -> None:
+    """Whose tokens cannot even be decoded here, and for which no library is loaded."""
+    document = tiny_document("gemma3")
+    document.keys["tokenizer.ggml.tokens"] = (LIST, (TEXT, [b"\xff"]))
+    path = document.write(tmp_path / "gemma.gguf")
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        "from millrace.core.errors import UnsupportedModel\n"
+        "from millrace.hub.gguf_import import convert_gguf\n"
+        "try:\n    convert_gguf(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+        "except UnsupportedModel as error:\n    print(error.message)\n"
+        "assert not {'gguf', 'numpy', 'torch', 'transformers'} & set(sys.modules)\n"
+    )
+
+    result = subprocess.run(
+        [sys.executable, "-c", code, path, tmp_path], capture_output=True, text=True, check=False
+    )
+
+    assert result.stderr == ""
+    assert result.stdout.startswith(f"{path}: GGUF architecture 'gemma3' (general.architecture)")
 
 
 def test_damaged_file_is_refused(tmp_path: Path) -> None:

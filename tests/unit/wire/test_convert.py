@@ -15,7 +15,7 @@ from millrace.core.membership import (
 from millrace.core.model import ModelInfo
 from millrace.core.request import Priority, QueuedRequest
 from millrace.core.sampling import SamplingDefaults, SamplingSpec
-from millrace.core.step import Admission, Fork, RowToken, StepPlan, StepResult
+from millrace.core.step import Admission, Fork, RowError, RowToken, StepPlan, StepResult
 from millrace.core.tokens import (
     Failed,
     FinishReason,
@@ -100,6 +100,7 @@ results = st.builds(
     starved_rows=id_lists,
     failed_rows=id_lists,
     failure=st.text(max_size=20),
+    row_errors=st.lists(st.builds(RowError, row=ids, reason=st.text(max_size=9)), max_size=2),
     num_tokens=ids,
     num_decode_rows=ids,
     started_unix_ns=st.integers(0, 2**62),

@@ -55,6 +55,7 @@ async def _take(call: Any, outcome: Outcome) -> None:
             outcome.event_times_s.append(time.monotonic())
         elif kind == "started":
             outcome.request_id = event.started.request_id
+            outcome.model = event.started.model
         elif kind == "finished":
             usage = event.finished.usage
             outcome.num_prompt_tokens = usage.num_prompt_tokens

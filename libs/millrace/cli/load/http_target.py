@@ -69,6 +69,7 @@ class HttpTarget:
             if response.status != 200:
                 raise _refusal(response.status, await response.body())
             outcome.request_id = response.headers.get("x-request-id", "")
+            outcome.model = self._model
             await _take(response, outcome)
 
     def _body(self, ask: Ask) -> bytes:

@@ -20,6 +20,8 @@ class Outcome:
     num_prompt_tokens: int = 0
     num_output_tokens: int = 0
     request_id: str = ""
+    # As the server names it; empty if it does not.
+    model: str = ""
     # Empty for an answer that came to its end.
     error: str = ""
     late_s: float = 0.0
@@ -74,6 +76,11 @@ class Load:
     def num_output_tokens(self) -> int:
         """Of the answered ones."""
         return sum(outcome.num_output_tokens for outcome in self.answered)
+
+    @property
+    def model(self) -> str:
+        """The model that answered; empty if no server named one."""
+        return next((outcome.model for outcome in self.outcomes if outcome.model), "")
 
     def errors(self) -> dict[str, int]:
         """Count by reason, the most frequent first."""

@@ -19,30 +19,32 @@ LATENCIES = {
 
 def show_load(console: Console, figures: dict[str, Any], slo: Slo | None) -> None:
     """Times in milliseconds."""
-    console.line(
+    console.prose(
         f"{figures['requests']} answered, {figures['failed']} failed, "
         f"{figures['cut_short']} cut short, {figures['elapsed_s']} s over {figures['protocol']}"
+        + (f", model {figures['model']}" if figures["model"] else "")
     )
     console.line()
     rows = [
         [label, *(_show(figures[f"{name}_ms_p{percent}"]) for percent in PERCENTS)]
         for name, label in LATENCIES.items()
     ]
-    console.table(["ms", *(f"p{percent}" for percent in PERCENTS)], rows)
+    percents = [f"p{percent}" for percent in PERCENTS]
+    console.table(["ms", *percents], rows, right=percents)
     console.line()
     console.table(["figure", "value"], _rates(figures))
     if slo is not None:
         limits = ((name, getattr(slo, f"{name}_ms")) for name in ("ttft", "tpot", "e2e"))
         stated = ", ".join(f"{name} {limit:g} ms" for name, limit in limits if limit is not None)
         console.line()
-        console.line(
+        console.prose(
             f"goodput at {stated}: {_show(figures['goodput_requests_per_s'])} requests/s, "
             f"{_percent(figures['good_share'])} of the requests"
         )
     if figures["errors"]:
         console.line()
         rows = [[reason, str(count)] for reason, count in figures["errors"].items()]
-        console.table(["error", "requests"], rows)
+        console.table(["error", "requests"], rows, right=["requests"])
 
 
 def _rates(figures: dict[str, Any]) -> list[list[str]]:

@@ -35,6 +35,7 @@ def load_figures(load: Load, slo: Slo | None = None) -> dict[str, Any]:
     tpots = [outcome.tpot_s for outcome in answered]
     figures: dict[str, Any] = {
         "protocol": load.protocol,
+        "model": load.model,
         "streams": load.num_streams,
         "requests": len(answered),
         "failed": sum(errors.values()),

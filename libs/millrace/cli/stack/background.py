@@ -48,6 +48,9 @@ def start_in_background(home: Home, environ: Mapping[str, str], console: Console
     for name in ("http", "grpc"):
         console.line(f"{name:<5} {record.endpoints[name]}")
     console.line(f"running in the background (pid {record.pid}); `{own_command('down')}` stops it")
+    console.line(
+        f"next: {own_command('chat')}, {own_command('status')}, {own_command('trace --last')}"
+    )
     # It goes on without us: nobody waits for it here.
     process.returncode = 0
     return 0

@@ -73,7 +73,7 @@ class FirstAnswer:
         text = own_command("chat" if can_chat else f'generate "{FIRST_BEGINNING}"')
         self._console.line(f"Next: {text}")
         self._console.line(f"      {own_command('trace --last')}, {own_command('status')}")
-        self._console.line("      examples/ has curl, Python and Node")
+        self._console.line("      examples/ of the source tree: curl, Python, Node, gRPC, a page")
 
     async def _ask(self) -> bool:
         """False if the model cannot chat, and has continued a text instead.

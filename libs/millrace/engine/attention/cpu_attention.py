@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from millrace.engine.batch import Batch
-from millrace.engine.kernels.cpu.library import TILE_TOKENS, AttentionStruct, BatchStruct
+from millrace.engine.kernels.cpu.library import (
+    TILE_TOKENS,
+    AttentionStruct,
+    BatchStruct,
+    FloatsStruct,
+    HeadsStruct,
+    numbers,
+)
 from millrace.engine.kernels.cpu.tile_cache import TileCache
 
 if TYPE_CHECKING:
@@ -37,12 +44,12 @@ class CpuAttention:
             num_samples=len(batch.sample_indices),
             table_width=batch.block_tables.shape[1],
             tiles_per_block=self._tiles_per_block,
-            input_ids=batch.input_ids.ctypes.data,
-            positions=batch.positions.ctypes.data,
-            cu_seqlens_q=batch.cu_seqlens_q.ctypes.data,
-            context_lens=batch.context_lens.ctypes.data,
-            block_tables=batch.block_tables.ctypes.data,
-            sample_indices=batch.sample_indices.ctypes.data,
+            input_ids=numbers(batch.input_ids),
+            positions=numbers(batch.positions),
+            cu_seqlens_q=numbers(batch.cu_seqlens_q),
+            context_lens=numbers(batch.context_lens),
+            block_tables=numbers(batch.block_tables),
+            sample_indices=numbers(batch.sample_indices),
         )
         return CpuMetadata(batch, struct)
 
@@ -66,17 +73,21 @@ class CpuAttention:
             scale=scale,
             window=sliding_window or 0,
             softcap=softcap or 0.0,
-            sinks=None if wide_sinks is None else wide_sinks.data_ptr(),
+            sinks=FloatsStruct() if wide_sinks is None else _floats(wide_sinks),
         )
         out = wide[0].new_empty((q.shape[0], q.shape[1], v.shape[2]))
+        heads = HeadsStruct(*map(_floats, wide), out=out.data_ptr(), num_out=out.numel())
         kernels = self.cache.kernels
         code = kernels.c.mr_attend(
             kernels.team,
             ctypes.byref(self.cache.structs[layer]),
             ctypes.byref(how),
             ctypes.byref(metadata.struct),
-            *(tensor.data_ptr() for tensor in wide),
-            out.data_ptr(),
+            ctypes.byref(heads),
         )
         kernels.check(code)
         return out.to(q.dtype)
+
+
+def _floats(tensor: torch.Tensor) -> FloatsStruct:
+    return FloatsStruct(tensor.data_ptr(), tensor.numel())

@@ -21,11 +21,16 @@ class Logits:
     """What a step says about the next tokens of the rows that sample.
 
     `values` [rows, vocab_size] is only filled for rows that want logits, where `likeliest` [rows],
-    the token with the highest logit, is there; else for all.
+    the token with the highest logit, is there; else for all. Of a row whose logits are not finite
+    the likeliest is `sampler.NO_TOKEN`.
+
+    `is_sound` [rows of the batch] is False for a row of which something computed in this step, of
+    any of its tokens, is not finite.
     """
 
     values: npt.NDArray[np.float32] | torch.Tensor
     likeliest: npt.NDArray[np.int64] | None = None
+    is_sound: npt.NDArray[np.bool_] | None = None
 
 
 class Model(Protocol):

@@ -9,18 +9,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from millrace.core.errors import UnsupportedModel
 from millrace.engine.attention.base import AttentionStep
 from millrace.engine.attention.cpu_attention import CpuAttention, CpuMetadata
 from millrace.engine.batch import Batch
 from millrace.engine.kernels.cpu.library import (
     BF16,
     F32,
+    INVALID,
     FloatArray,
     Kernels,
     LayerStruct,
     ModelStruct,
+    OutputStruct,
     address,
+    floats,
     padded_columns,
 )
 from millrace.engine.kernels.cpu.packed_weights import (
@@ -66,26 +68,49 @@ class CpuLlama:
             report(f"packing the weights as {kind} for {kernels.path}")
             pack_llama(writer, model_path, spec, kernels, kind, report)
 
+        self._model: int | None = None
         packed = packed_path(cache_dir, model_path, kind, kernels.path)
-        self._file = open_packed(packed, write)
-        if spec.tied and not self._file.extra["is_tied"]:
+        self._file = open_packed(packed, write, lambda file: self._take(file, spec))
+        if self._is_untied:
             report(UNTIED)
-        self.num_parameters = int(self._file.extra["num_parameters"])
-        self.weight_bytes = int(self._file.extra["weight_bytes"])
         self._padded_vocab = padded_columns(spec.vocab_size)
-        self._layers = (LayerStruct * spec.num_layers)(
-            *(_layer_struct(self._file, index, spec) for index in range(spec.num_layers))
-        )
-        self._struct = self._model_struct(spec)
-        self._model = kernels.c.mr_model_create(ctypes.byref(self._struct))
-        if not self._model:
-            raise UnsupportedModel("more than 48 query heads share a K/V head")
         self._logits: FloatArray = np.empty((0, self._padded_vocab), dtype=np.float32)
 
     def __del__(self) -> None:
         if getattr(self, "_model", None):
             self._kernels.c.mr_model_destroy(self._model)
             self._model = None
+
+    def _take(self, file: PackedFile, spec: LlamaSpec) -> None:
+        """Gives the weights to the kernels; `ValueError` or `KeyError` if `spec` wants others."""
+        self.num_parameters = file.extra["num_parameters"]
+        self.weight_bytes = file.extra["weight_bytes"]
+        self._is_untied = spec.tied and not file.extra["is_tied"]
+        embedding = file.array("embedding")
+        layers = [_layer_struct(file, index, spec) for index in range(spec.num_layers)]
+        struct = ModelStruct(
+            num_layers=len(layers),
+            hidden=spec.hidden_size,
+            intermediate=spec.intermediate_size,
+            num_heads=spec.num_heads,
+            num_kv_heads=spec.num_kv_heads,
+            head_dim=spec.head_dim,
+            vocab=spec.vocab_size,
+            embedding_kind=F32 if embedding.dtype == np.float32 else BF16,
+            norm_eps=spec.norm_eps,
+            embedding=address(embedding),
+            embedding_bytes=embedding.nbytes,
+            frequencies=floats(file.array("frequencies")),
+            final_norm=floats(file.array("final_norm")),
+            head=file.matrix("head").struct,
+            layers=(LayerStruct * len(layers))(*layers),
+        )
+        model = ctypes.c_void_p()
+        code = self._kernels.c.mr_model_create(ctypes.byref(struct), ctypes.byref(model))
+        if code == INVALID:
+            raise ValueError(self._kernels.reason)
+        self._kernels.check(code)
+        self._model = model.value
 
     def forward(self, batch: Batch, step: AttentionStep) -> Logits:
         """See `Model.forward`; logits of the rows that want them, valid until the next call."""
@@ -95,46 +120,42 @@ class CpuLlama:
         if len(wants) > len(self._logits):
             self._logits = np.empty((len(wants), self._padded_vocab), dtype=np.float32)
         likeliest: npt.NDArray[np.int64] = np.empty(len(wants), dtype=np.int64)
+        out = OutputStruct(
+            wants_logits=address(wants),
+            num_wanted=wants.size,
+            logits=address(self._logits),
+            num_logits=self._logits.size,
+            likeliest=address(likeliest),
+            num_likeliest=likeliest.size,
+            progress=step.progress.address,
+        )
         code = self._kernels.c.mr_model_run(
             self._model,
             self._kernels.team,
             attention.cache.structs,
+            len(attention.cache.structs),
             ctypes.byref(metadata.struct),
-            address(wants),
-            address(self._logits),
-            address(likeliest),
-            step.progress.address,
+            ctypes.byref(out),
         )
         self._kernels.check(code)
-        return Logits(self._logits[: len(wants), : self.vocab_size], likeliest)
-
-    def _model_struct(self, spec: LlamaSpec) -> ModelStruct:
-        embedding = self._file.array("embedding")
-        return ModelStruct(
-            num_layers=spec.num_layers,
-            hidden=spec.hidden_size,
-            intermediate=int(self._file.extra["intermediate"]),
-            num_heads=spec.num_heads,
-            num_kv_heads=spec.num_kv_heads,
-            head_dim=spec.head_dim,
-            vocab=spec.vocab_size,
-            embedding_kind=F32 if embedding.dtype == np.float32 else BF16,
-            norm_eps=spec.norm_eps,
-            embedding=address(embedding),
-            frequencies=address(self._file.array("frequencies")),
-            final_norm=address(self._file.array("final_norm")),
-            head=self._file.matrix("head").struct,
-            layers=self._layers,
+        return Logits(
+            self._logits[: len(wants), : self.vocab_size], likeliest, self._sound_rows(batch)
         )
+
+    def _sound_rows(self, batch: Batch) -> npt.NDArray[np.bool_]:
+        is_sound: npt.NDArray[np.bool_] = np.empty(len(batch.work), dtype=np.bool_)
+        code = self._kernels.c.mr_model_sound_rows(self._model, address(is_sound), len(is_sound))
+        self._kernels.check(code)
+        return is_sound
 
 
 def _layer_struct(file: PackedFile, index: int, spec: LlamaSpec) -> LayerStruct:
     matrices = {name: file.matrix(f"{index}.{name}").struct for name in MATRICES}
     return LayerStruct(
-        input_norm=address(file.array(f"{index}.input_norm")),
-        post_norm=address(file.array(f"{index}.post_norm")),
-        q_norm=address(file.try_array(f"{index}.q_norm")),
-        k_norm=address(file.try_array(f"{index}.k_norm")),
+        input_norm=floats(file.array(f"{index}.input_norm")),
+        post_norm=floats(file.array(f"{index}.post_norm")),
+        q_norm=floats(file.try_array(f"{index}.q_norm")),
+        k_norm=floats(file.try_array(f"{index}.k_norm")),
         window=spec.windows[index] or 0,
         **matrices,
     )

@@ -57,7 +57,6 @@ def pack_llama(
         writer.add("final_norm", padded(checkpoint.get("model.norm.weight").numpy()))
         head = embedding if is_tied else checkpoint.get(head_name)
         add_matrix("head", head, kind=head_kind(kind))
-        intermediate = 0
         for index in range(spec.num_layers):
             prefix = f"model.layers.{index}"
             attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
@@ -84,7 +83,6 @@ def pack_llama(
             )
             weight = checkpoint.merged([f"{name}.weight" for name in gate_up])
             bias = checkpoint.try_merged([f"{name}.bias" for name in gate_up])
-            intermediate = len(weight) // 2
             add_matrix(
                 f"{index}.gate_up",
                 interleave_panels(weight),
@@ -100,8 +98,7 @@ def pack_llama(
             {
                 "num_parameters": checkpoint.num_parameters,
                 "weight_bytes": matrix_bytes + (0 if is_tied else rows.nbytes),
-                "is_tied": is_tied,
-                "intermediate": intermediate,
+                "is_tied": int(is_tied),
             }
         )
 

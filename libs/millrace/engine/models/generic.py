@@ -27,6 +27,7 @@ from millrace.engine.tensors import to_device
 from .base import Logits
 from .exact_length import find_exactness
 from .generic_tensors import load_generic, stored_tensors
+from .soundness import sound_rows
 from .watch import STEP_ARGUMENT
 
 if TYPE_CHECKING:
@@ -60,6 +61,9 @@ class GenericModel:
         self.vocab_size = int(head.shape[0])
         is_tied = bool(model._tied_weights_keys) and getattr(config, "tie_word_embeddings", False)
         self.is_untied = is_tied and head is not self._model.get_input_embeddings().weight
+        self._hidden: torch.Tensor | None = None
+        if self._model.base_model is not self._model:
+            self._model.base_model.register_forward_hook(self._note_hidden)
         parameters = list(self._model.parameters())
         self.num_parameters = sum(parameter.numel() for parameter in parameters)
         self.weight_bytes = sum(parameter.nbytes for parameter in parameters)
@@ -80,7 +84,9 @@ class GenericModel:
         """See `Model.forward`."""
         arrays = (batch.input_ids, batch.positions, batch.sample_indices)
         input_ids, positions, keep = (to_device(array, self._device) for array in arrays)
-        return Logits(self._call(input_ids, positions, keep, step))
+        logits = self._call(input_ids, positions, keep, step)
+        is_sound = None if self._hidden is None else sound_rows(self._hidden, batch)
+        return Logits(logits, is_sound=is_sound)
 
     @torch.inference_mode()
     def run(
@@ -109,6 +115,10 @@ class GenericModel:
             yield
         finally:
             hook.remove()
+
+    def _note_hidden(self, module: Any, inputs: Any, output: Any) -> None:
+        """Keeps the last layer's output for all tokens [T, H], of which `_call` sees some."""
+        self._hidden = output[0][0]
 
     def _call(
         self, input_ids: torch.Tensor, positions: torch.Tensor, keep: torch.Tensor, step: Any

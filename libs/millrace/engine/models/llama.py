@@ -21,6 +21,7 @@ from .base import Logits
 from .llama_spec import LlamaSpec
 from .misfits import UNTIED
 from .rope import inverse_frequencies, rotate, rotation
+from .soundness import sound_rows
 from .tied_head import embedding_and_head
 
 
@@ -77,7 +78,7 @@ class LlamaModel:
             hidden = hidden + _mlp(weights, normed)
         last = hidden.index_select(0, to_device(batch.sample_indices, device))
         last = rms_norm(last, self._norm, self._spec.norm_eps)
-        return Logits(functional.linear(last, self._head))
+        return Logits(functional.linear(last, self._head), is_sound=sound_rows(hidden, batch))
 
     def _attention(
         self,

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from .drawer import Drawer, DrawRequest
-from .sampler import Sampled, Sampler, SampleRow
+from .sampler import NO_TOKEN, Sampled, Sampler, SampleRow
 
-__all__ = ["DrawRequest", "Drawer", "SampleRow", "Sampled", "Sampler"]
+__all__ = ["NO_TOKEN", "DrawRequest", "Drawer", "SampleRow", "Sampled", "Sampler"]

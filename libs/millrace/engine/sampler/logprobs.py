@@ -13,11 +13,9 @@ def token_logprobs(logits: Logits, token_id: int, num_top: int) -> TokenLogprobs
     """Natural-log probabilities of `token_id` and of the `num_top` likeliest tokens.
 
     `logits` [V] in float32; sums are in float64. The top is in descending order, the lower id first
-    where two tie. Not-a-number where no logit is finite.
+    where two tie. The highest logit must be finite.
     """
     peak = float(logits.max())
-    if not math.isfinite(peak):
-        return TokenLogprobs(chosen=math.nan)
     log_total = peak + math.log(mass(logits, peak))
     top = likeliest_tokens(logits, num_top) if num_top > 0 else ()
     return TokenLogprobs(

@@ -29,6 +29,8 @@ from .truncation import Ids, Logits, is_truncated, kept_tokens
 if TYPE_CHECKING:
     import torch
 
+NO_TOKEN = -1
+
 
 @dataclass(slots=True)
 class SampleRow:
@@ -59,7 +61,7 @@ class SampleRow:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A row's next token; `logprobs` where its spec asks for them."""
+    """A row's next token, or `NO_TOKEN`; `logprobs` where its spec asks for them."""
 
     token_id: int
     logprobs: TokenLogprobs | None
@@ -84,7 +86,8 @@ class Sampler:
     ) -> list[Sampled]:
         """One token per row from `logits` [R, V] of any floating dtype; they stay as they are.
 
-        Where `likeliest` [R] is given, rows that are plain greedy take it and have no logits.
+        It is `NO_TOKEN` for a row one of whose logits is NaN or +infinity, or none finite. Where
+        `likeliest` [R] is given, rows that are plain greedy take it and have no logits.
         """
         logits = logits[:, : self.vocab_size]
         plain = [i for i, row in enumerate(rows) if row.is_plain_greedy]
@@ -111,10 +114,7 @@ class Sampler:
         left = [i for i in range(len(rows)) if i not in drawn]
         exact = self._draw_exactly([host[places[i]] for i in left], [rows[i] for i in left])
         drawn.update(zip(left, exact, strict=True))
-        return [
-            Sampled(drawn[i], _logprobs(host[places[i]], drawn[i], row.spec))
-            for i, row in enumerate(rows)
-        ]
+        return [_sampled(drawn[i], host[places[i]], row.spec) for i, row in enumerate(rows)]
 
     def _draw_quickly(
         self, host: Logits, places: Sequence[int], rows: Sequence[SampleRow]
@@ -133,10 +133,15 @@ class Sampler:
         return {i: token for i, token in zip(fit, tokens, strict=True) if token is not None}
 
     def _draw_exactly(self, raw: Sequence[Logits], rows: Sequence[SampleRow]) -> list[int]:
-        token_ids = [0] * len(rows)
+        token_ids = [NO_TOKEN] * len(rows)
         shared: dict[int, Draw] = {}
         for i, row in enumerate(rows):
-            draw = self._prepare(_edited(raw[i], row), row)
+            logits = _edited(raw[i], row)
+            draw = self._prepare(logits, row)
+            # The highest of them is NaN if any is. Edits may well make infinities.
+            peak = draw.peak if logits is raw[i] else float(raw[i].max())
+            if not math.isfinite(peak):
+                continue
             if len(draw.token_ids) == 1:
                 token_ids[i] = int(draw.token_ids[0])
             elif len(draw.token_ids) <= MAX_SHARED_TOKENS:
@@ -181,10 +186,10 @@ def _edited(raw: Logits, row: SampleRow) -> Logits:
     return logits
 
 
-def _logprobs(raw: Logits, token_id: int, spec: SamplingSpec) -> TokenLogprobs | None:
-    if spec.top_logprobs is None:
-        return None
-    return token_logprobs(raw, token_id, spec.top_logprobs)
+def _sampled(token_id: int, raw: Logits, spec: SamplingSpec) -> Sampled:
+    if token_id == NO_TOKEN or spec.top_logprobs is None:
+        return Sampled(token_id, None)
+    return Sampled(token_id, token_logprobs(raw, token_id, spec.top_logprobs))
 
 
 def _rows_on_host(
@@ -209,11 +214,23 @@ def _to_host(logits: torch.Tensor) -> Logits:
 
 
 def _argmax(logits: Logits | torch.Tensor, rows: Sequence[int]) -> list[int]:
-    """The likeliest id of each of `rows`, the lowest where logits tie."""
-    if not isinstance(logits, np.ndarray):
+    """The likeliest id of each of `rows`, the lowest where logits tie; `NO_TOKEN` if that is NaN,
+    as it is where any is, or infinite."""
+    if isinstance(logits, np.ndarray):
+        host = logits[list(rows)]
+    else:
         logits = _select(logits, rows)
         if logits.device.type != "cpu":
-            return [int(i) for i in logits.argmax(dim=-1).tolist()]
+            return argmax_on_device(logits)
         # numpy is several times as fast as torch on the CPU, above all in bfloat16.
-        return [int(i) for i in _to_host(logits).argmax(axis=-1)]
-    return [int(i) for i in logits[list(rows)].argmax(axis=-1)]
+        host = _to_host(logits)
+    likeliest = host.argmax(axis=-1)
+    peaks = host[np.arange(len(host)), likeliest]
+    return [int(i) for i in np.where(np.isfinite(peaks), likeliest, NO_TOKEN)]
+
+
+def argmax_on_device(logits: torch.Tensor) -> list[int]:
+    """The likeliest id of each row of `logits` [R, V], or `NO_TOKEN`, in one transfer."""
+    found = logits.argmax(dim=-1)
+    peaks = logits.gather(-1, found[:, None])[:, 0]
+    return [int(i) for i in found.masked_fill(~peaks.isfinite(), NO_TOKEN).tolist()]

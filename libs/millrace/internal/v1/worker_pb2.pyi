@@ -412,6 +412,8 @@ class StepResult(_message.Message):
     STARTED_UNIX_NS_FIELD_NUMBER: _builtins.int
     FAILED_ROWS_FIELD_NUMBER: _builtins.int
     FAILURE_FIELD_NUMBER: _builtins.int
+    BROKEN_ROWS_FIELD_NUMBER: _builtins.int
+    BROKEN_REASONS_FIELD_NUMBER: _builtins.int
     step_id: _builtins.int
     """Rises by one per step, leased steps included."""
     plan_id: _builtins.int
@@ -458,6 +460,14 @@ class StepResult(_message.Message):
     def failed_rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Rows whose step failed; they hold no further state."""
 
+    @_builtins.property
+    def broken_rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Rows that have ended by themselves without a token; the others of the step are unaffected."""
+
+    @_builtins.property
+    def broken_reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Why, for their clients, in the same order."""
+
     def __init__(
         self,
         *,
@@ -477,10 +487,12 @@ class StepResult(_message.Message):
         started_unix_ns: _builtins.int = ...,
         failed_rows: _abc.Iterable[_builtins.int] | None = ...,
         failure: _builtins.str = ...,
+        broken_rows: _abc.Iterable[_builtins.int] | None = ...,
+        broken_reasons: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "logprobs", b"logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "failed_rows", b"failed_rows", "failure", b"failure", "finish", b"finish", "forward_ns", b"forward_ns", "logprobs", b"logprobs", "num_decode_rows", b"num_decode_rows", "num_tokens", b"num_tokens", "plan_id", b"plan_id", "row_epochs", b"row_epochs", "rows", b"rows", "sample_ns", b"sample_ns", "started_unix_ns", b"started_unix_ns", "starved_rows", b"starved_rows", "step_id", b"step_id", "step_ns", b"step_ns", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs", "broken_reasons", b"broken_reasons", "broken_rows", b"broken_rows", "failed_rows", b"failed_rows", "failure", b"failure", "finish", b"finish", "forward_ns", b"forward_ns", "logprobs", b"logprobs", "num_decode_rows", b"num_decode_rows", "num_tokens", b"num_tokens", "plan_id", b"plan_id", "row_epochs", b"row_epochs", "rows", b"rows", "sample_ns", b"sample_ns", "started_unix_ns", b"started_unix_ns", "starved_rows", b"starved_rows", "step_id", b"step_id", "step_ns", b"step_ns", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__logprobs: _TypeAlias = _typing.Literal["logprobs"]  # noqa: Y015
     _WhichOneofArgType__logprobs: _TypeAlias = _typing.Literal["_logprobs", b"_logprobs"]  # noqa: Y015

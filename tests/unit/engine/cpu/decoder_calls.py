@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,11 +17,15 @@ from millrace.engine.kernels.cpu.library import (
     INT8,
     TILE_TOKENS,
     BatchStruct,
+    FloatsStruct,
     KvStruct,
     LayerStruct,
     MatrixStruct,
     ModelStruct,
+    OutputStruct,
     address,
+    floats,
+    numbers,
     padded,
     padded_columns,
 )
@@ -91,7 +95,7 @@ class Decoder:
     ) -> None:
         self.runner, self.kind, self.kv_kind = runner, kind, kv_kind
         self.sizes = sizes or Sizes()
-        self._memory: list[Array] = []
+        self.memory: list[Array] = []
         draw = _Draw(rng, self.sizes, has_biases)
         self.layers = [draw.layer() for _ in self.sizes.windows]
         self.embedding = draw.matrix(self.sizes.vocab, self.sizes.hidden) * np.float32(4)
@@ -99,13 +103,13 @@ class Decoder:
         self.head = draw.matrix(self.sizes.vocab, self.sizes.hidden)
         half = self.sizes.head_dim // 2
         self.frequencies = (10000.0 ** -(np.arange(half) / half)).astype(np.float32)
-        self._structs = self._make_structs()
+        self.structs = self._make_structs()
         self._make_cache(num_blocks, rng)
 
     def add(self, ids: Array) -> Text:
         """A sequence with blocks of its own, cleared."""
         table = [self._free.pop() for _ in range(-(-len(ids) // TILE_TOKENS))]
-        self._room[:, table] = 0
+        self.room[:, table] = 0
         return Text(ids, np.array(table, np.int64))
 
     def run(
@@ -115,14 +119,24 @@ class Decoder:
         wants: Callable[[int], bool] = lambda row: True,
     ) -> Array:
         """One step; every row samples. Returns the likeliest tokens; logits go to the texts."""
-        batch, memory = _batch(work)
+        batch, memory = batch_of(work)
         num_rows = len(work)
         wanted = np.array([wants(row) for row in range(num_rows)], np.uint8)
         logits = np.full((num_rows, padded_columns(self.sizes.vocab)), np.nan, np.float32)
         likeliest = np.full(num_rows, -1, np.int64)
         progress = np.zeros(1, np.int64)
-        args = (self._structs, TEAM, self.caches, batch, wanted, logits, likeliest, progress)
-        reached: list[Any] = [*self._memory, self._layer_structs, self._room, *memory]
+        out = OutputStruct(
+            wants_logits=address(wanted),
+            num_wanted=num_rows,
+            logits=address(logits),
+            num_logits=logits.size,
+            likeliest=address(likeliest),
+            num_likeliest=num_rows,
+            progress=address(progress),
+        )
+        args = (self.structs, TEAM, self.caches, len(self.caches), batch, out)
+        reached: list[Any] = [*self.memory, self.layer_structs, self.room, *memory]
+        reached += [wanted, logits, likeliest, progress]
         code = self.runner.call("mr_model_run", *args, memory=reached, team_size=team_size)
         assert code == 0, f"error code {code}"
         assert progress[0] == 2 * len(self.layers)
@@ -140,23 +154,24 @@ class Decoder:
 
     def _matrix(self, weight: Array, bias: Array | None, kind: int | None = None) -> MatrixStruct:
         packed = pack(self.runner, self.kind if kind is None else kind, weight, bias)
-        self._memory += packed.memory
+        self.memory += packed.memory
         return packed.struct
 
-    def _keep(self, array: Array | None, pads: bool = True) -> int | None:
+    def _keep(self, array: Array | None, pads: bool = True) -> FloatsStruct:
         if array is None:
-            return None
-        self._memory.append(padded(array) if pads else np.ascontiguousarray(array))
-        return address(self._memory[-1])
+            return FloatsStruct()
+        self.memory.append(padded(array) if pads else np.ascontiguousarray(array))
+        return floats(self.memory[-1])
 
     def _make_structs(self) -> ModelStruct:
         sizes = self.sizes
         pairs = zip(self.layers, sizes.windows, strict=True)
         layers = [self._layer_struct(layer, window) for layer, window in pairs]
-        self._layer_structs = (LayerStruct * len(layers))(*layers)
+        self.layer_structs = (LayerStruct * len(layers))(*layers)
         embedding = self.embedding
         if self.kind != F32:
             embedding = (reference.to_bf16(embedding).view(np.uint32) >> 16).astype(np.uint16)
+        self.memory.append(embedding)
         return ModelStruct(
             num_layers=len(layers),
             hidden=sizes.hidden,
@@ -167,11 +182,12 @@ class Decoder:
             vocab=sizes.vocab,
             embedding_kind=F32 if self.kind == F32 else BF16,
             norm_eps=NORM_EPS,
-            embedding=self._keep(embedding, pads=False),
+            embedding=address(embedding),
+            embedding_bytes=embedding.nbytes,
             frequencies=self._keep(self.frequencies, pads=False),
             final_norm=self._keep(self.final_norm),
             head=self._matrix(self.head, None, self._head_kind),
-            layers=self._layer_structs,
+            layers=self.layer_structs,
         )
 
     def _layer_struct(self, layer: Layer, window: int) -> LayerStruct:
@@ -195,12 +211,13 @@ class Decoder:
         sizes = self.sizes
         tile = self.runner.call("mr_tile_bytes", self.kv_kind, sizes.head_dim, sizes.head_dim)
         shape = (len(self.layers), num_blocks, tile * sizes.num_kv_heads)
-        self._room = np.full(shape, POISON, np.uint8)
+        self.room = np.full(shape, POISON, np.uint8)
         self._free = rng.permutation(num_blocks).tolist()
         self.caches = (KvStruct * len(self.layers))(
             *(
                 KvStruct(
-                    data=self._room[index].ctypes.data,
+                    data=self.room[index].ctypes.data,
+                    bytes=self.room[index].nbytes,
                     kind=self.kv_kind,
                     num_kv_heads=sizes.num_kv_heads,
                     key_dim=sizes.head_dim,
@@ -213,7 +230,7 @@ class Decoder:
     def replace_head(self, head: Array) -> None:
         """Other weights [vocab, hidden] for the logits."""
         self.head = head.astype(np.float32)
-        self._structs = self._make_structs()
+        self.structs = self._make_structs()
 
     def expected(self, ids: Array) -> Array:
         """Logits of every token in float64, over the weights and K/V that the kernels store."""
@@ -294,7 +311,8 @@ def _normed(x: Array, weight: Array) -> Array:
     return normed
 
 
-def _batch(work: tuple[tuple[Text, int], ...]) -> tuple[BatchStruct, list[Array]]:
+def batch_of(work: Sequence[tuple[Text, int]]) -> tuple[BatchStruct, list[Array]]:
+    """A step in which every row samples, and its arrays in the order of the structure."""
     counts = np.array([count for _, count in work], np.int64)
     ends = np.array([text.done + count for text, count in work], np.int64)
     ids = np.concatenate([text.ids[text.done : text.done + count] for text, count in work])
@@ -313,11 +331,11 @@ def _batch(work: tuple[tuple[Text, int], ...]) -> tuple[BatchStruct, list[Array]
         num_samples=len(work),
         table_width=width,
         tiles_per_block=1,
-        input_ids=address(ids),
-        positions=address(positions),
-        cu_seqlens_q=address(cu_seqlens),
-        context_lens=address(ends),
-        block_tables=address(tables),
-        sample_indices=address(last),
+        input_ids=numbers(ids),
+        positions=numbers(positions),
+        cu_seqlens_q=numbers(cu_seqlens),
+        context_lens=numbers(ends),
+        block_tables=numbers(tables),
+        sample_indices=numbers(last),
     )
     return struct, [ids, positions, cu_seqlens, ends, tables, last]

@@ -13,9 +13,12 @@ from millrace.engine.kernels.cpu.library import (
     TILE_TOKENS,
     AttentionStruct,
     BatchStruct,
+    HeadsStruct,
     KvStruct,
     MatrixStruct,
     address,
+    floats,
+    numbers,
     padded_columns,
 )
 from tests.unit.engine.cpu.kernel_runner import TEAM, KernelRunner
@@ -39,13 +42,15 @@ def pack(runner: KernelRunner, kind: int, weight: Array, bias: Array | None = No
     columns, k = weight.shape
     panels = np.full(runner.call("mr_panel_bytes", kind, columns, k), POISON, np.uint8)
     weight = np.ascontiguousarray(weight, np.float32)
-    assert runner.call("mr_pack", kind, weight, columns, k, panels) == 0
+    args = (kind, weight, weight.size, columns, k, panels, panels.size)
+    assert runner.call("mr_pack", *args) == 0
     if bias is not None:
         padding = np.zeros(padded_columns(columns) - columns, np.float32)
         bias = np.concatenate([bias, padding])
     struct = MatrixStruct(
         panels=address(panels),
-        bias=address(bias),
+        bytes=panels.size,
+        bias=floats(bias),
         kind=kind,
         columns=columns,
         k=k,
@@ -54,14 +59,14 @@ def pack(runner: KernelRunner, kind: int, weight: Array, bias: Array | None = No
 
 
 def multiply(runner: KernelRunner, packed: Packed, x: Array, team_size: int = 2) -> Array:
-    """x [rows, k] times the matrix, without the padding, which must come out as zeros."""
+    """x [rows, k] times the matrix, without the padding, which must be zeros in rows of numbers."""
     columns = packed.struct.columns
     x = np.ascontiguousarray(x, np.float32)
     out = np.full((len(x) + 1, padded_columns(columns)), np.nan, np.float32)
-    args = (TEAM, packed.struct, x, len(x), out)
+    args = (TEAM, packed.struct, x, x.size, len(x), out, out[:-1].size)
     assert runner.call("mr_multiply", *args, memory=packed.memory, team_size=team_size) == 0
     assert np.isnan(out[-1]).all(), "written behind the last row"
-    assert not out[:-1, columns:].any(), "padding is not zero"
+    assert not out[:-1][np.isfinite(x).all(axis=1), columns:].any(), "padding is not zero"
     return out[:-1, :columns]
 
 
@@ -82,13 +87,23 @@ class Shape:
         return float(self.key_dim**-0.5)
 
     @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Of a token's q, k and v."""
+        kv_heads = self.num_kv_heads
+        return (
+            (self.num_heads, self.key_dim),
+            (kv_heads, self.key_dim),
+            (kv_heads, self.value_dim),
+        )
+
+    @property
     def struct(self) -> AttentionStruct:
         return AttentionStruct(
             num_heads=self.num_heads,
             scale=self.scale,
             window=self.window,
             softcap=self.softcap,
-            sinks=address(self.sinks),
+            sinks=floats(self.sinks),
         )
 
 
@@ -131,6 +146,7 @@ class Cache:
         self._poisoned = num_blocks - 1
         self.struct = KvStruct(
             data=self._room.ctypes.data + GUARD_BYTES,
+            bytes=num_blocks * self._block_bytes,
             kind=kind,
             num_kv_heads=shape.num_kv_heads,
             key_dim=shape.key_dim,
@@ -147,16 +163,17 @@ class Cache:
 
     def attend(self, *work: tuple[Tokens, int], team_size: int = 2) -> None:
         """One call: the next tokens of these sequences; results go to their `outputs`."""
-        batch, memory = self._batch(work)
+        batch, memory = self.batch(work)
         parts = [[getattr(s, name)[s.done : s.done + count] for s, count in work] for name in "qkv"]
         q, k, v = (np.concatenate(part).astype(np.float32) for part in parts)
-        heads, dim = self.shape.num_heads, self.shape.value_dim
-        out = np.full((len(q) + 1, heads, dim), np.nan, np.float32)
+        shape = (len(q) + 1, self.shape.num_heads, self.shape.value_dim)
+        out = np.full(shape, np.nan, np.float32)
         if self.shape.sinks is not None:
             memory = [*memory, self.shape.sinks]
         how = self.shape.struct
-        args = (TEAM, self.struct, how, batch, q, k, v, out)
-        memory = [*memory, self._room]
+        heads = HeadsStruct(*map(floats, (q, k, v)), address(out), out[:-1].size)
+        args = (TEAM, self.struct, how, batch, heads)
+        memory = [*memory, self._room, q, k, v, out]
         code = self.runner.call("mr_attend", *args, memory=memory, team_size=team_size)
         assert code == 0, f"error code {code}"
         assert np.isnan(out[-1]).all(), "written behind the last token"
@@ -167,7 +184,7 @@ class Cache:
             sequence.done += count
             start += count
 
-    def _batch(self, work: Sequence[tuple[Tokens, int]]) -> tuple[BatchStruct, list[Array]]:
+    def batch(self, work: Sequence[tuple[Tokens, int]]) -> tuple[BatchStruct, list[Array]]:
         counts = np.array([count for _, count in work], np.int64)
         ends = np.array([s.done + count for s, count in work], np.int64)
         positions = np.concatenate([np.arange(s.done, s.done + count) for s, count in work])
@@ -183,10 +200,10 @@ class Cache:
             num_samples=0,
             table_width=width,
             tiles_per_block=self.tiles_per_block,
-            positions=address(positions),
-            cu_seqlens_q=address(cu_seqlens),
-            context_lens=address(ends),
-            block_tables=address(tables),
+            positions=numbers(positions),
+            cu_seqlens_q=numbers(cu_seqlens),
+            context_lens=numbers(ends),
+            block_tables=numbers(tables),
         )
         return struct, [positions, cu_seqlens, ends, tables]
 

@@ -18,6 +18,7 @@ import numpy as np
 from millrace.engine.kernels.cpu.build import FLAGS, SOURCES, build_library, find_compiler
 from millrace.engine.kernels.cpu.instruction_paths import PATHS, InstructionPath, choose_path
 from millrace.engine.kernels.cpu.library import Kernels
+from tests.unit.engine.cpu import sanitizer
 
 CROSS_COMPILER = "aarch64-linux-gnu-g++"
 EMULATOR = "qemu-aarch64-static"
@@ -52,7 +53,7 @@ class NativeRunner:
 
     def __init__(self, path: InstructionPath, library: Path) -> None:
         self.path = path
-        self._library = library
+        self.library = library
         self._by_team_size: dict[int, Kernels] = {}
 
     def call(
@@ -60,18 +61,24 @@ class NativeRunner:
     ) -> int:
         """See `KernelRunner`."""
         del memory
-        if team_size not in self._by_team_size:
-            self._by_team_size[team_size] = Kernels(self._library, self.path.name, team_size)
-        kernels = self._by_team_size[team_size]
+        kernels = self.kernels(team_size)
         given = [_native(kernels, arg) for arg in args]
         if function != "mr_model_run":
-            return int(getattr(kernels.c, function)(*given) or 0)
-        model = kernels.c.mr_model_create(given[0])
-        assert model
+            return int(getattr(kernels.c, function)(*given))
+        model = ctypes.c_void_p()
+        refused = int(kernels.c.mr_model_create(given[0], ctypes.byref(model)))
+        if refused:
+            return refused
         try:
             return int(kernels.c.mr_model_run(model, *given[1:]))
         finally:
             kernels.c.mr_model_destroy(model)
+
+    def kernels(self, team_size: int = 2) -> Kernels:
+        """The library with a team of this size."""
+        if team_size not in self._by_team_size:
+            self._by_team_size[team_size] = Kernels(self.library, self.path.name, team_size)
+        return self._by_team_size[team_size]
 
 
 def _native(kernels: Kernels, arg: Any) -> Any:
@@ -176,7 +183,8 @@ def make_runner(name: str, folder: Path) -> KernelRunner:
     """The kernels for a path that `why_not_runnable` has nothing against, built under `folder`."""
     path = next(path for path in PATHS if path.name == name)
     if path.machine == platform.machine():
-        return NativeRunner(path, build_library(path, folder))
+        library = build_library(path, folder, more_flags=sanitizer.build_flags())
+        return NativeRunner(path, library)
     return EmulatedRunner(path, build_image_runner(path, folder))
 
 

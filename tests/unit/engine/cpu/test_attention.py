@@ -30,12 +30,7 @@ def draw_shape(rng, group, feature):
 
 def draw_tokens(rng, shape, length):
     """q, k and v of a sequence; scores reach about +-8."""
-    sizes = (
-        (shape.num_heads, shape.key_dim),
-        (shape.num_kv_heads, shape.key_dim),
-        (shape.num_kv_heads, shape.value_dim),
-    )
-    q, k, v = (rng.standard_normal((length, *size)).astype(np.float32) for size in sizes)
+    q, k, v = (rng.standard_normal((length, *size)).astype(np.float32) for size in shape.sizes)
     return q * np.float32(rng.uniform(0.5, 3.0)), k, v
 
 

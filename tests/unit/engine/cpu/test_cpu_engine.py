@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import operator
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from millrace.core.sampling import SamplingSpec
 from millrace.core.step import Fork
+from millrace.engine.config import EngineConfig
+from millrace.engine.engine import create_engine
 from millrace.engine.kernels.cpu.library import BF16, F32, INT8
+from millrace.engine.kernels.cpu.packed_index import HEADER_BYTES, header_of
 from millrace.engine.local import LocalGenerator, LocalRequest
 from tests.unit.engine.conftest import NEEDS_KERNELS
 
@@ -226,6 +232,56 @@ def test_keys_and_values_are_stored_as_asked_for(engine_for, prompt, settings, k
     expected = LocalGenerator(other).generate(requests)
     same = sum(a.token_ids[:1] == b.token_ids[:1] for a, b in zip(answers, expected, strict=True))
     assert same >= 2
+
+
+# What the index of the packed file may say, with a checksum that fits, and the model does not.
+OTHERS = {
+    "a head of fewer columns": (("matrices", "head", 1), 127),
+    "a head of more columns": (("matrices", "head", 1), 160),
+    "another kind": (("matrices", "0.qkv", 0), 2),
+    "norms of another length": (("arrays", "1.input_norm", 2), [32]),
+    "norms of another type": (("arrays", "final_norm", 1), "<i2"),
+    "an embedding of fewer rows": (("arrays", "embedding", 2), [100, 64]),
+    "no layer": (("arrays", "2.down.panels"), None),
+    "no matrix": (("matrices", "2.down"), None),
+    "no count": (("extra", "num_parameters"), None),
+    "no word of a tied head": (("extra", "is_tied"), None),
+    "a narrower middle": (("matrices", "1.down", 2), 32),
+    "a wider middle": (("matrices", "0.gate_up", 1), 4096),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_packed_weights_that_do_not_fit_the_model_are_packed_anew(
+    tiny, kernel_folder, tmp_path, prompt, name
+):
+    (tmp_path / "kernels").symlink_to(kernel_folder)
+    config = EngineConfig(tiny("llama").path, "x", device="cpu", backend="cpu", cache_dir=tmp_path)
+    said: list[str] = []
+
+    def answer() -> list[int]:
+        engine = create_engine(replace(config, dtype="float32", num_threads=1), said.append)
+        return LocalGenerator(engine).generate([LocalRequest(prompt(40), 6)])[0].token_ids
+
+    expected = answer()
+    file = next((tmp_path / "weights").glob("*.bin"))
+    content = file.read_bytes()
+    (*place, last), value = OTHERS[name]
+    index = json.loads(content[:HEADER_BYTES].partition(b"\n")[2])
+    part = functools.reduce(operator.getitem, place, index)
+    if value is None:
+        del part[last]
+    else:
+        part[last] = value
+    file.unlink()
+    file.write_bytes(header_of(json.dumps(index)) + content[HEADER_BYTES:])
+    said.clear()
+
+    assert answer() == expected
+    assert any(text.startswith("packing the weights as float32") for text in said)
+    said.clear()
+    assert answer() == expected
+    assert not any(text.startswith("packing") for text in said)
 
 
 def test_native_model_is_served_without_torch(tiny, engine_for, engine_cache, prompt):

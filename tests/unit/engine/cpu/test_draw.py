@@ -51,7 +51,7 @@ def kernel_tokens(
     before = wide.copy()
     tokens = np.full(len(requests) + 1, -7, np.int64)
     structs = (DrawStruct * len(requests))(*map(draw_struct, requests))
-    args = (TEAM, wide, vocab + 3, vocab, structs, len(requests), tokens)
+    args = (TEAM, wide, wide.size, vocab + 3, vocab, structs, len(requests), tokens)
     assert runner.call("mr_draw_tokens", *args, team_size=team_size) == 0
     assert tokens[-1] == -7, "written behind the last token"
     assert np.array_equal(wide, before, equal_nan=True)
@@ -244,6 +244,18 @@ def test_tiny_and_huge_temperatures_are_the_samplers(runner, rng, temperature):
 
     is_plain = 1e-6 <= temperature <= 1e6
     check_equal(runner, logits, requests, max_undecided=0.15 if is_plain else 1.0)
+
+
+@pytest.mark.parametrize("top_k", [1, 20, 50, 200])
+def test_few_tokens_that_may_come_at_all_are_the_samplers(runner, rng, top_k):
+    """Also fewer than top_k, so that the last that it keeps has no weight."""
+    rows = 6 if runner.is_slow else 20
+    logits = np.full((rows, 5000), -np.inf, np.float32)
+    for row in logits:
+        row[rng.choice(5000, 30, replace=False)] = rng.standard_normal(30)
+    requests = [request(rng, row, top_k=top_k, temperature=2.0) for row in range(rows)]
+
+    check_equal(runner, logits, requests, max_undecided=0.2)
 
 
 def test_huge_logits_are_the_samplers(runner, rng):

@@ -11,12 +11,10 @@ from threading import Barrier
 import numpy as np
 import pytest
 
-from millrace.core.errors import ConfigError
+from millrace.core.errors import ConfigError, UnsupportedModel
 from millrace.engine.kernels.cpu.library import INT8
+from millrace.engine.kernels.cpu.packed_index import ALIGNMENT, HEADER_BYTES, MAGIC, VERSION
 from millrace.engine.kernels.cpu.packed_weights import (
-    ALIGNMENT,
-    HEADER_BYTES,
-    VERSION,
     PackedMatrix,
     checkpoint_key,
     open_packed,
@@ -84,8 +82,18 @@ def _other_json(path: Path) -> None:
 
 
 def _other_version(path: Path) -> None:
-    ours = f'"version": {VERSION}'.encode()
-    path.write_bytes(path.read_bytes().replace(ours, b'"version": 0', 1))
+    ours = f"{MAGIC} {VERSION} ".encode()
+    path.write_bytes(path.read_bytes().replace(ours, f"{MAGIC} {VERSION - 1} ".encode(), 1))
+
+
+def _grow(path: Path) -> None:
+    os.truncate(path, path.stat().st_size + ALIGNMENT)
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[content.index(b"numbers")] ^= 1
+    path.write_bytes(content)
 
 
 def _noise(path: Path) -> None:
@@ -93,7 +101,8 @@ def _noise(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil", [_truncate, _cut_header, _empty, _zero, _other_json, _other_version, _noise]
+    "spoil",
+    [_truncate, _cut_header, _empty, _zero, _other_json, _other_version, _grow, _flip, _noise],
 )
 def test_file_that_is_not_whole_is_made_again(tmp_path, spoil):
     path = tmp_path / "w.bin"
@@ -102,6 +111,30 @@ def test_file_that_is_not_whole_is_made_again(tmp_path, spoil):
 
     assert np.array_equal(open_packed(path, write).array("numbers"), NUMBERS)
     assert np.array_equal(open_packed(path, never).array("numbers"), NUMBERS)
+
+
+@pytest.mark.parametrize("error", [ValueError("too short"), KeyError("7.qkv")])
+def test_file_that_is_not_accepted_is_made_again(tmp_path, error):
+    path = tmp_path / "w.bin"
+    open_packed(path, write)
+    seen: list[object] = []
+
+    def accept(file):
+        seen.append(file)
+        if len(seen) == 1:
+            raise error
+
+    assert open_packed(path, write, accept) is seen[1]
+    assert len(seen) == 2
+    open_packed(path, never)
+
+
+def test_new_file_that_is_not_accepted_is_refused(tmp_path):
+    def accept(file):
+        raise ValueError("head.columns is 700; it must be 640")
+
+    with pytest.raises(UnsupportedModel, match=r"w\.bin .*: head\.columns is 700; it must be 640"):
+        open_packed(tmp_path / "w.bin", write, accept)
 
 
 def test_file_whose_making_failed_is_not_left_behind(tmp_path):

@@ -7,7 +7,7 @@ import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def find_compiler() -> str | None:
 
 
 def can_build(path: InstructionPath) -> bool:
-    """True where `build_library` finds a library for `path`, or a compiler to make one."""
+    """True if `build_library` finds a library for `path`, or a compiler to make one."""
     return shipped_library(path) is not None or find_compiler() is not None
 
 
@@ -52,26 +52,37 @@ def shipped_library(path: InstructionPath) -> Path | None:
 def ship_library(path: InstructionPath, report: Callable[[str], None] = lambda text: None) -> Path:
     """Builds the library for `path` into this package, whatever CPU this machine has.
 
-    Raises `ConfigError` where there is no compiler or it fails; the message ends in its output.
+    Raises `ConfigError` if there is no compiler or it fails; the message ends in its output.
     """
-    return _built(_require_compiler(), path, _shipped_place(path), report)
+    return _built(_require_compiler(), path, _flags(path), _shipped_place(path), report)
 
 
 def build_library(
-    path: InstructionPath, folder: Path, report: Callable[[str], None] = lambda text: None
+    path: InstructionPath,
+    folder: Path,
+    report: Callable[[str], None] = lambda text: None,
+    more_flags: Sequence[str] = (),
+    timeout_s: float = COMPILE_TIMEOUT_S,
 ) -> Path:
     """The shared library for `path`: one that was shipped, else built under `folder`, once.
 
-    Raises `ConfigError` where there is no compiler or it fails; the message ends in its output.
+    `more_flags` go to the compiler last: builds for tests, of which none is shipped. Raises
+    `ConfigError` if there is no compiler or it fails; the message ends in its output.
     """
-    if (shipped := shipped_library(path)) is not None:
+    if not more_flags and (shipped := shipped_library(path)) is not None:
         return shipped
-    compiler = _require_compiler()
-    return _built(compiler, path, folder / _file_name(path, _version(compiler)), report)
+    compiler, flags = _require_compiler(), (*_flags(path), *more_flags)
+    library = folder / _file_name(path, flags, _version(compiler))
+    return _built(compiler, path, flags, library, report, timeout_s)
 
 
 def _built(
-    compiler: str, path: InstructionPath, library: Path, report: Callable[[str], None]
+    compiler: str,
+    path: InstructionPath,
+    flags: Sequence[str],
+    library: Path,
+    report: Callable[[str], None],
+    timeout_s: float = COMPILE_TIMEOUT_S,
 ) -> Path:
     if library.is_file():
         return library
@@ -80,7 +91,7 @@ def _built(
         with _locked(library.parent / "build.lock"):
             if not library.is_file():
                 report(f"building the CPU kernels for {path.name}, about 10 s")
-                _compile(compiler, path, library)
+                _compile(compiler, path, flags, library, timeout_s)
     except OSError as error:
         raise ConfigError(f"cannot keep the CPU kernels: {error}", field="cache_dir") from error
     return library
@@ -93,22 +104,28 @@ def _require_compiler() -> str:
     return compiler
 
 
+def _flags(path: InstructionPath) -> tuple[str, ...]:
+    return (*FLAGS, *path.compiler_flags)
+
+
 def _shipped_place(path: InstructionPath) -> Path:
     # Not by the compiler, which need not be there when it is looked for.
-    return SHIPPED / _file_name(path, "")
+    return SHIPPED / _file_name(path, _flags(path), "")
 
 
-def _compile(compiler: str, path: InstructionPath, library: Path) -> None:
+def _compile(
+    compiler: str, path: InstructionPath, flags: Sequence[str], library: Path, timeout_s: float
+) -> None:
     partial = library.with_suffix(f".{os.getpid()}.part")
     sources = [str(source) for source in sorted(SOURCES.glob("*.cpp"))]
-    command = [compiler, *FLAGS, *path.compiler_flags, "-o", str(partial), *sources]
+    command = [compiler, *flags, "-o", str(partial), *sources]
     try:
         done = subprocess.run(
             command,
             capture_output=True,
             encoding="utf-8",
             errors="replace",
-            timeout=COMPILE_TIMEOUT_S,
+            timeout=timeout_s,
             check=False,
         )
         if done.returncode != 0:
@@ -122,7 +139,7 @@ def _compile(compiler: str, path: InstructionPath, library: Path) -> None:
         partial.replace(library)
     except subprocess.TimeoutExpired as error:
         raise ConfigError(
-            f"compiling the CPU kernels took over {COMPILE_TIMEOUT_S:.0f} s", field="backend"
+            f"compiling the CPU kernels took over {timeout_s:.0f} s", field="backend"
         ) from error
     finally:
         partial.unlink(missing_ok=True)
@@ -139,9 +156,9 @@ def _version(compiler: str) -> str:
     ).stdout
 
 
-def _file_name(path: InstructionPath, compiler_version: str) -> str:
+def _file_name(path: InstructionPath, flags: Sequence[str], compiler_version: str) -> str:
     digest = hashlib.blake2b(digest_size=8)
-    for part in (compiler_version, *FLAGS, *path.compiler_flags):
+    for part in (compiler_version, *flags):
         digest.update(part.encode() + b"\0")
     for source in sorted(SOURCES.iterdir()):
         digest.update(source.name.encode() + b"\0" + source.read_bytes())

@@ -26,6 +26,7 @@ class KernelDrawer:
         code = self._kernels.c.mr_draw_tokens(
             self._kernels.team,
             address(logits),
+            _reach(logits),
             logits.strides[0] // logits.itemsize,
             logits.shape[1],
             (DrawStruct * len(requests))(*map(draw_struct, requests)),
@@ -34,6 +35,12 @@ class KernelDrawer:
         )
         self._kernels.check(code)
         return [None if token == UNDECIDED else token for token in tokens.tolist()]
+
+
+def _reach(logits: FloatArray) -> int:
+    """How many numbers lie from the first of `logits` to the last; rows may be apart."""
+    rows, vocab = logits.shape
+    return (rows - 1) * (logits.strides[0] // logits.itemsize) + vocab if rows else 0
 
 
 def draw_struct(request: DrawRequest) -> DrawStruct:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_double, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_int64, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from millrace.core.errors import ConfigError, UnsupportedModel
+from millrace.core.errors import ConfigError, InternalError, UnsupportedModel
 
 from .loadable import explain_failure
 
-ABI = 3
+ABI = 4
 F32, BF16, INT8, INT4 = 0, 1, 2, 3
 KV_KINDS = {"float32": F32, "bfloat16": BF16, "int8": INT8}
 KINDS = {**KV_KINDS, "int4": INT4}
@@ -23,8 +23,22 @@ PANEL_COLUMNS = 32
 ALIGN_K = 64
 
 FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
 
-_OUT_OF_MEMORY, _UNSUPPORTED = 1, 2
+# What functions return; the last two have a reason.
+OUT_OF_MEMORY, UNSUPPORTED, INVALID = 1, 2, 3
+
+
+class FloatsStruct(ctypes.Structure):
+    """mr_floats"""
+
+    _fields_ = (("data", c_void_p), ("count", c_int64))
+
+
+class NumbersStruct(ctypes.Structure):
+    """mr_numbers"""
+
+    _fields_ = (("data", c_void_p), ("count", c_int64))
 
 
 class MatrixStruct(ctypes.Structure):
@@ -32,7 +46,8 @@ class MatrixStruct(ctypes.Structure):
 
     _fields_ = (
         ("panels", c_void_p),
-        ("bias", c_void_p),
+        ("bytes", c_int64),
+        ("bias", FloatsStruct),
         ("kind", c_int64),
         ("columns", c_int64),
         ("k", c_int64),
@@ -43,12 +58,12 @@ class LayerStruct(ctypes.Structure):
     """mr_layer"""
 
     _fields_ = (
-        ("input_norm", c_void_p),
+        ("input_norm", FloatsStruct),
         ("qkv", MatrixStruct),
-        ("q_norm", c_void_p),
-        ("k_norm", c_void_p),
+        ("q_norm", FloatsStruct),
+        ("k_norm", FloatsStruct),
         ("o", MatrixStruct),
-        ("post_norm", c_void_p),
+        ("post_norm", FloatsStruct),
         ("gate_up", MatrixStruct),
         ("down", MatrixStruct),
         ("window", c_int64),
@@ -69,8 +84,9 @@ class ModelStruct(ctypes.Structure):
         ("embedding_kind", c_int64),
         ("norm_eps", c_double),
         ("embedding", c_void_p),
-        ("frequencies", c_void_p),
-        ("final_norm", c_void_p),
+        ("embedding_bytes", c_int64),
+        ("frequencies", FloatsStruct),
+        ("final_norm", FloatsStruct),
         ("head", MatrixStruct),
         ("layers", POINTER(LayerStruct)),
     )
@@ -81,6 +97,7 @@ class KvStruct(ctypes.Structure):
 
     _fields_ = (
         ("data", c_void_p),
+        ("bytes", c_int64),
         ("kind", c_int64),
         ("num_kv_heads", c_int64),
         ("key_dim", c_int64),
@@ -97,12 +114,12 @@ class BatchStruct(ctypes.Structure):
         ("num_samples", c_int64),
         ("table_width", c_int64),
         ("tiles_per_block", c_int64),
-        ("input_ids", c_void_p),
-        ("positions", c_void_p),
-        ("cu_seqlens_q", c_void_p),
-        ("context_lens", c_void_p),
-        ("block_tables", c_void_p),
-        ("sample_indices", c_void_p),
+        ("input_ids", NumbersStruct),
+        ("positions", NumbersStruct),
+        ("cu_seqlens_q", NumbersStruct),
+        ("context_lens", NumbersStruct),
+        ("block_tables", NumbersStruct),
+        ("sample_indices", NumbersStruct),
     )
 
 
@@ -114,7 +131,33 @@ class AttentionStruct(ctypes.Structure):
         ("scale", c_double),
         ("window", c_int64),
         ("softcap", c_double),
-        ("sinks", c_void_p),
+        ("sinks", FloatsStruct),
+    )
+
+
+class HeadsStruct(ctypes.Structure):
+    """mr_heads"""
+
+    _fields_ = (
+        ("q", FloatsStruct),
+        ("k", FloatsStruct),
+        ("v", FloatsStruct),
+        ("out", c_void_p),
+        ("num_out", c_int64),
+    )
+
+
+class OutputStruct(ctypes.Structure):
+    """mr_output"""
+
+    _fields_ = (
+        ("wants_logits", c_void_p),
+        ("num_wanted", c_int64),
+        ("logits", c_void_p),
+        ("num_logits", c_int64),
+        ("likeliest", c_void_p),
+        ("num_likeliest", c_int64),
+        ("progress", c_void_p),
     )
 
 
@@ -135,12 +178,16 @@ class DrawStruct(ctypes.Structure):
 
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "mr_abi": (c_int64, []),
-    "mr_team_create": (c_void_p, [c_int64]),
+    "mr_reason": (c_char_p, []),
+    "mr_team_create": (c_int64, [c_int64, c_void_p]),
     "mr_team_destroy": (None, [c_void_p]),
     "mr_tile_bytes": (c_int64, [c_int64] * 3),
     "mr_panel_bytes": (c_int64, [c_int64] * 3),
-    "mr_pack": (None, [c_int64, c_void_p, c_int64, c_int64, c_void_p]),
-    "mr_multiply": (c_int64, [c_void_p, POINTER(MatrixStruct), c_void_p, c_int64, c_void_p]),
+    "mr_pack": (c_int64, [c_int64, c_void_p, *[c_int64] * 3, c_void_p, c_int64]),
+    "mr_multiply": (
+        c_int64,
+        [c_void_p, POINTER(MatrixStruct), c_void_p, c_int64, c_int64, c_void_p, c_int64],
+    ),
     "mr_attend": (
         c_int64,
         [
@@ -148,24 +195,35 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
             POINTER(KvStruct),
             POINTER(AttentionStruct),
             POINTER(BatchStruct),
-            *[c_void_p] * 4,
+            POINTER(HeadsStruct),
         ],
     ),
-    "mr_model_create": (c_void_p, [POINTER(ModelStruct)]),
+    "mr_model_create": (c_int64, [POINTER(ModelStruct), c_void_p]),
     "mr_model_destroy": (None, [c_void_p]),
     "mr_model_run": (
         c_int64,
-        [c_void_p, c_void_p, POINTER(KvStruct), POINTER(BatchStruct), *[c_void_p] * 4],
+        [
+            c_void_p,
+            c_void_p,
+            POINTER(KvStruct),
+            c_int64,
+            POINTER(BatchStruct),
+            POINTER(OutputStruct),
+        ],
     ),
+    "mr_model_sound_rows": (c_int64, [c_void_p, c_void_p, c_int64]),
     "mr_draw_tokens": (
         c_int64,
-        [c_void_p, c_void_p, c_int64, c_int64, POINTER(DrawStruct), c_int64, c_void_p],
+        [c_void_p, c_void_p, *[c_int64] * 3, POINTER(DrawStruct), c_int64, c_void_p],
     ),
 }
 
 
 class Kernels:
-    """One loaded library and its team of threads. Calls release the GIL; one at a time."""
+    """One loaded library and its team of threads. Calls release the GIL; one at a time.
+
+    Raises `ConfigError` where it cannot be loaded or the system gives no such team.
+    """
 
     def __init__(self, library: Path, path: str, num_threads: int) -> None:
         self.path = path
@@ -179,24 +237,66 @@ class Kernels:
             function.restype, function.argtypes = result, arguments
         if self.c.mr_abi() != ABI:
             raise ConfigError(f"{library} is of another version", field="backend")
-        self.team = self.c.mr_team_create(num_threads)
-        if not self.team:
+        self.team: int | None = None
+        team = c_void_p()
+        code = self.c.mr_team_create(num_threads, ctypes.byref(team))
+        if code == INVALID:
+            raise ConfigError(self.reason, field="num_threads")
+        if code:
             raise ConfigError(
                 f"the system gives no {num_threads} threads or no registers for {self.path}",
                 field="num_threads",
             )
+        self.team = team.value
 
     def __del__(self) -> None:
         if getattr(self, "team", None):
             self.c.mr_team_destroy(self.team)
             self.team = None
 
+    @property
+    def reason(self) -> str:
+        """What the last refused call of this thread was refused for."""
+        return str(self.c.mr_reason().decode())
+
     def check(self, code: int) -> None:
-        """Raises what an error code means."""
-        if code == _OUT_OF_MEMORY:
+        """Raises what an error code means, with the argument, its value and what it must be."""
+        if code == OUT_OF_MEMORY:
             raise MemoryError("no memory for the buffers of this step")
-        if code == _UNSUPPORTED:
-            raise UnsupportedModel("more than 48 query heads share a K/V head")
+        if code == UNSUPPORTED:
+            raise UnsupportedModel(self.reason)
+        if code == INVALID:
+            raise InternalError(f"the CPU kernels refuse a call: {self.reason}")
+
+    def tile_bytes(self, kind: int, key_dim: int, value_dim: int) -> int:
+        """Bytes of 32 tokens of one K/V head."""
+        return self._size(self.c.mr_tile_bytes(kind, key_dim, value_dim))
+
+    def panel_bytes(self, kind: int, columns: int, k: int) -> int:
+        """Bytes of a matrix [columns, k] in panels."""
+        return self._size(self.c.mr_panel_bytes(kind, columns, k))
+
+    def _size(self, found: int) -> int:
+        self.check(-min(found, 0))
+        return found
+
+
+def floats(array: npt.NDArray[Any] | None) -> FloatsStruct:
+    """All numbers of a float32 array, or none. Raises `ValueError` for another kind of array."""
+    return FloatsStruct() if array is None else FloatsStruct(*_whole(array, np.float32))
+
+
+def numbers(array: npt.NDArray[Any] | None) -> NumbersStruct:
+    """All numbers of an int64 array, or none. Raises `ValueError` for another kind of array."""
+    return NumbersStruct() if array is None else NumbersStruct(*_whole(array, np.int64))
+
+
+def _whole(array: npt.NDArray[Any], dtype: Any) -> tuple[int, int]:
+    if array.dtype != dtype or not array.flags.c_contiguous:
+        raise ValueError(
+            f"an array of {array.dtype}, {array.shape}, is not {dtype.__name__} in a row"
+        )
+    return int(array.ctypes.data), array.size
 
 
 def address(array: npt.NDArray[Any] | None) -> int | None:

@@ -36,8 +36,10 @@ class PackedLinear(nn.Module):
             self._kernels.team,
             ctypes.byref(self._struct),
             rows.data_ptr(),
+            rows.numel(),
             len(rows),
             out.data_ptr(),
+            out.numel(),
         )
         self._kernels.check(code)
         wanted = out[:, : self.out_features].to(self._dtype)

@@ -44,6 +44,7 @@ class TileCache:
         for index, (layer, size) in enumerate(zip(self.layers, sizes, strict=True)):
             self.structs[index] = KvStruct(
                 data=self._pools[size][used[size]].ctypes.data,
+                bytes=self._pools[size][used[size]].nbytes,
                 kind=kind,
                 num_kv_heads=layer.num_kv_heads,
                 key_dim=layer.key_dim,
@@ -80,7 +81,7 @@ def _reserve(num_layers: int, num_blocks: int, block_bytes: int) -> npt.NDArray[
 
 def layer_block_bytes(kernels: Kernels, layer: LayerShape, block_size: int, kind: int) -> int:
     """Bytes of one block of one layer."""
-    tile: int = kernels.c.mr_tile_bytes(kind, layer.key_dim, layer.value_dim)
+    tile = kernels.tile_bytes(kind, layer.key_dim, layer.value_dim)
     return layer.num_kv_heads * tile * (block_size // TILE_TOKENS)
 
 

@@ -1,9 +1,13 @@
 #include <memory>
 #include <new>
+#include <stdexcept>
+#include <system_error>
 
+#include "arguments.h"
 #include "decoder.h"
 #include "draw.h"
 #include "pack.h"
+#include "refusal.h"
 
 namespace millrace {
 
@@ -13,9 +17,15 @@ template <class Run>
 int64_t guarded(Run&& run) {
   try {
     return run();
+  } catch (const Refusal& refusal) {
+    return refusal.code;
   } catch (const std::bad_alloc&) {
-    return MR_OUT_OF_MEMORY;
+  } catch (const std::length_error&) {
+    // More than a vector may hold.
+  } catch (const std::system_error&) {
+    // No more threads.
   }
+  return MR_OUT_OF_MEMORY;
 }
 
 template <class Kind>
@@ -47,7 +57,9 @@ int64_t multiply(Team& team, const mr_matrix& given, const float* in, int64_t ro
 
 template <class Kind, class Element>
 int64_t attend(Team& team, const mr_kv& kv, const mr_attention& how, const mr_batch& batch,
-               const float* q, const float* k, const float* v, float* out) {
+               const mr_heads& heads) {
+  const float *k = heads.k.data, *v = heads.v.data;
+  float* out = heads.out;
   using Attend = Attention<Kind, Element>;
   // Kept from call to call: to clear them anew takes as long as attention does for one row.
   static thread_local std::vector<typename Attend::Scratch> scratch_room;
@@ -60,7 +72,7 @@ int64_t attend(Team& team, const mr_kv& kv, const mr_attention& how, const mr_ba
   float* partials =
       partials_room.reserve(plan.num_partial_rows() * Attend::partial_floats(kv.value_dim));
   const Attend attention(kv, how, batch);
-  const Queries queries{q, how.num_heads * kv.key_dim};
+  const Queries queries{heads.q.data, how.num_heads * kv.key_dim};
   const auto use = [&](long token, long head, const float* values) {
     std::memcpy(out + (token * how.num_heads + head) * kv.value_dim, values,
                 kv.value_dim * sizeof(float));
@@ -71,7 +83,7 @@ int64_t attend(Team& team, const mr_kv& kv, const mr_attention& how, const mr_ba
     each_rows(member, batch.num_tokens, [&](long first, long end) {
       fetch_places<Kind, Element>(kv, batch, first, end);
       for (long token = first; token < end; ++token) {
-        const long position = batch.positions[token];
+        const long position = batch.positions.data[token];
         const long tile = tile_of(batch, row_of(batch, token), position);
         for (long head = 0; head < kv.num_kv_heads; ++head)
           KvTile<Kind, Element>(kv, tile, head)
@@ -111,12 +123,28 @@ int64_t draw_tokens(Team& team, const float* logits, long stride, long vocab,
 // The decoder for these kinds of weights; K/V of the kind that the first `run` gets.
 class Model {
  public:
-  explicit Model(const mr_model& model) : model_(model) {}
+  explicit Model(const mr_model& model)
+      : layers_(model.layers, model.layers + model.num_layers), model_(model) {
+    model_.layers = layers_.data();
+  }
 
-  int64_t run(Team& team, const mr_kv* kv, const mr_batch& batch, const StepOutput& out) {
-    if (!decoder_) decoder_ = create(kv[0].kind);
-    if (!decoder_) return MR_UNSUPPORTED;
+  int64_t run(Team& team, const mr_kv* kv, int64_t num_kv, const mr_batch& batch,
+              const mr_output& out) {
+    check_run(model_, kv_kind_, kv, num_kv, batch, out);
+    if (!decoder_) {
+      decoder_ = create(kv[0].kind);
+      if (!decoder_) refuse(MR_UNSUPPORTED, "weights and K/V are of kinds that do not go together");
+      kv_kind_ = kv[0].kind;
+    }
     decoder_->run(team, kv, batch, out);
+    return MR_OK;
+  }
+
+  int64_t sound_rows(uint8_t* is_sound, int64_t num_rows) const {
+    if (!decoder_) refuse(MR_INVALID, "the model has not run yet");
+    const auto& rows = decoder_->sound_rows();
+    expect_equal({"num_rows"}, num_rows, static_cast<int64_t>(rows.size()));
+    std::copy(rows.begin(), rows.end(), is_sound);
     return MR_OK;
   }
 
@@ -138,7 +166,9 @@ class Model {
     return create_for<Int8>(kv_kind);
   }
 
-  const mr_model model_;
+  const std::vector<mr_layer> layers_;
+  mr_model model_;
+  int64_t kv_kind_ = -1;
   std::unique_ptr<Decoder> decoder_;
 };
 
@@ -150,47 +180,66 @@ using namespace millrace;
 
 extern "C" {
 
-int64_t mr_abi(void) { return 3; }
+int64_t mr_abi(void) { return 4; }
 
-void* mr_team_create(int64_t size) {
-  if (!prepare_tiles()) return nullptr;
-  try {
-    return new Team(static_cast<int>(size));
-  } catch (...) {
-    // Out of memory or of threads; the caller reports it.
-    return nullptr;
-  }
+const char* mr_reason(void) { return reason(); }
+
+int64_t mr_team_create(int64_t size, void** team) {
+  return guarded([&] {
+    check_present("team", team);
+    *team = nullptr;
+    check_team_size(size);
+    if (!prepare_tiles()) refuse(MR_UNSUPPORTED, "the system gives no tile registers");
+    *team = new Team(static_cast<int>(size));
+    return MR_OK;
+  });
 }
 
 void mr_team_destroy(void* team) { delete static_cast<Team*>(team); }
 
 int64_t mr_tile_bytes(int64_t kind, int64_t key_dim, int64_t value_dim) {
-  return tile_bytes(kind, key_dim, value_dim);
+  int64_t bytes = 0;
+  const int64_t code = guarded([&] {
+    check_tile(kind, key_dim, value_dim);
+    bytes = tile_bytes(kind, key_dim, value_dim);
+    return MR_OK;
+  });
+  return code == MR_OK ? bytes : -code;
 }
 
 int64_t mr_panel_bytes(int64_t kind, int64_t columns, int64_t k) {
-  const long depth = round_up(k, kAlignK), panels = round_up(columns, kColumns) / kColumns;
-  if (kind == MR_F32) return panels * panel_numbers<F32>(depth) * sizeof(float);
-  if (kind == MR_BF16) return panels * panel_numbers<Bf16>(depth) * sizeof(bf16);
-  if (kind == MR_INT4) return panels * panel_numbers<Int4>(depth);
-  return panels * panel_numbers<Int8>(depth);
+  int64_t bytes = 0;
+  const int64_t code = guarded([&] {
+    check_panels(kind, columns, k);
+    bytes = panel_bytes(kind, columns, k);
+    return MR_OK;
+  });
+  return code == MR_OK ? bytes : -code;
 }
 
-void mr_pack(int64_t kind, const float* source, int64_t columns, int64_t k, void* panels) {
-  if (kind == MR_F32)
-    pack<F32>(source, columns, k, static_cast<float*>(panels));
-  else if (kind == MR_BF16)
-    pack<Bf16>(source, columns, k, static_cast<bf16*>(panels));
-  else if (kind == MR_INT4)
-    pack_groups<Int4>(source, columns, k, static_cast<uint8_t*>(panels));
-  else
-    pack_groups<Int8>(source, columns, k, static_cast<uint8_t*>(panels));
-}
-
-int64_t mr_multiply(void* team, const mr_matrix* matrix, const float* in, int64_t rows,
-                    float* out) {
-  Team& members = *static_cast<Team*>(team);
+int64_t mr_pack(int64_t kind, const float* source, int64_t num_source, int64_t columns, int64_t k,
+                void* panels, int64_t bytes) {
   return guarded([&] {
+    check_pack(kind, source, num_source, columns, k, panels, bytes);
+    if (kind == MR_F32)
+      pack<F32>(source, columns, k, static_cast<float*>(panels));
+    else if (kind == MR_BF16)
+      pack<Bf16>(source, columns, k, static_cast<bf16*>(panels));
+    else if (kind == MR_INT4)
+      pack_groups<Int4>(source, columns, k, static_cast<uint8_t*>(panels));
+    else
+      pack_groups<Int8>(source, columns, k, static_cast<uint8_t*>(panels));
+    return MR_OK;
+  });
+}
+
+int64_t mr_multiply(void* team, const mr_matrix* matrix, const float* in, int64_t num_in,
+                    int64_t rows, float* out, int64_t num_out) {
+  return guarded([&] {
+    check_present("team", team);
+    check_present("matrix", matrix);
+    check_multiply(*matrix, in, num_in, rows, out, num_out);
+    Team& members = *static_cast<Team*>(team);
     if (matrix->kind == MR_F32) return multiply<F32>(members, *matrix, in, rows, out);
     if (matrix->kind == MR_BF16) return multiply<Bf16>(members, *matrix, in, rows, out);
     if (matrix->kind == MR_INT4) return multiply<Int4>(members, *matrix, in, rows, out);
@@ -199,35 +248,58 @@ int64_t mr_multiply(void* team, const mr_matrix* matrix, const float* in, int64_
 }
 
 int64_t mr_attend(void* team, const mr_kv* kv, const mr_attention* how, const mr_batch* batch,
-                  const float* q, const float* k, const float* v, float* out) {
-  Team& members = *static_cast<Team*>(team);
-  if (how->num_heads / kv->num_kv_heads > kMaxTileRows) return MR_UNSUPPORTED;
+                  const mr_heads* heads) {
   return guarded([&] {
-    if (kv->kind == MR_F32) return attend<F32, float>(members, *kv, *how, *batch, q, k, v, out);
-    if (kv->kind == MR_BF16) return attend<Bf16, bf16>(members, *kv, *how, *batch, q, k, v, out);
-    return attend<Int8Kv, int8_t>(members, *kv, *how, *batch, q, k, v, out);
+    check_present("team", team);
+    check_present("kv", kv);
+    check_present("how", how);
+    check_present("batch", batch);
+    check_present("heads", heads);
+    check_attend(*kv, *how, *batch, *heads);
+    Team& members = *static_cast<Team*>(team);
+    if (kv->kind == MR_F32) return attend<F32, float>(members, *kv, *how, *batch, *heads);
+    if (kv->kind == MR_BF16) return attend<Bf16, bf16>(members, *kv, *how, *batch, *heads);
+    return attend<Int8Kv, int8_t>(members, *kv, *how, *batch, *heads);
   });
 }
 
-void* mr_model_create(const mr_model* model) {
-  if (model->num_heads / model->num_kv_heads > kMaxTileRows) return nullptr;
-  return new (std::nothrow) Model(*model);
+int64_t mr_model_create(const mr_model* model, void** created) {
+  return guarded([&] {
+    check_present("created", created);
+    *created = nullptr;
+    check_present("model", model);
+    check_model(*model);
+    *created = new Model(*model);
+    return MR_OK;
+  });
 }
 
 void mr_model_destroy(void* model) { delete static_cast<Model*>(model); }
 
-int64_t mr_model_run(void* model, void* team, const mr_kv* kv, const mr_batch* batch,
-                     const uint8_t* wants_logits, float* logits, int64_t* likeliest,
-                     volatile int64_t* progress) {
+int64_t mr_model_run(void* model, void* team, const mr_kv* kv, int64_t num_kv,
+                     const mr_batch* batch, const mr_output* out) {
   return guarded([&] {
-    return static_cast<Model*>(model)->run(*static_cast<Team*>(team), kv, *batch,
-                                           StepOutput{wants_logits, logits, likeliest, progress});
+    check_present("model", model);
+    check_present("team", team);
+    check_present("batch", batch);
+    check_present("out", out);
+    return static_cast<Model*>(model)->run(*static_cast<Team*>(team), kv, num_kv, *batch, *out);
   });
 }
 
-int64_t mr_draw_tokens(void* team, const float* logits, int64_t stride, int64_t vocab,
-                       const mr_draw* draws, int64_t num_draws, int64_t* tokens) {
+int64_t mr_model_sound_rows(const void* model, uint8_t* is_sound, int64_t num_rows) {
   return guarded([&] {
+    check_present("model", model);
+    check_present("is_sound", is_sound);
+    return static_cast<const Model*>(model)->sound_rows(is_sound, num_rows);
+  });
+}
+
+int64_t mr_draw_tokens(void* team, const float* logits, int64_t num_logits, int64_t stride,
+                       int64_t vocab, const mr_draw* draws, int64_t num_draws, int64_t* tokens) {
+  return guarded([&] {
+    check_present("team", team);
+    check_draws(logits, num_logits, stride, vocab, draws, num_draws, tokens);
     return draw_tokens(*static_cast<Team*>(team), logits, stride, vocab, draws, num_draws, tokens);
   });
 }

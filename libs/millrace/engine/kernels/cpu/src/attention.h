@@ -158,14 +158,15 @@ class Attention {
   static void put_row(const Rows<Kind>& rows, long row, const float* from, long count, float most,
                       float limit) {
     Input* high = rows.data + row * rows.stride;
-    rows.sums[row] =
+    const float sum =
         put_integers(from, count, inverse_step(most, limit), high, high + rows.stride / 2);
-    rows.scales[row] = most / limit;
+    rows.sums[row] = to_integer(sum);
+    rows.scales[row] = scale_of(most, limit, sum);
   }
 
   void find(const AttentionItem& item, long number, Piece& piece) const {
     const long first_tile = number * kPieceTiles;
-    const long last_position = batch_.positions[item.first_token + item.num_tokens - 1];
+    const long last_position = batch_.positions.data[item.first_token + item.num_tokens - 1];
     piece.first_key = first_tile * kTileTokens;
     piece.num_tiles = std::min(kPieceTiles, last_position / kTileTokens + 1 - first_tile);
     for (long t = 0; t < piece.num_tiles; ++t)
@@ -239,7 +240,7 @@ class Attention {
   void weigh(const AttentionItem& item, const Piece& piece, const KvScales& scales, long row,
              long place, const Rows<Kind>& queries, const Rows<Kind>& weights, float* products,
              const Element* next, const Partial& out) const {
-    const long position = batch_.positions[item.first_token + row / group_];
+    const long position = batch_.positions.data[item.first_token + row / group_];
     const long count = piece.num_tiles * kTileTokens;
     const SeenKeys seen{how_.window > 0 ? position + 1 - how_.window - piece.first_key : 0,
                         std::min(count, position + 1 - piece.first_key), count};
@@ -251,10 +252,11 @@ class Attention {
     const float top = softmax.highest_score();
     out.highest[row] = top;
     if (top <= kMasked) {
-      // It sees no key of this piece; all differences are 0 and would weigh 1.
+      // It sees no key of this piece, or only scores that are none; all differences are 0 and would
+      // weigh 1.
       std::fill_n(to, weights.stride, Input{});
       if constexpr (kTakesIntegers<Kind>) weights.scales[place] = weights.sums[place] = 0;
-      out.sums[row] = 0.0f;
+      out.sums[row] = seen.has_any() ? NAN : 0.0f;
       return;
     }
     const long next_bytes = key_dim_ / kPieceTiles * static_cast<long>(sizeof(Element));
@@ -293,9 +295,9 @@ class Attention {
     for (long row = 0; row < rows; ++row) {
       const long head = item.kv_head * group_ + row % group_;
       float total = whole.sums[row];
-      if (how_.sinks != nullptr) {
+      if (how_.sinks.data != nullptr) {
         // One more score without a value.
-        float sink[kLanes] = {how_.sinks[head] * kLog2e - whole.highest[row]};
+        float sink[kLanes] = {how_.sinks.data[head] * kLog2e - whole.highest[row]};
         store(sink, exp2(min(load(sink), set1(120.0f))));
         total += sink[0];
       }

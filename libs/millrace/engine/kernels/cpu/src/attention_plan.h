@@ -40,13 +40,13 @@ class AttentionPlan {
     const long tokens = std::max(1L, kMaxTileRows / group_);
     long whole = 0;
     for (long row = 0; row < batch.num_rows; ++row) {
-      const long length = batch.cu_seqlens_q[row + 1] - batch.cu_seqlens_q[row];
+      const long length = batch.cu_seqlens_q.data[row + 1] - batch.cu_seqlens_q.data[row];
       whole += (length + tokens - 1) / tokens * num_kv_heads;
     }
     const bool split = team_size > 1 && whole < kItemsPerMember * team_size;
     // The last tokens of a row see the most keys: the longest items go first.
     for (long row = 0; row < batch.num_rows; ++row) {
-      const long start = batch.cu_seqlens_q[row], end = batch.cu_seqlens_q[row + 1];
+      const long start = batch.cu_seqlens_q.data[row], end = batch.cu_seqlens_q.data[row + 1];
       const long tiles = (end - start + tokens - 1) / tokens;
       for (long tile = tiles - 1; tile >= 0; --tile) {
         const long first = start + tile * tokens;
@@ -62,7 +62,7 @@ class AttentionPlan {
  private:
   void add(const mr_batch& batch, long row, long first, long count, long num_kv_heads, long window,
            bool split) {
-    const long from = batch.positions[first], to = batch.positions[first + count - 1];
+    const long from = batch.positions.data[first], to = batch.positions.data[first + count - 1];
     const long low = window > 0 ? std::max(0L, from - window + 1) : 0;
     const long first_piece = low / kPieceTokens, end_piece = to / kPieceTokens + 1;
     for (long head = 0; head < num_kv_heads; ++head) {

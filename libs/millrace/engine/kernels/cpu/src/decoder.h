@@ -1,6 +1,7 @@
 // One step of a Llama-like decoder: all layers, the head and the likeliest tokens, in one job.
 #pragma once
 
+#include <cfloat>
 #include <memory>
 #include <vector>
 
@@ -11,23 +12,26 @@
 
 namespace millrace {
 
-// What is left of a batch when the model is done with it.
-struct StepOutput {
-  const uint8_t* wants_logits;
-  float* logits;
-  int64_t* likeliest;
-  volatile int64_t* progress;
-};
-
 class Decoder {
  public:
   virtual ~Decoder() = default;
-  virtual void run(Team& team, const mr_kv* kv, const mr_batch& batch, const StepOutput& out) = 0;
+  // Of the last run, for each row of its batch: 0 if the last layer's output of one of its tokens is
+  // not finite. What is not finite in any layer stays so to the last.
+  virtual const std::vector<uint8_t>& sound_rows() const = 0;
+  virtual void run(Team& team, const mr_kv* kv, const mr_batch& batch, const mr_output& out) = 0;
 };
+
+constexpr int64_t kNoToken = -1;
+
+// Zero where every number is finite or -infinity, else NaN; in this order the maximum of a number and
+// a NaN is the NaN on every machine.
+inline Vec wrongness(Vec x) { return mul(max(set1(-FLT_MAX), x), zero()); }
 
 struct Likeliest {
   float value = -INFINITY;
   int64_t token = 0;
+  // NaN once any value was NaN or infinite.
+  float wrong = 0.0f;
 
   // Of equal values the lowest token wins, in whatever order they come.
   void offer(float other, int64_t other_token) {
@@ -36,6 +40,8 @@ struct Likeliest {
       token = other_token;
     }
   }
+
+  bool has_token() const { return wrong == 0.0f && value > -INFINITY; }
 };
 
 // Weights of `Kind`; attention computes in `KvKind` over K/V stored as `Element`.
@@ -53,7 +59,7 @@ class LlamaDecoder final : public Decoder {
         inner_(round_up(model.intermediate, kColumns)),
         attended_(model.num_heads * model.head_dim) {}
 
-  void run(Team& team, const mr_kv* kv, const mr_batch& batch, const StepOutput& out) override {
+  void run(Team& team, const mr_kv* kv, const mr_batch& batch, const mr_output& out) override {
     reserve(team, batch);
     const std::function<void(Member&)> job = [&](Member& member) {
       embed(member, batch);
@@ -72,10 +78,17 @@ class LlamaDecoder final : public Decoder {
     team.run(job);
     for (long row = 0; row < batch.num_samples; ++row) {
       Likeliest best;
-      for (const auto& found : likeliest_) best.offer(found[row].value, found[row].token);
-      out.likeliest[row] = best.token;
+      for (const auto& found : likeliest_) {
+        best.offer(found[row].value, found[row].token);
+        best.wrong += found[row].wrong;
+      }
+      out.likeliest[row] = best.has_token() ? best.token : kNoToken;
     }
+    for (long token = 0; token < batch.num_tokens; ++token)
+      if (!sound_tokens_[token]) sound_rows_[row_of(batch, token)] = 0;
   }
+
+  const std::vector<uint8_t>& sound_rows() const override { return sound_rows_; }
 
  private:
   void reserve(Team& team, const mr_batch& batch) {
@@ -97,6 +110,8 @@ class LlamaDecoder final : public Decoder {
       row_room_[member].reserve(std::max({width_, attended_, inner_}) + kAlignK);
       likeliest_[member].assign(batch.num_samples, Likeliest{});
     }
+    sound_tokens_.assign(tokens, 1);
+    sound_rows_.assign(batch.num_rows, 1);
     plan_attention(team, batch);
   }
 
@@ -124,15 +139,17 @@ class LlamaDecoder final : public Decoder {
     each_rows(member, batch.num_tokens, [&](long first, long end) {
       for (long token = first; token < end; ++token) {
         float* to = residual_ + token * width_;
-        const long from = batch.input_ids[token] * hidden;
+        const long from = batch.input_ids.data[token] * hidden;
         if (model_.embedding_kind == MR_F32)
           std::memcpy(to, static_cast<const float*>(model_.embedding) + from,
                       hidden * sizeof(float));
         else
           for (long i = 0; i < hidden; ++i)
             to[i] = to_float(static_cast<const bf16*>(model_.embedding)[from + i]);
+        // Sums ran over it too, and may not have been finite.
+        std::fill(to + hidden, to + width_, 0.0f);
         float* turns = turns_ + token * model_.head_dim;
-        rotation(batch.positions[token], model_.frequencies, half, turns, turns + half);
+        rotation(batch.positions.data[token], model_.frequencies.data, half, turns, turns + half);
       }
     });
   }
@@ -140,7 +157,7 @@ class LlamaDecoder final : public Decoder {
   void run_attention(Member& member, const mr_layer& layer, const mr_kv& kv,
                      const mr_batch& batch) {
     const long tokens = batch.num_tokens;
-    norm_rows(member, layer.input_norm, tokens);
+    norm_rows(member, layer.input_norm.data, tokens);
     const Matrix<Kind> o(layer.o), gate_up(layer.gate_up);
     multiply_rows(member, Matrix<Kind>(layer.qkv), normed_, tokens, o.start(member.index),
                   [&](long panel, long row, const float* values) {
@@ -158,7 +175,7 @@ class LlamaDecoder final : public Decoder {
   // `after` is what is read when it is done.
   void run_mlp(Member& member, const mr_layer& layer, long tokens, const void* after) {
     const Matrix<Kind> down(layer.down);
-    norm_rows(member, layer.post_norm, tokens);
+    norm_rows(member, layer.post_norm.data, tokens);
     run_inner(member, Matrix<Kind>(layer.gate_up), tokens, down.start(member.index));
     add_to_residual(member, down, inner_rows_, tokens, after);
   }
@@ -180,7 +197,7 @@ class LlamaDecoder final : public Decoder {
     float* heads = qkv_ + token * qkv_width_;
     const float* turns = turns_ + token * dim;
     for (long head = 0; head < model_.num_heads + model_.num_kv_heads; ++head) {
-      const float* norm = head < model_.num_heads ? layer.q_norm : layer.k_norm;
+      const float* norm = (head < model_.num_heads ? layer.q_norm : layer.k_norm).data;
       float* values = heads + head * dim;
       if (norm != nullptr) {
         float squares = 0.0f;
@@ -192,7 +209,7 @@ class LlamaDecoder final : public Decoder {
       rotate(values, turns, turns + half, half);
     }
     const long row = row_of(batch, token);
-    const long place = batch.positions[token];
+    const long place = batch.positions.data[token];
     const long tile = tile_of(batch, row, place);
     const float* keys = heads + model_.num_heads * dim;
     const float* values = keys + model_.num_kv_heads * dim;
@@ -204,7 +221,7 @@ class LlamaDecoder final : public Decoder {
   void attend(Member& member, const mr_layer& layer, const mr_kv& kv, const mr_batch& batch) {
     const AttentionPlan& plan = *find_plan(layer.window);
     const mr_attention how{model_.num_heads, 1.0 / std::sqrt(static_cast<double>(model_.head_dim)),
-                           layer.window, 0.0, nullptr};
+                           layer.window, 0.0, {nullptr, 0}};
     const Attend attention(kv, how, batch);
     auto& scratch = scratch_[member.index];
     const long dim = model_.head_dim;
@@ -277,12 +294,15 @@ class LlamaDecoder final : public Decoder {
                   });
   }
 
-  void run_head(Member& member, const mr_batch& batch, const StepOutput& out) {
+  void run_head(Member& member, const mr_batch& batch, const mr_output& out) {
+    each_rows(member, batch.num_tokens, [&](long first, long end) {
+      for (long token = first; token < end; ++token) sound_tokens_[token] = is_sound(token);
+    });
     float* normed = row_room_[member.index].data();
     each_rows(member, batch.num_samples, [&](long first, long end) {
       for (long row = first; row < end; ++row) {
-        rms_norm(residual_ + batch.sample_indices[row] * width_, model_.final_norm, model_.hidden,
-                 width_, static_cast<float>(model_.norm_eps), normed);
+        rms_norm(residual_ + batch.sample_indices.data[row] * width_, model_.final_norm.data,
+                 model_.hidden, width_, static_cast<float>(model_.norm_eps), normed);
         put_row(normed_, row, normed, width_);
       }
     });
@@ -300,13 +320,28 @@ class LlamaDecoder final : public Decoder {
     multiply_rows(member, head, rows, batch.num_samples, nullptr, use);
   }
 
+  bool is_sound(long token) const {
+    const float* values = residual_ + token * width_;
+    Vec wrong = zero();
+    for (long i = 0; i < width_; i += kLanes) wrong = add(wrong, mul(load(values + i), zero()));
+    return sum(wrong) == 0.0f;
+  }
+
   static void offer_all(Likeliest& best, const float* values, long count, long first_token) {
     if (count == kColumns) {
-      Vec most = load(values);
-      for (int i = kLanes; i < kColumns; i += kLanes) most = max(most, load(values + i));
+      Vec most = load(values), wrong = wrongness(most);
+      for (int i = kLanes; i < kColumns; i += kLanes) {
+        const Vec x = load(values + i);
+        most = max(most, x);
+        wrong = add(wrong, wrongness(x));
+      }
+      best.wrong += sum(wrong);
       if (highest(most) < best.value) return;
     }
-    for (long i = 0; i < count; ++i) best.offer(values[i], first_token + i);
+    for (long i = 0; i < count; ++i) {
+      best.wrong += std::max(values[i], -FLT_MAX) * 0.0f;
+      best.offer(values[i], first_token + i);
+    }
   }
 
   const mr_model model_;
@@ -325,6 +360,7 @@ class LlamaDecoder final : public Decoder {
   std::vector<typename Attend::Scratch> scratch_;
   std::vector<Buffer<float>> row_room_;
   std::vector<std::vector<Likeliest>> likeliest_;
+  std::vector<uint8_t> sound_tokens_, sound_rows_;
 };
 
 }  // namespace millrace

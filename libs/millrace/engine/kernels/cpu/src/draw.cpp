@@ -61,6 +61,7 @@ float find_peak(const float* logits, long vocab) {
 }
 
 // A value that at least `count` logits reach and few more: that many buckets have such a maximum.
+// -inf where fewer buckets have any.
 float bucket_floor(const float* logits, long vocab, long count, float* maxima) {
   std::copy(logits, logits + kBuckets, maxima);
   for (long start = kBuckets; start + kBuckets <= vocab; start += kBuckets)
@@ -73,10 +74,11 @@ float bucket_floor(const float* logits, long vocab, long count, float* maxima) {
 // The count-th highest logit, 1 <= count <= vocab.
 float find_kth(const float* logits, long vocab, long count, float* scratch) {
   float* end = scratch;
-  if (vocab < 4 * kBuckets || count > kMaxBucketed) {
+  const bool is_bucketed = vocab >= 4 * kBuckets && count <= kMaxBucketed;
+  const float floor = is_bucketed ? bucket_floor(logits, vocab, count, scratch) : -INFINITY;
+  if (floor == -INFINITY) {
     end = std::copy(logits, logits + vocab, scratch);
   } else {
-    const float floor = bucket_floor(logits, vocab, count, scratch);
     each_vec(logits, vocab, [&](long first, Vec x) {
       if (!any_less(set1(std::nextafter(floor, -INFINITY)), x)) return;
       for (long token = first; token < std::min(first + kLanes, vocab); ++token)

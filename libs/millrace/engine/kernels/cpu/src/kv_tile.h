@@ -108,26 +108,34 @@ struct KvTile {
         rounded[i] = static_cast<Element>(rounded[i] + Kind::kWeightOffset);
   }
 
+  // The scale of a token whose numbers are not all finite is not a number: its bytes do not tell.
   static float put_scale(float* scale, const float* x, long count) {
-    Vec largest = zero();
+    Vec largest = zero(), wrong = zero();
     long i = 0;
-    for (; i + kLanes <= count; i += kLanes) largest = max(largest, abs(load(x + i)));
-    float most = highest(largest);
-    for (; i < count; ++i) most = std::max(most, std::fabs(x[i]));
-    *scale = most / 127.0f;
+    for (; i + kLanes <= count; i += kLanes) {
+      const Vec value = load(x + i);
+      largest = max(largest, abs(value));
+      wrong = add(wrong, mul(value, zero()));
+    }
+    float most = highest(largest), all_wrong = sum(wrong);
+    for (; i < count; ++i) {
+      most = std::max(most, std::fabs(x[i]));
+      all_wrong += x[i] * 0.0f;
+    }
+    *scale = most / 127.0f + all_wrong;
     return most > 0 ? 127.0f / most : 0.0f;
   }
 };
 
 // The row of a batch that a token belongs to, and the tile of the cache that holds a position.
 inline long row_of(const mr_batch& batch, long token) {
-  const int64_t* end = batch.cu_seqlens_q + batch.num_rows + 1;
-  return std::upper_bound(batch.cu_seqlens_q, end, token) - batch.cu_seqlens_q - 1;
+  const int64_t* end = batch.cu_seqlens_q.data + batch.num_rows + 1;
+  return std::upper_bound(batch.cu_seqlens_q.data, end, token) - batch.cu_seqlens_q.data - 1;
 }
 
 inline long tile_of(const mr_batch& batch, long row, long position) {
   const long tile = position / kTileTokens;
-  const long block = batch.block_tables[row * batch.table_width + tile / batch.tiles_per_block];
+  const long block = batch.block_tables.data[row * batch.table_width + tile / batch.tiles_per_block];
   return block * batch.tiles_per_block + tile % batch.tiles_per_block;
 }
 
@@ -135,7 +143,7 @@ inline long tile_of(const mr_batch& batch, long row, long position) {
 template <class Kind, class Element>
 inline void fetch_places(const mr_kv& kv, const mr_batch& batch, long first, long end) {
   for (long token = first; token < end; ++token) {
-    const long position = batch.positions[token];
+    const long position = batch.positions.data[token];
     const long tile = tile_of(batch, row_of(batch, token), position);
     for (long head = 0; head < kv.num_kv_heads; ++head)
       KvTile<Kind, Element>(kv, tile, head).fetch_place(kv, position % kTileTokens);

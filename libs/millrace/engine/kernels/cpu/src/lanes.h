@@ -41,8 +41,9 @@ inline Vec exp2(Vec x) {
 }
 
 inline Vec sigmoid(Vec x) {
-  // Beyond +-80 the result is 0 or 1 to the last bit, and the exponential stays finite.
-  const Vec y = max(min(x, set1(80.0f)), set1(-80.0f));
+  // Beyond +-80 the result is 0 or 1 to the last bit, and the exponential stays finite. In this order
+  // the minimum of a number and a NaN is the NaN on every machine.
+  const Vec y = max(set1(-80.0f), min(set1(80.0f), x));
   return div(set1(1.0f), add(set1(1.0f), exp2(mul(y, set1(-kLog2e)))));
 }
 

@@ -81,10 +81,17 @@ inline float inverse_step(float most, float limit) {
   return most > 1e-30f ? limit / most : 0.0f;
 }
 
+// A sum of `put_integers`. What is not finite has no integer, and its row has no scale.
+inline int32_t to_integer(float sum) { return std::isfinite(sum) ? static_cast<int32_t>(sum) : 0; }
+
+// The scale of a row of integers up to `limit`, whose sum is `sum`: not a number where one of the row
+// was none, for the integers do not tell.
+inline float scale_of(float most, float limit, float sum) { return most / limit + (sum - sum); }
+
 // `from` [count] times `inverse` as integers of 16 bits, high and low bytes apart where inputs are
-// bytes. Returns their sum, which must stay below 2^24.
+// bytes. Returns their sum, which must stay below 2^24; not a number where one of `from` is not finite.
 template <class Input>
-inline int32_t put_integers(const float* from, long count, float inverse, Input* high, Input* low) {
+inline float put_integers(const float* from, long count, float inverse, Input* high, Input* low) {
   const Vec factor = set1(inverse);
   Vec total = zero();
   for (long i = 0; i < count; i += kLanes) {
@@ -95,7 +102,7 @@ inline int32_t put_integers(const float* from, long count, float inverse, Input*
     else
       store(high + i, whole);
   }
-  return static_cast<int32_t>(sum(total));
+  return sum(total);
 }
 
 // A row of integers in the order that the products of weights take them, group by group.
@@ -104,12 +111,15 @@ inline void put_groups(const Rows<Kind>& rows, long row, const float* from, long
   const float most = highest_magnitude(from, count);
   const float inverse = inverse_step(most, Kind::kInputLimit);
   const long stride = sizeof(*rows.data) == 1 ? 2 * Kind::kGroup : Kind::kGroup;
+  float all = 0.0f;
   for (long group = 0; group < count / Kind::kGroup; ++group) {
     typename Kind::Input* to = rows.data + row * rows.stride + group * stride;
-    rows.sums[row * rows.sums_stride + group] = put_integers(
-        from + group * Kind::kGroup, Kind::kGroup, inverse, to, to + Kind::kGroup);
+    const float sum = put_integers(from + group * Kind::kGroup, Kind::kGroup, inverse, to,
+                                   to + Kind::kGroup);
+    rows.sums[row * rows.sums_stride + group] = to_integer(sum);
+    all += sum;
   }
-  rows.scales[row] = most / Kind::kInputLimit;
+  rows.scales[row] = scale_of(most, Kind::kInputLimit, all);
 }
 
 // Makes `from` [count], a multiple of 32, row `row` of `rows`.
@@ -130,7 +140,7 @@ struct Matrix {
 
   explicit Matrix(const mr_matrix& m)
       : panels(static_cast<const typename Kind::Weight*>(m.panels)),
-        bias(m.bias),
+        bias(m.bias.data),
         columns(m.columns),
         k(round_up(m.k, kAlignK)) {}
 

@@ -6,8 +6,18 @@
 #include <limits>
 
 #include "kinds.h"
+#include "millrace_cpu.h"
 
 namespace millrace {
+
+// Bytes of a matrix [columns, k] in panels.
+inline int64_t panel_bytes(int64_t kind, int64_t columns, int64_t k) {
+  const long depth = round_up(k, kAlignK), panels = round_up(columns, kColumns) / kColumns;
+  if (kind == MR_F32) return panels * panel_numbers<F32>(depth) * sizeof(float);
+  if (kind == MR_BF16) return panels * panel_numbers<Bf16>(depth) * sizeof(bf16);
+  if (kind == MR_INT4) return panels * panel_numbers<Int4>(depth);
+  return panels * panel_numbers<Int8>(depth);
+}
 
 // Where number (column, k) lies in a matrix whose padded K is `depth`.
 template <class Kind>
@@ -42,6 +52,11 @@ struct GroupCode {
   // Int8, symmetric: the largest magnitude becomes 127. Int4: the range in 15 steps.
   GroupCode(const float* weights, long count) {
     if (count == 0) return;
+    if (!std::all_of(weights, weights + count, [](float weight) { return std::isfinite(weight); })) {
+      // Whatever is multiplied with them is no number either, and is not taken for one.
+      step = std::numeric_limits<float>::quiet_NaN();
+      return;
+    }
     const auto [low, high] = std::minmax_element(weights, weights + count);
     if constexpr (Kind::kHasLeast) {
       least = to_float(to_bf16(*low));
@@ -81,7 +96,7 @@ inline void pack_groups(const float* source, long columns, long k, uint8_t* pane
         const long pack = i / Kind::kPack, part = pack % Kind::kNumbersPerByte;
         const long place = pack / Kind::kNumbersPerByte * kColumns + within;
         const int number = code.number(i < count ? row[i] : 0.0f);
-        record[place * Kind::kPack + i % Kind::kPack] |= static_cast<uint8_t>(number << 4 * part);
+        record[place * Kind::kPack + i % Kind::kPack] |= static_cast<uint8_t>(static_cast<unsigned>(number) << 4 * part);
       }
     }
   }

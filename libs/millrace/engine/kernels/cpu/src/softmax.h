@@ -16,6 +16,8 @@ struct SeenKeys {
   long end;
   long count;
 
+  bool has_any() const { return std::max(begin, 0L) < end; }
+
   // Calls edge(i) for the vectors of keys that are not all seen, full(i) for the others; all of them
   // are edge vectors where `is_plain` is false.
   template <class Edge, class Full>
