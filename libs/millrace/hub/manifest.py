@@ -123,7 +123,9 @@ class Manifest:
                 )
             return cls._from_json(content)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigError(f"{path}: damaged manifest: {error!r}") from error
+            raise ConfigError(
+                f"{path}: damaged manifest: {error!r}; delete {folder} and fetch or add it again"
+            ) from error
 
     @classmethod
     def _from_json(cls, content: Mapping[str, Any]) -> Manifest:
