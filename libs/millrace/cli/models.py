@@ -26,7 +26,7 @@ _INTERRUPTED = {
     "pull": "interrupted; what was fetched so far is kept, the same command goes on from there",
     "add": "interrupted; nothing was added",
     "list": "interrupted",
-    "remove": "interrupted; `millrace models clean` deletes what is left",
+    "remove": "interrupted; `models clean` deletes what is left",
     "clean": "interrupted; the same command goes on from there",
     "fit": "interrupted",
 }

@@ -9,9 +9,11 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, TextIO
 
 from millrace.core.errors import ConfigError, UnsupportedModel
+from millrace.core.own_command import own_command
 from millrace.engine.quantized import check_no_adapter
 from millrace.engine.tensor_headers import weight_files
 
@@ -240,7 +242,10 @@ def check_is_model(folder: Path) -> None:
     names = {path.name for path in files}
     if "config.json" not in names:
         ggufs = sorted(name for name in every if is_gguf_name(name))
-        hint = f"; import its GGUF file: millrace models add {folder / ggufs[0]}" if ggufs else ""
+        hint = ""
+        if ggufs:
+            advice = own_command(f"models add {quote(str(folder / ggufs[0]))}")
+            hint = f"; import its GGUF file: {advice}"
         raise UnsupportedModel(f"{folder}: no config.json, so this is not a model folder{hint}")
     if not any(name.endswith(".safetensors") for name in names):
         hint = "; .bin and .pt files are never loaded, convert them to safetensors"
