@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from shlex import quote
 
 from millrace.config.home import Home, millrace_home
 from millrace.core.errors import Conflict, UnknownModel
@@ -93,7 +94,7 @@ def check_names_free(home: Home, name: str, aliases: tuple[str, ...]) -> None:
 
 def pull_command(model: str) -> str:
     """What to type so that the model is fetched."""
-    return own_command(f"models pull {model}")
+    return own_command(f"models pull {quote(model)}")
 
 
 def _unknown_message(model: str, home: Home) -> str:

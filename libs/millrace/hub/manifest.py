@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any, TextIO
 
 from millrace.core.errors import ConfigError, UnsupportedModel
@@ -244,7 +245,8 @@ def check_is_model(folder: Path) -> None:
         ggufs = sorted(name for name in every if is_gguf_name(name))
         hint = ""
         if ggufs:
-            hint = f"; import its GGUF file: {own_command(f'models add {folder / ggufs[0]}')}"
+            advice = own_command(f"models add {quote(str(folder / ggufs[0]))}")
+            hint = f"; import its GGUF file: {advice}"
         raise UnsupportedModel(f"{folder}: no config.json, so this is not a model folder{hint}")
     if not any(name.endswith(".safetensors") for name in names):
         hint = "; .bin and .pt files are never loaded, convert them to safetensors"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import TextIO
 
 from millrace.config.home import Home
@@ -56,7 +57,9 @@ def pull_model(
             delete(path)
         return entry
     if looks_like_path(model):
-        raise ConfigError(f"{model} is a path; register it: {own_command(f'models add {model}')}")
+        raise ConfigError(
+            f"{model} is a path; register it: {own_command(f'models add {quote(model)}')}"
+        )
     if "/" not in model:
         raise UnknownModel(
             f"{model!r} is neither the default model ({DEFAULT_MODEL}) nor a hub id (ORG/NAME)"

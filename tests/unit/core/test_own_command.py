@@ -36,6 +36,7 @@ NOT_PRINTED_AS_HINTS = {
     ("cli/up.py", "millrace up [--detach] [--setting value ...]"),
     ("cli/settings_document.py", "# Settings"),
     ("cli/crash.py", "{ millrace {"),
+    ("hub/servable.py", "millrace {, {"),
     ("cli/version.py", "millrace { (Python {)"),
     ("rpc/run.py", "millrace {: {"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,3 +100,23 @@ def test_fit_as_json(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_errors_become_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", "nothing-here"]) == 1
     assert capsys.readouterr().err.startswith("error: model 'nothing-here' is not on this machine")
+
+
+@pytest.mark.parametrize("name", ["plain", "two words", "it's", "a;b", "$HOME"])
+def test_a_hint_with_a_path_can_be_pasted_into_a_shell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "m.gguf").write_bytes(b"")
+
+    assert main(["pull", str(folder)]) == 1
+    of_pull = capsys.readouterr().err
+    assert main(["add", str(folder), "--name", "x"]) == 1
+    of_add = capsys.readouterr().err
+
+    typed = [shlex.split(said.rpartition(": ")[2])[1:] for said in (of_pull, of_add)]
+    assert typed == [
+        ["models", "add", str(folder)],
+        ["models", "add", str(folder / "m.gguf")],
+    ]
