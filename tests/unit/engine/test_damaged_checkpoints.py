@@ -204,6 +204,19 @@ def test_one_damage_of_a_header_is_refused_or_makes_no_difference(
     assert num_refused > num_same > 0
 
 
+@pytest.mark.parametrize("num_blanks", range(1, 9))
+@pytest.mark.parametrize("name", ["llama", "phi3"])
+def test_tensors_may_begin_anywhere(tiny, tmp_path, name, num_blanks):
+    whole = (tiny(name).path / "model.safetensors").read_bytes()
+    shutil.copy(tiny(name).path / "config.json", tmp_path)
+    (length,) = struct.unpack("<Q", whole[:8])
+    moved = struct.pack("<Q", length + num_blanks) + whole[8 : 8 + length] + b" " * num_blanks
+    (tmp_path / "model.safetensors").write_bytes(moved + whole[8 + length :])
+
+    for backend in BACKENDS:
+        assert outcome(tmp_path, backend, "auto") == tiny(name).greedy(PROMPT, 6)
+
+
 def lost_shard(folder: Path) -> None:
     max(folder.glob("*.safetensors")).unlink()
 

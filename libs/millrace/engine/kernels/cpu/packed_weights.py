@@ -67,7 +67,8 @@ def pack_matrix(
 ) -> PackedMatrix:
     """`weight` [columns, k] float32 in panels of `kind`."""
     columns, k = weight.shape
-    weight = np.ascontiguousarray(weight)
+    # Nothing says where in a file of tensors a mapped one begins.
+    weight = np.require(weight, requirements=("C", "ALIGNED"))
     panels = _aligned(kernels.panel_bytes(kind, columns, k))
     code = kernels.c.mr_pack(
         kind, address(weight), weight.size, columns, k, address(panels), panels.nbytes
