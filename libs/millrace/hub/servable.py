@@ -82,7 +82,11 @@ def check_entry(entry: ModelEntry, home: Home) -> None:
 
 def _checked_by() -> str:
     """What an answer depends on besides the folder."""
-    return f"{metadata.version('millrace')}, {decided_by()}"
+    try:
+        version = metadata.version("millrace")
+    except metadata.PackageNotFoundError:
+        version = "from source"
+    return f"{version}, {decided_by()}"
 
 
 def _ask_engine(folder: Path) -> dict[str, Any]:

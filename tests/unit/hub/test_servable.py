@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,17 @@ def test_an_entry_is_checked_once_and_again_when_something_changed(
     write("adapter_config.json", "{}")(tiny_model)
     with pytest.raises(UnsupportedModel, match="tiny cannot be served: .*LoRA"):
         check()
+
+
+def test_a_source_tree_that_was_never_installed_can_check_too(
+    tiny_model: Path, home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def version(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+
+    assert add_model(tiny_model, home).route == "native"
 
 
 def test_a_folder_that_cannot_be_checked_is_no_refusal(
