@@ -14,11 +14,11 @@ from typing import Any
 
 from millrace.core.errors import ConfigError
 from millrace.core.table import table_lines
+from millrace.engine.tensor_headers import tensor_headers
 
 from .byte_size import format_bytes
 from .entry import ModelEntry, read_config
 from .model_shape import DTYPE_BYTES, QUANTIZED, STORED_DTYPES, shape_of
-from .safetensors_file import tensor_headers
 
 REPORTED_DTYPES = ("float32", "bfloat16", "int8", "int4")
 SHORT_SEQUENCE = 2048

@@ -15,10 +15,9 @@ from typing import Any, TextIO
 from millrace.core.errors import ConfigError, UnsupportedModel
 from millrace.core.own_command import own_command
 from millrace.engine.quantized import check_no_adapter
-from millrace.engine.tensor_headers import LFS_POINTER, weight_files
+from millrace.engine.tensor_headers import LFS_POINTER, read_header_bytes, weight_files
 
 from .progress import Progress
-from .safetensors_file import read_header_bytes
 
 MANIFEST_NAME = "manifest.json"
 _FORMAT = 1

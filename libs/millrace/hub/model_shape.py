@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from millrace.core.errors import UnsupportedModel
-
-from .safetensors_file import TensorHeader
+from millrace.engine.tensor_headers import TensorHeader
 
 # Of numbers in activations and K/V; "int8" and "int4" stand for such matrices beside bfloat16.
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 2, "int4": 2}

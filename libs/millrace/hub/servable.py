@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +17,7 @@ from millrace.config.home import Home
 from millrace.core.errors import ConfigError, UnsupportedModel
 
 from .catalog import find_manifest, folder_of
+from .engine_process import run_engine
 from .entry import ModelEntry, is_unchanged
 from .manifest import Manifest
 from .route import decided_by
@@ -90,25 +88,11 @@ def _checked_by() -> str:
 
 
 def _ask_engine(folder: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "millrace.engine.check_folder", str(folder)]
     try:
-        result = subprocess.run(
-            command,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=CHECK_TIMEOUT_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise ConfigError(
-            f"{folder} could not be checked in {CHECK_TIMEOUT_S:g} s; is the machine overloaded?"
-        ) from error
-    if result.returncode:
-        said = result.stderr.decode(errors="replace").strip().splitlines()
-        reason = said[-1] if said else f"the process ended with {result.returncode}"
-        raise ConfigError(f"{folder} could not be checked: {reason}")
-    answer: dict[str, Any] = json.loads(result.stdout)
+        said = run_engine("millrace.engine.check_folder", str(folder), timeout_s=CHECK_TIMEOUT_S)
+    except ConfigError as error:
+        raise ConfigError(f"{folder} could not be checked: {error.message}") from error
+    answer: dict[str, Any] = json.loads(said)
     return answer
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -21,6 +19,7 @@ from typing import Any
 from millrace.config.home import Home
 from millrace.core.errors import ConfigError
 
+from .engine_process import run_engine
 from .manifest import MANIFEST_NAME
 
 # Part of the name of every build; as pinned in pyproject.toml.
@@ -94,24 +93,12 @@ def _link_sources(folder: Path, settings: Mapping[str, Any], source: Path) -> No
 
 
 def _save_in_child(source: Path, target: Path) -> None:
-    command = [sys.executable, "-m", "millrace.engine.save_tokenizer", str(source), str(target)]
     try:
-        result = subprocess.run(
-            command,
-            env={**os.environ, "HF_HUB_OFFLINE": "1"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=BUILD_TIMEOUT_S,
-            check=False,
+        run_engine(
+            "millrace.engine.save_tokenizer", str(source), str(target), timeout_s=BUILD_TIMEOUT_S
         )
-    except subprocess.TimeoutExpired as error:
-        raise ConfigError(
-            f"transformers did not load its tokenizer in {BUILD_TIMEOUT_S:g} s"
-        ) from error
-    if result.returncode:
-        said = result.stderr.decode(errors="replace").strip().splitlines()
-        reason = said[-1] if said else f"the process ended with {result.returncode}"
-        raise ConfigError(f"transformers cannot load its tokenizer: {reason}")
+    except ConfigError as error:
+        raise ConfigError(f"transformers cannot load its tokenizer: {error.message}") from error
 
 
 def _publish(target: Path, kept: Path) -> None:

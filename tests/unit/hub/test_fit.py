@@ -11,12 +11,13 @@ import pytest
 
 from millrace.config.home import Home
 from millrace.core.errors import ConfigError, UnsupportedModel
+from millrace.engine.tensor_headers import read_tensor_headers, tensor_headers
 from millrace.hub.byte_size import format_bytes, parse_memory
 from millrace.hub.catalog import resolve_model
 from millrace.hub.entry import ModelEntry, max_model_len_of, read_config
 from millrace.hub.fit import PACKING_RUNTIME_BYTES, check_fit
 from millrace.hub.model_shape import QUANTIZED, shape_of
-from millrace.hub.safetensors_file import read_tensor_headers, tensor_headers, write_safetensors
+from millrace.hub.safetensors_file import write_safetensors
 
 GB = 10**9
 # Of the tiny model: attention, MLP and norms of two layers, and the last norm.
@@ -82,6 +83,7 @@ def test_4_bit_weights_are_suggested_where_8_do_not_fit(short: ModelEntry) -> No
 
 
 def test_tied_head_is_not_counted_twice(tiny_model: Path) -> None:
+    (tiny_model / "model.safetensors").rename(tiny_model / "body.safetensors")
     head = tiny_model / "head.safetensors"
     write_safetensors(head, [("lm_head.weight", "BF16", (32, 16))], [bytes(1024)])
     config = read_config(tiny_model)

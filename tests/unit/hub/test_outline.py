@@ -16,11 +16,11 @@ from millrace.cli.stack.model_choice import find_or_pull, require_fit
 from millrace.cli.up_config import UpConfig
 from millrace.config.home import Home
 from millrace.core.errors import ConfigError, UnsupportedModel
+from millrace.engine.tensor_headers import tensor_headers
 from millrace.hub import outline
 from millrace.hub.fit import check_fit
 from millrace.hub.outline import remote_entry
 from millrace.hub.pull import pull_model
-from millrace.hub.safetensors_file import tensor_headers
 
 from .conftest import FakeHub, tiny_shapes
 from .made_files import files_under
