@@ -11,7 +11,7 @@ from scripts import perplexity
 
 from millrace.config.home import millrace_home
 from millrace.engine.kernels.cpu.library import Kernels
-from millrace.engine.kernels.cpu.packed_weights import packed_path
+from millrace.engine.kernels.cpu.packed_place import packed_path
 
 from .engine import FLOAT32, VARIANTS, measure_engine
 from .machine import MachineProbe

@@ -16,7 +16,7 @@ from .config_json import read_config
 from .kernels.cpu.build import build_library, can_build
 from .kernels.cpu.instruction_paths import choose_path
 from .kernels.cpu.load import buildable_path, default_cache_dir
-from .kernels.cpu.packed_weights import packed_path
+from .kernels.cpu.packed_place import packed_path
 from .progress_text import only_last_steps
 from .routes import is_native
 

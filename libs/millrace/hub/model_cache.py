@@ -85,7 +85,7 @@ def stems_of(folder: Path) -> set[str]:
     # numpy is more than a look at the catalogue should load.
     from millrace.engine.kernels.cpu.instruction_paths import PATHS
     from millrace.engine.kernels.cpu.library import KINDS
-    from millrace.engine.kernels.cpu.packed_weights import packed_path
+    from millrace.engine.kernels.cpu.packed_place import packed_path
 
     try:
         return {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from millrace.engine.kernels.cpu.packed_weights import packed_path
+from millrace.engine.kernels.cpu.packed_place import packed_path
 
 
 def write_packed(cache: Path, folder: Path, kind: str, num_bytes: int = 1000) -> Path:

@@ -25,11 +25,11 @@ from millrace.engine.kernels.cpu.library import (
     floats,
     padded_columns,
 )
+from millrace.engine.kernels.cpu.packed_place import packed_path
 from millrace.engine.kernels.cpu.packed_weights import (
     PackedFile,
     PackedWriter,
     open_packed,
-    packed_path,
 )
 from millrace.engine.kv_cache import LayerShape
 

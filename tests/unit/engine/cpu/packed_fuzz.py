@@ -32,11 +32,11 @@ from millrace.engine.kernels.cpu.packed_index import (
     MAX_NUMBER,
     header_of,
 )
+from millrace.engine.kernels.cpu.packed_place import packed_path
 from millrace.engine.kernels.cpu.packed_weights import (
     PackedFile,
     PackedWriter,
     open_packed,
-    packed_path,
 )
 from millrace.engine.kernels.cpu.tile_cache import TileCache
 from millrace.engine.models import cpu_llama

@@ -14,9 +14,9 @@ import pytest
 from millrace.core.errors import ConfigError, UnsupportedModel
 from millrace.engine.kernels.cpu.library import INT8
 from millrace.engine.kernels.cpu.packed_index import ALIGNMENT, HEADER_BYTES, MAGIC, VERSION
+from millrace.engine.kernels.cpu.packed_place import checkpoint_key
 from millrace.engine.kernels.cpu.packed_weights import (
     PackedMatrix,
-    checkpoint_key,
     open_packed,
 )
 

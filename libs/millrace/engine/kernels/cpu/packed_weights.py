@@ -9,7 +9,6 @@ and kind of weights, beside its final place, and moved there when complete.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import math
 import mmap
 import os
@@ -31,7 +30,7 @@ from .library import (
     floats,
     padded_columns,
 )
-from .packed_index import ALIGNMENT, HEADER_BYTES, VERSION, PackedIndex
+from .packed_index import ALIGNMENT, HEADER_BYTES, PackedIndex
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,19 +206,3 @@ def _try_open(path: Path, accept: Callable[[PackedFile], None]) -> PackedFile | 
     except (FileNotFoundError, ValueError, KeyError):
         return None
     return found
-
-
-def packed_path(cache_dir: Path, checkpoint: Path, kind: str, instruction_path: str) -> Path:
-    """Where the packed weights of a checkpoint lie, made or not."""
-    key = checkpoint_key(checkpoint, kind, instruction_path)
-    return cache_dir / "weights" / f"{checkpoint.name}-{kind}-{instruction_path}-{key}.bin"
-
-
-def checkpoint_key(folder: Path, *parts: str) -> str:
-    """A name for what is made of a checkpoint: changes with its files and with `parts`."""
-    digest = hashlib.blake2b(digest_size=10)
-    for file in sorted([*folder.glob("*.safetensors"), folder / "config.json"]):
-        found = file.stat()
-        digest.update(f"{file.name}\0{found.st_size}\0{found.st_mtime_ns}\0".encode())
-    digest.update("\0".join((str(VERSION), str(folder.resolve()), *parts)).encode())
-    return digest.hexdigest()
