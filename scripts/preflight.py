@@ -21,10 +21,9 @@ MIN_PYTHON = (3, 11)
 GB = 10**9
 # The stack with the default model has 0.8 GB of its own, at its first start and later.
 MIN_MEMORY_BYTES = 2 * GB
-# Settings of pip by which it takes packages from elsewhere, and the place that is no elsewhere.
+# Settings of pip that say where packages come from.
 PIP_PLACES = ("index-url", "extra-index-url", "find-links")
 SYSTEM_FILES = ("/etc/xdg/pip/pip.conf", "/etc/pip.conf")
-USUAL_PLACE = "https://pypi.org/simple"
 PORTS = ((8080, "--http-port"), (50051, "--grpc-port"))
 
 
@@ -88,12 +87,12 @@ def torch_builds(asked: str, system: str, places: Sequence[str]) -> tuple[TorchB
 
 
 def pip_places(environ: Mapping[str, str]) -> list[str]:
-    """The settings by which this user's pip takes packages from elsewhere than usual."""
+    """The settings by which this user chooses where pip takes packages from."""
     values = dict(_file_settings(environ))
     for name in PIP_PLACES:
         if value := environ.get("PIP_" + name.upper().replace("-", "_")):
             values[name] = value
-    return [name for name in PIP_PLACES if values.get(name, USUAL_PLACE).rstrip("/") != USUAL_PLACE]
+    return [name for name in PIP_PLACES if values.get(name)]
 
 
 def _file_settings(environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:

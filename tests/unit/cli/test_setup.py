@@ -220,11 +220,11 @@ def test_preflight_knows_which_torch_pip_takes(
     ("environ", "text", "places"),
     [
         ({}, "", []),
-        ({"PIP_INDEX_URL": "https://pypi.org/simple/"}, "", []),
         ({"PIP_INDEX_URL": "https://mirror.example/simple"}, "", ["index-url"]),
         ({"PIP_EXTRA_INDEX_URL": "https://a.example"}, "", ["extra-index-url"]),
         ({"PIP_INDEX_URL": ""}, "[global]\nindex-url = https://mirror.example", ["index-url"]),
-        ({}, "[global]\nindex_url = https://pypi.org/simple", []),
+        ({}, "[global]\nindex_url = https://mirror.example/simple", ["index-url"]),
+        ({}, "[global]\nindex-url =", []),
         ({}, "[install]\nfind-links = /wheels", ["find-links"]),
         ({}, "[list]\nfind-links = /wheels", []),
         ({}, "[global]\ntimeout = 60", []),
