@@ -1,91 +1,36 @@
-"""Damaged, incomplete and odd GGUF files: refused in one line, or imported as a model that runs."""
+"""Damaged, cut and odd GGUF files: refused in one line, or imported as a model that runs."""
 
 from __future__ import annotations
 
-import io
 import os
 import random
-import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from millrace.config.home import Home
-from millrace.core.errors import MillraceError, UnsupportedModel
-from millrace.engine.config import EngineConfig
-from millrace.engine.engine import create_engine
-from millrace.engine.local import LocalGenerator, LocalRequest
-from millrace.engine.models.checkpoint_check import check_checkpoint
-from millrace.hub import gguf_import
-from millrace.hub.add import add_model
-from millrace.hub.gguf_import import convert_gguf
-from millrace.tokenizer.codec import load_codec
 from tests.unit.hub.gguf_document import (
     BOOL,
     F32,
     F64,
-    HIDDEN,
     I32,
     LIST,
     TEXT,
     U32,
     Document,
-    Tensor,
     Value,
     tiny_document,
 )
+from tests.unit.hub.gguf_taking import Take, taking
 
 SEED = int(os.environ.get("MILLRACE_TEST_SEED", "1"))
 EXAMPLES = int(os.environ.get("MILLRACE_TEST_EXAMPLES", "120"))
-Take = Callable[[bytes | Document], str]
-
-
-def run(folder: Path, home: Home) -> None:
-    """A prompt through the tokenizer and an engine, as a tokenizer and a worker would."""
-    assert check_checkpoint(folder) == "native"
-    ids = load_codec(folder, home).encode_text("h")
-    engine = create_engine(
-        EngineConfig(
-            model_path=folder,
-            name=folder.name,
-            dtype="float32",
-            backend="torch",
-            num_blocks=2,
-            num_threads=1,
-        )
-    )
-    if len(ids) < engine.info.max_model_len:
-        LocalGenerator(engine).generate([LocalRequest(ids, 1)])
 
 
 @pytest.fixture
 def take(tmp_path: Path) -> Take:
-    """Imports a file. Returns why it was refused, "" where it was taken and its model ran."""
-    home = Home(tmp_path / "home")
-    path = tmp_path / "strange.gguf"
-    folder = tmp_path / "taken"
-
-    def outcome(content: bytes | Document) -> str:
-        path.write_bytes(content if isinstance(content, bytes) else content.content())
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        try:
-            convert_gguf(path, folder)
-        except MillraceError as error:
-            assert isinstance(error, UnsupportedModel)
-            assert "\n" not in error.message
-            assert error.message.startswith(f"{path}: ")
-            assert len(error.message) < 500
-            # Only weights are looked at while they are written.
-            assert not list(folder.iterdir()) or "not finite" in error.message
-            return error.message
-        run(folder, home)
-        return ""
-
-    return outcome
+    return taking(tmp_path)
 
 
 def document_of(architecture: str) -> Document:
@@ -284,128 +229,6 @@ def test_both_versions_and_other_alignments_are_read(
     assert take(document) == ""
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
-def test_model_that_lacks_any_tensor_is_refused(take: Take, architecture: str) -> None:
-    document = tiny_document(architecture, pre="qwen2", tied=False)
-    tensors = document.tensors
-    for index, tensor in enumerate(tensors):
-        if tensor.name == "output.weight":
-            # Without it the head is tied, in every reader.
-            continue
-        document.tensors = tensors[:index] + tensors[index + 1 :]
-        assert f"GGUF tensor '{tensor.name}' is missing" in take(document)
-
-
-def test_missing_tensors_are_counted(take: Take) -> None:
-    document = tiny_document()
-    document.tensors = [t for t in document.tensors if not t.name.startswith("blk.1.")]
-
-    assert "GGUF tensor 'blk.1.attn_q.weight' and 8 more are missing" in take(document)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "blk.2.attn_norm.weight",
-        "blk.01.attn_norm.weight",
-        "blk.0.attn_rot_embd",
-        "blk.0.attn_q_norm.weight",
-        "blk.0.attn_output.bias",
-        "blk.0.ffn_gate_inp.weight",
-        "cls.output.weight",
-        "token_embd.weight.lora_a",
-        "",
-    ],
-)
-def test_tensor_that_the_model_does_not_have_is_refused(take: Take, name: str) -> None:
-    document = tiny_document()
-    document.tensors.append(Tensor(name, (HIDDEN,), bytes(4 * HIDDEN)))
-
-    assert f"GGUF tensor '{name}' has no counterpart" in take(document)
-
-
-def test_tensors_of_another_shape_are_refused(take: Take) -> None:
-    document = tiny_document(tied=False, bias=True, layers=1)
-    for tensor in document.tensors:
-        shape = tensor.shape
-        others = {(*shape[:-1], shape[-1] + 32), (shape[0] + 1, *shape[1:]), (1, *shape)}
-        others |= {shape[::-1], shape[:1], (*shape, 1), (0, *shape[1:])} - {shape}
-        for tensor.shape in sorted(others):
-            tensor.data, was = bytes(4 * int(np.prod(tensor.shape))), tensor.data
-            assert f"GGUF tensor '{tensor.name}' has the shape {list(tensor.shape)}" in take(
-                document
-            )
-            tensor.data = was
-        tensor.shape = shape
-
-
-@pytest.mark.parametrize("rows", [200, 260, 262, 640])
-def test_vocabulary_of_another_length_than_the_embedding_is_refused(take: Take, rows: int) -> None:
-    document = tiny_document()
-    embedding = document.tensors[0]
-    embedding.shape, embedding.data = (rows, HIDDEN), bytes(4 * rows * HIDDEN)
-
-    refusal = take(document)
-
-    assert f"'token_embd.weight' has the shape [{rows}, 64]; its keys and vocabulary say" in refusal
-
-
-def test_name_that_stands_there_twice_is_refused(take: Take) -> None:
-    document = tiny_document()
-    document.tensors.append(document.tensors[3])
-    assert f"GGUF tensor '{document.tensors[3].name}' stands in it twice" in take(document)
-
-    document = tiny_document()
-    document.more_keys = [("llama.block_count", (U32, 2))]
-    assert "GGUF key 'llama.block_count' stands in it twice" in take(document)
-
-
-@pytest.mark.parametrize(
-    ("type_code", "reason"),
-    [
-        (4, "has type 4, which is unknown"),
-        (99, "has type 99, which is unknown"),
-        (2**32 - 1, "which is unknown"),
-        (9, "has type Q8_1, which cannot be dequantised"),
-        (24, "has type I8, which cannot be dequantised"),
-        (28, "has type F64, which cannot be dequantised"),
-        (12, "has rows of 64, no multiple of 256, the blocks of Q4_K"),
-    ],
-)
-def test_type_that_cannot_be_read_is_refused_before_anything_is_written(
-    take: Take, type_code: int, reason: str
-) -> None:
-    document = tiny_document(layers=1)
-    tensor = document.tensors[-1]
-    tensor.shape, tensor.type_code, tensor.data = (HIDDEN, 96), type_code, bytes(8 * HIDDEN * 96)
-    if type_code == 12:
-        tensor = document.tensors[0]
-        tensor.type_code = type_code
-
-    refusal = take(document)
-
-    assert reason in refusal
-    assert repr(tensor.name) in refusal
-
-
-@pytest.mark.parametrize("offset", [0, 32, 2**40, 2**64 - 32])
-def test_tensor_that_does_not_lie_behind_the_one_before_is_refused(take: Take, offset: int) -> None:
-    document = tiny_document()
-    document.tensors[5].offset = offset
-
-    assert f"GGUF tensor '{document.tensors[5].name}' begins at {offset}" in take(document)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3.4e38])
-@pytest.mark.parametrize("index", [0, 1, 5])
-def test_numbers_that_are_not_finite_are_refused(take: Take, index: int, value: float) -> None:
-    document = tiny_document()
-    tensor = document.tensors[index]
-    tensor.data = tensor.data[:-4] + struct.pack("<f", value)
-
-    assert f"GGUF tensor '{tensor.name}' has numbers that are not finite" in take(document)
-
-
 def variants() -> Iterator[tuple[str, Value]]:
     """Keys with which a model computes something else."""
     yield "general.type", (TEXT, "adapter")
@@ -457,51 +280,3 @@ def test_long_lists_are_bounded(take: Take) -> None:
         for count in (2**24 + 1, 2**40, 2**64 - 1):
             changed = raw[: at + 4] + struct.pack("<Q", count) + raw[at + 12 :]
             assert f"GGUF key '{key}' is a list of {count}, over" in take(changed)
-
-
-@pytest.mark.parametrize("number", range(4))
-def test_refused_file_leaves_nothing_behind(tmp_path: Path, number: int) -> None:
-    document = tiny_document()
-    tensor = document.tensors[number * 5]
-    content = document.content()
-    if number == 0:
-        content = content[:-200]
-    elif number == 1:
-        content = b"GGUF" + bytes(30)
-    elif number == 2:
-        tensor.name = "another"
-        content = document.content()
-    else:
-        tensor.data = struct.pack("<f", float("nan")) + tensor.data[4:]
-        content = document.content()
-    path, home = tmp_path / "strange.gguf", Home(tmp_path / "home")
-    path.write_bytes(content)
-
-    with pytest.raises(UnsupportedModel, match="strange.gguf: "):
-        add_model(path, home)
-
-    assert not [
-        file for file in home.models.rglob("*") if file.is_file() and file.suffix != ".lock"
-    ]
-
-
-@pytest.mark.parametrize("place", ["tokenizer_json", "write_weights", "say"])
-def test_interrupted_import_leaves_nothing_behind(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
-) -> None:
-    calls = []
-
-    def interrupt(*args: object, **more: object) -> None:
-        calls.append(args)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(gguf_import, place, interrupt)
-    path, home = tiny_document().write(tmp_path / "strange.gguf"), Home(tmp_path / "home")
-
-    with pytest.raises(KeyboardInterrupt):
-        add_model(path, home, stream=io.StringIO())
-
-    assert calls
-    assert not [
-        file for file in home.models.rglob("*") if file.is_file() and file.suffix != ".lock"
-    ]
