@@ -22,10 +22,10 @@ from millrace.hub.pull import pull_model
 from millrace.hub.servable import check_entry
 
 from .console import Console
+from .exit_status import EXIT_INTERRUPTED
 from .model_list import list_available, list_models
 from .model_removal import clean, remove
 
-EXIT_INTERRUPTED = 130
 _INTERRUPTED = {
     "pull": "interrupted; what was fetched so far is kept, the same command goes on from there",
     "add": "interrupted; nothing was added",

@@ -10,6 +10,7 @@ from millrace.core.errors import ConfigError, UnknownModel
 
 from .catalog import check_names_free
 from .entry import ModelEntry, entry_of
+from .gguf_header import GGUF_MAGIC
 from .gguf_import import convert_gguf
 from .gguf_parts import whole_stem
 from .licence import UNKNOWN_LICENSE, license_of_folder
@@ -24,8 +25,6 @@ from .manifest import (
 )
 from .servable import check_servable, with_check
 from .staging import discard_staging, publish, pull_lock, staging_folder
-
-_GGUF_MAGIC = b"GGUF"
 
 
 def add_model(
@@ -71,7 +70,7 @@ def _check_is_gguf(path: Path) -> None:
         raise ConfigError(f"{path} is neither a folder nor a file", field="path")
     check_no_pointer(path)
     with path.open("rb") as file:
-        is_gguf = file.read(len(_GGUF_MAGIC)) == _GGUF_MAGIC
+        is_gguf = file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
     if not is_gguf and not is_gguf_name(path.name):
         raise ConfigError(f"{path} is neither a model folder nor a GGUF file", field="path")
 

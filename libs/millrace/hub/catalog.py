@@ -86,8 +86,7 @@ def check_names_free(home: Home, name: str, aliases: tuple[str, ...]) -> None:
         if found is not None:
             raise Conflict(
                 f"{wanted!r} is taken by the model {found[0].name} ({found[0].source}); choose "
-                f"another with --name, or first: "
-                f"{own_command(f'models remove {found[0].name}')}",
+                f"another with --name, or first: " + own_command(f"models remove {found[0].name}"),
                 field="name",
             )
 

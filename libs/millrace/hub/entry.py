@@ -49,7 +49,7 @@ def entry_of(manifest: Manifest, folder: Path) -> ModelEntry:
     if not path.is_dir():
         raise UnsupportedModel(
             f"model {manifest.name}: its folder {path} is gone; put it back, or forget the model: "
-            f"{own_command(f'models remove {manifest.name}')}"
+            + own_command(f"models remove {manifest.name}")
         )
     config = read_config(path)
     is_same = is_unchanged(manifest, path)

@@ -17,7 +17,7 @@ from typing import Any
 from millrace.core.errors import UnsupportedModel
 from millrace.engine.tensor_headers import LFS_POINTER
 
-_MAGIC = b"GGUF"
+GGUF_MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _TEXT, _LIST = 8, 9
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "B", 10: "Q", 11: "q"} | {
@@ -90,12 +90,7 @@ class GgufHeader:
         return UnsupportedModel(f"{self.path}: {what}")
 
     def _read_entries(self, num_keys: int) -> Iterator[tuple[str, GgufEntry]]:
-        seen: set[str] = set()
-        for index in range(num_keys):
-            key = self._name(f"key {index + 1} of {num_keys}")
-            if key in seen:
-                raise self.fault(f"GGUF key {shown(key)} stands in it twice")
-            seen.add(key)
+        for key in self._names("key", num_keys):
             yield key, self._entry(self._u32(shown(key)), key)
 
     def _entry(self, value_type: int, key: str) -> GgufEntry:
@@ -126,17 +121,22 @@ class GgufHeader:
         self.end = position
 
     def _read_tensors(self, num_tensors: int) -> Iterator[GgufTensorEntry]:
-        seen: set[str] = set()
-        for index in range(num_tensors):
-            name = self._name(f"tensor {index + 1} of {num_tensors}")
-            if name in seen:
-                raise self.fault(f"GGUF tensor {shown(name)} stands in it twice")
-            seen.add(name)
+        for name in self._names("tensor", num_tensors):
             num_dimensions = self._u32(name)
             if not 1 <= num_dimensions <= _MAX_DIMENSIONS:
                 raise self.fault(f"GGUF tensor {shown(name)} has {num_dimensions} dimensions")
             shape = tuple(reversed([self._u64(name) for _ in range(num_dimensions)]))
             yield GgufTensorEntry(name, self._u32(name), shape, self._u64(name))
+
+    def _names(self, kind: str, count: int) -> Iterator[str]:
+        """Each name where it is read; what belongs to it lies between it and the next."""
+        seen: set[str] = set()
+        for index in range(count):
+            name = self._name(f"{kind} {index + 1} of {count}")
+            if name in seen:
+                raise self.fault(f"GGUF {kind} {shown(name)} stands in it twice")
+            seen.add(name)
+            yield name
 
     def _name(self, what: str) -> str:
         length = self._u64(what)
@@ -199,11 +199,11 @@ def _check_start(path: Path, start: bytes, size: int) -> None:
         )
     if len(start) < _START_BYTES:
         raise UnsupportedModel(f"{path}: {size} bytes are too few for a GGUF file")
-    if not start.startswith(_MAGIC):
+    if not start.startswith(GGUF_MAGIC):
         raise UnsupportedModel(
-            f"{path}: not a GGUF file: it begins with {start[:4]!r}, not {_MAGIC!r}"
+            f"{path}: not a GGUF file: it begins with {start[:4]!r}, not {GGUF_MAGIC!r}"
         )
-    version: int = _U32.unpack_from(start, len(_MAGIC))[0]
+    version: int = _U32.unpack_from(start, len(GGUF_MAGIC))[0]
     if version and version & 0xFFFF == 0:
         raise UnsupportedModel(f"{path}: a big-endian GGUF file; only little-endian ones are read")
     if version not in _VERSIONS:

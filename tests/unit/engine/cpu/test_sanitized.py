@@ -71,16 +71,7 @@ def test_kernel_tests_pass(kernel_folder):
 
 
 def test_no_argument_is_followed_out_of_memory(kernel_folder):
-    seed = random.SystemRandom().getrandbits(32)
-
-    counts = _counts(
-        run_sanitized(
-            kernel_folder,
-            *("-m", "tests.unit.engine.cpu.argument_fuzz", str(kernel_folder), str(seed), "200"),
-            timeout_s=TIMEOUT_S,
-        ),
-        seed,
-    )
+    counts = _fuzzed("argument_fuzz", kernel_folder, times=200)
 
     for function in FUNCTIONS:
         assert counts[f"{function} refused"] > 20, counts
@@ -94,17 +85,7 @@ def test_no_damaged_file_of_packed_weights_is_followed_out_of_memory(
 ):
     checkpoint = tiny("llama-biased").path
     cache = _packed(checkpoint, kind, tmp_path / "cache", kernel_folder)
-    seed = random.SystemRandom().getrandbits(32)
-
-    counts = _counts(
-        run_sanitized(
-            kernel_folder,
-            *("-m", "tests.unit.engine.cpu.packed_fuzz", str(kernel_folder)),
-            *(str(checkpoint), str(cache), kind, str(seed), "150"),
-            timeout_s=TIMEOUT_S,
-        ),
-        seed,
-    )
+    counts = _fuzzed("packed_fuzz", kernel_folder, str(checkpoint), str(cache), kind, times=150)
 
     assert counts["packed anew"] > 500, counts
     assert counts["taken"] > 50, counts
@@ -120,8 +101,16 @@ def _packed(checkpoint: Path, kind: str, cache: Path, kernel_folder: Path) -> Pa
     return cache
 
 
-def _counts(done, seed: int) -> Counter[str]:
-    """What a fuzz printed; fails with the sanitizers' report where it did not come to its end."""
+def _fuzzed(fuzz: str, kernel_folder: Path, *more: str, times: int) -> Counter[str]:
+    """What a fuzz counted, from another seed each time.
+
+    Fails with the sanitizers' report if it did not come to its end.
+    """
+    seed = random.SystemRandom().getrandbits(32)
+    arguments = (str(kernel_folder), *more, str(seed), str(times))
+    done = run_sanitized(
+        kernel_folder, "-m", f"tests.unit.engine.cpu.{fuzz}", *arguments, timeout_s=TIMEOUT_S
+    )
     print(f"seed {seed}: {done.stdout}")
     assert done.returncode == 0, f"seed {seed}: {done.stdout[-1000:]} {done.stderr[-6000:]}"
     return Counter(json.loads(done.stdout.splitlines()[-1]))

@@ -28,6 +28,17 @@ int64_t guarded(Run&& run) {
   return MR_OUT_OF_MEMORY;
 }
 
+// What `count` returns, or a code below zero.
+template <class Count>
+int64_t counted(const Count& count) {
+  int64_t bytes = 0;
+  const int64_t code = guarded([&] {
+    bytes = count();
+    return MR_OK;
+  });
+  return code == MR_OK ? bytes : -code;
+}
+
 template <class Kind>
 int64_t multiply(Team& team, const mr_matrix& given, const float* in, int64_t rows, float* out) {
   static thread_local RowBuffer<Kind> room;
@@ -198,23 +209,17 @@ int64_t mr_team_create(int64_t size, void** team) {
 void mr_team_destroy(void* team) { delete static_cast<Team*>(team); }
 
 int64_t mr_tile_bytes(int64_t kind, int64_t key_dim, int64_t value_dim) {
-  int64_t bytes = 0;
-  const int64_t code = guarded([&] {
+  return counted([&] {
     check_tile(kind, key_dim, value_dim);
-    bytes = tile_bytes(kind, key_dim, value_dim);
-    return MR_OK;
+    return tile_bytes(kind, key_dim, value_dim);
   });
-  return code == MR_OK ? bytes : -code;
 }
 
 int64_t mr_panel_bytes(int64_t kind, int64_t columns, int64_t k) {
-  int64_t bytes = 0;
-  const int64_t code = guarded([&] {
+  return counted([&] {
     check_panels(kind, columns, k);
-    bytes = panel_bytes(kind, columns, k);
-    return MR_OK;
+    return panel_bytes(kind, columns, k);
   });
-  return code == MR_OK ? bytes : -code;
 }
 
 int64_t mr_pack(int64_t kind, const float* source, int64_t num_source, int64_t columns, int64_t k,
