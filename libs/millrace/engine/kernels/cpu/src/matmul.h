@@ -81,8 +81,11 @@ inline float inverse_step(float most, float limit) {
   return most > 1e-30f ? limit / most : 0.0f;
 }
 
-// A sum of `put_integers`. What is not finite has no integer, and its row has no scale.
-inline int32_t to_integer(float sum) { return std::isfinite(sum) ? static_cast<int32_t>(sum) : 0; }
+// A sum of `put_integers`. What is not finite has no integer, and its row has no scale; what is too
+// large comes of scales that no K/V cache has.
+inline int32_t to_integer(float sum) {
+  return std::fabs(sum) < 2147483648.0f ? static_cast<int32_t>(sum) : 0;
+}
 
 // The scale of a row of integers up to `limit`, whose sum is `sum`: not a number where one of the row
 // was none, for the integers do not tell.
